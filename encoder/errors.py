@@ -1,0 +1,33 @@
+"""Every error that a user can cause. The command line prints the message as one paragraph and exits with `exit_code`.
+
+EncError
+├── UsageError    2   a bad config, command, file or folder, found before anything was changed
+├── RunError      3   a run or a tool that started and then failed
+└── Stopped      75   a signal stopped the run after a checkpoint was saved: requeue it
+
+A message says what is wrong, where, and what to do about it.
+"""
+
+
+class EncError(Exception):
+    """Base of all errors that are reported without a traceback."""
+
+    exit_code = 3
+
+
+class UsageError(EncError):
+    """The request itself is at fault; nothing was changed."""
+
+    exit_code = 2
+
+
+class RunError(EncError):
+    """Something failed while running; what was finished before it is intact."""
+
+    exit_code = 3
+
+
+class Stopped(EncError):
+    """A signal asked the run to stop; its state was saved first."""
+
+    exit_code = 75
