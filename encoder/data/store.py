@@ -1,0 +1,341 @@
+"""The token store: what `enc preprocess` writes and training reads.
+
+    <store>/dataset_dict.json, <split>/{data-00000.arrow …, state.json, dataset_info.json}   `datasets.load_from_disk`
+    opens it <store>/tokenizer/, tokenizer_info.json                                                  the tokenizer
+    that made the ids <store>/manifest.json                                    what was asked for, counts, and size and
+    xxh3_64 of every file
+
+One row is one document: the column `input_ids` is a list of uint16 (uint32 above 65,536 tokens) without special
+tokens. Data files are Arrow IPC streams of at most about `SHARD_BYTES`; reading maps them into memory and copies
+nothing.
+"""
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from enc.encoder.errors import UsageError
+
+FORMAT = "enc-token-store"
+VERSION = 1
+COLUMN = "input_ids"
+SHARD_BYTES = 512 * 2**20  # a data file is closed once it is this large
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow IPC: continuation marker, then an empty message
+READ_BLOCK = 8 * 2**20
+
+
+# ------------------------------------------------------------------------------------------------------- bytes on disk
+
+
+def token_dtype(num_tokens: int) -> np.dtype:
+    """Return the smallest stored type for ids below `num_tokens`: uint16 up to 65,536, else uint32."""
+    return np.dtype(np.uint16 if num_tokens <= 2**16 else np.uint32)
+
+
+def arrow_schema(dtype: np.dtype) -> pa.Schema:
+    """Return the schema of every data file: one column `input_ids`, a list of `dtype`."""
+    return pa.schema([pa.field(COLUMN, pa.list_(pa.field("item", pa.from_numpy_dtype(dtype))))])
+
+
+def record_batch_bytes(lengths: np.ndarray, ids: np.ndarray) -> pa.Buffer:
+    """Return an Arrow IPC message with the documents of these lengths, int32 (N,), and ids, (sum of lengths,)."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    schema = arrow_schema(ids.dtype)
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids), type=schema.field(0).type)
+    return pa.record_batch([column], schema=schema).serialize()
+
+
+def data_file_name(split: str, shard: int) -> str:
+    """Return the path of a data file inside the store."""
+    return f"{split}/data-{shard:05d}.arrow"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is either the old or the whole new one, on disk when this returns."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def file_checksum(path: Path) -> str:
+    """Return the xxh3_64 of a file as 16 hexadecimal digits."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) -> None:
+    """Write the JSON files by which `datasets.load_from_disk` finds the data files: split -> number of shards."""
+    item = {"dtype": dtype.name, "_type": "Value"}
+    info = {"citation": "", "description": "", "features": {COLUMN: {"feature": item, "_type": "List"}}, "homepage": ""}
+    for split, num_shards in shards.items():
+        files = [{"filename": Path(data_file_name(split, shard)).name} for shard in range(num_shards)]
+        state: dict[str, Any] = {
+            "_data_files": files,
+            "_fingerprint": xxhash.xxh3_64_hexdigest(f"{split} {num_shards}".encode()),
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": split,
+        }
+        write_json(folder / split / "state.json", state)
+        write_json(folder / split / "dataset_info.json", {**info, "license": ""})
+    write_json(folder / "dataset_dict.json", {"splits": list(shards)})
+
+
+# ----------------------------------------------------------------------------------------------------------- manifest
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of a store after checking its structure.
+
+    Keys: `format`, `version`, `request` (tokenizer, source, settings: what was asked for), `tokenizer` (name,
+    fingerprint, num_tokens), `splits` (name -> documents, tokens), `files` (path -> bytes, xxh3_64).
+
+    Raises:
+        UsageError: there is no manifest, or it is not one of a complete store of this format.
+    """
+    path = Path(path) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent} is not a token store: {path.name} cannot be read ({error.strerror}). Run `enc preprocess` "
+            f"to make one."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}. {_rebuild(path.parent)}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UsageError(f"{path.parent} is not a token store: its manifest.json is of another kind of folder.")
+    if manifest.get("version") != VERSION:
+        raise UsageError(
+            f"{path.parent} is a token store of version {manifest.get('version')}; this enc reads version {VERSION}. "
+            + _rebuild(path.parent)
+        )
+    try:
+        _check_structure(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged: {error!r} in its structure. {_rebuild(path.parent)}") from error
+    return manifest
+
+
+def _check_structure(manifest: dict[str, Any]) -> None:
+    for key in ("tokenizer", "source", "settings"):
+        manifest["request"][key].items()
+    int(manifest["tokenizer"]["num_tokens"]), str(manifest["tokenizer"]["fingerprint"])
+    if "train" not in manifest["splits"]:
+        raise KeyError("train")
+    for split in manifest["splits"].values():
+        int(split["documents"]), int(split["tokens"])
+    for file in manifest["files"].values():
+        int(file["bytes"]), str(file["xxh3_64"])
+
+
+def _rebuild(path: Path) -> str:
+    return f"Delete {path} and run `enc preprocess` again."
+
+
+def check_matches(manifest: dict[str, Any], wanted: dict[str, Any], path: str | Path) -> None:
+    """Check that the store at `path` is the one that a config asks for.
+
+    `manifest` needs its `request` and, to tell that two names mean one tokenizer, its `tokenizer`; `wanted` is a
+    request (`preprocess.wanted_request`). Only the sections that `wanted` has are compared.
+
+    Raises:
+        UsageError: names every difference (was, asked) and what to do.
+    """
+    differences = list(_differences(manifest, wanted))
+    if differences:
+        raise UsageError(
+            f"The tokens in {path} were made from something else than this config asks for: "
+            + "; ".join(differences)
+            + ". "
+            f"Set dataset.pre_tokenize_output to another folder, or delete {path} to make it again, or change the "
+            f"config back."
+        )
+
+
+def _differences(manifest: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for section, asked in wanted.items():
+        was = manifest["request"][section]
+        if section == "tokenizer" and _same_tokenizer(manifest, asked):
+            continue
+        for key in sorted({*was, *asked}):
+            old, new = was.get(key), asked.get(key)
+            if old == new:
+                continue
+            if key == "files" and isinstance(old, dict) and isinstance(new, dict):
+                yield f"{section} files: {_file_differences(old, new)}"
+            else:
+                yield f"{section}.{key} was {json.dumps(old)}, asked is {json.dumps(new)}"
+
+
+def _same_tokenizer(manifest: dict[str, Any], asked: dict[str, Any]) -> bool:
+    made = manifest.get("tokenizer", {}).get("fingerprint")
+    return made is not None and asked.get("fingerprint") == made
+
+
+def _file_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    groups = {
+        "missing": [name for name in old if name not in new],
+        "new": [name for name in new if name not in old],
+        "changed": [name for name in old if name in new and old[name] != new[name]],
+    }
+    return ", ".join(
+        f"{len(names)} {what} ({names[0]}{', …' if names[1:] else ''})" for what, names in groups.items() if names
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+class Documents(Sequence[np.ndarray]):
+    """The documents of one split, read from memory-mapped files.
+
+    `documents[i]` is a read-only view of the ids, uint16 or uint32 (length,), and copies nothing. Safe to use after a
+    fork; pickling sends the file names alone.
+    """
+
+    def __init__(self, files: Sequence[Path], dtype: np.dtype) -> None:
+        self._files = tuple(files)
+        self._dtype = dtype
+        self._offsets: list[np.ndarray] = []  # a record batch: (documents + 1,) int32
+        self._values: list[np.ndarray] = []  # a record batch: (tokens,)
+        for file in self._files:
+            for column in _read_columns(file):
+                offsets, values = column.offsets, column.values
+                self._offsets.append(offsets.to_numpy(zero_copy_only=True))
+                self._values.append(values.to_numpy(zero_copy_only=True))
+        counts = [len(offsets) - 1 for offsets in self._offsets]
+        self._starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Documents, (self._files, self._dtype)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        batch = bisect_right(self._starts, index) - 1
+        row = index - self._starts[batch]
+        offsets = self._offsets[batch]
+        return self._values[batch][offsets[row] : offsets[row + 1]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each document, int32 (len(self),)."""
+        parts = [np.diff(offsets) for offsets in self._offsets]
+        lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+        lengths.setflags(write=False)
+        return lengths
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stored ids."""
+        return self._dtype
+
+
+def _read_columns(file: Path) -> Iterator[pa.ListArray]:
+    try:
+        with pa.memory_map(str(file)) as source:
+            for batch in pa.ipc.open_stream(source):
+                yield batch.column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file} is not a readable data file: {error}. {_rebuild(file.parents[1])}") from error
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened store. `open` checks the manifest and the presence and size of every file; `verify` reads them all."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TokenStore":
+        """Open a store.
+
+        Raises:
+            UsageError: no store, another version, or a file that is missing or has another size.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        damage = [
+            text for name, file in manifest["files"].items() if (text := _size_damage(path / name, file["bytes"]))
+        ]
+        if damage:
+            raise UsageError(f"The token store {path} is damaged: {_first(damage)}. {_rebuild(path)}")
+        return cls(path, manifest)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The folder that `EncoderTokenizer.load` and `AutoTokenizer.from_pretrained` read."""
+        return self.path / "tokenizer"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: "train" and perhaps "eval"."""
+        return tuple(self.manifest["splits"])
+
+    def split(self, name: str) -> Documents:
+        """Return the documents of a split.
+
+        Raises:
+            UsageError: the store has no such split.
+        """
+        if name not in self.splits:
+            raise UsageError(
+                f"The token store {self.path} has no split {name!r}; it has {', '.join(self.splits)}. To hold "
+                f"documents out, set "
+                "dataset.eval_samples or dataset.validation_split and preprocess into another folder."
+            )
+        files = sorted(file for file in self.manifest["files"] if file.startswith(f"{name}/data-"))
+        return Documents([self.path / file for file in files], token_dtype(self.manifest["tokenizer"]["num_tokens"]))
+
+
+def verify(path: str | Path) -> TokenStore:
+    """Open a store and read every file, comparing checksums.
+
+    Raises:
+        UsageError: as `TokenStore.open`, or names the files whose content has changed.
+    """
+    store = TokenStore.open(path)
+    damage = [
+        f"{name} has checksum {found}, not {file['xxh3_64']}"
+        for name, file in store.manifest["files"].items()
+        if (found := file_checksum(store.path / name)) != file["xxh3_64"]
+    ]
+    if damage:
+        raise UsageError(f"The token store {store.path} is damaged: {_first(damage)}. {_rebuild(store.path)}")
+    return store
+
+
+def _size_damage(file: Path, size: int) -> str | None:
+    try:
+        found = file.stat().st_size
+    except OSError:
+        return f"{file.name} is missing"
+    return None if found == size else f"{file.name} has {found} bytes, not {size}"
+
+
+def _first(items: list[str]) -> str:
+    return "; ".join(items[:3]) + (f"; and {len(items) - 3} more" if len(items) > 3 else "")
