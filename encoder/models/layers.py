@@ -1,0 +1,47 @@
+"""Layers that the encoders share. Everything runs on flat tokens: documents one after the other, no batch axis.
+
+Shapes: T tokens, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N documents.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from enc.kernels.norms import rms_norm
+from enc.kernels.varlen_attention import varlen_attention
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a weight and no bias, (..., E)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """``w3(silu(w1 x) * w2 x)`` without biases, (T, E) to (T, E)."""
+
+    def __init__(self, size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(size, hidden_size, bias=False)
+        self.w2 = nn.Linear(size, hidden_size, bias=False)
+        self.w3 = nn.Linear(hidden_size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float | None = None) -> Tensor:
+    """Attend within each document, (T, H, D) each, and join the heads to (T, E)."""
+    return varlen_attention(q, k, v, cu_seqlens, dropout_p, scale).flatten(1)
+
+
+def to_matmul_dtype(x: Tensor) -> Tensor:
+    """Cast to the autocast dtype where autocast is on: once, and not again in each matmul that reads x."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -1,0 +1,134 @@
+"""The fused head and loss: exact, fp32 inside, indifferent to padding, ignored rows and chunking."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enc.kernels import masked_ce as module
+from enc.kernels.masked_ce import masked_ce, reference
+
+
+def inputs(rows: int, hidden: int, columns: int, valid: int, with_bias: bool, dtype=torch.float32, seed: int = 0):
+    """Return (x, W, b or None) as leaves, and targets of which about one in four is ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, hidden), (columns, hidden)] + ([(columns,)] if with_bias else [])
+    leaves = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    targets = torch.randint(0, valid, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < 0.25] = -100
+    return [*leaves, *[None] * (3 - len(leaves))], targets
+
+
+def run(function, leaves, targets, valid=None, scale=0.3) -> tuple[torch.Tensor, ...]:
+    loss, correct = function(*leaves, targets, valid)
+    return loss, correct, *torch.autograd.grad(loss * scale, [x for x in leaves if x is not None])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 3, 252]),
+    hidden=st.sampled_from([1, 8, 123]),
+    columns=st.sampled_from([2, 64, 507]),
+    padding=st.sampled_from([0, 1, 63]),
+    with_bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_fp64_meets_the_reference(rows, hidden, columns, padding, with_bias, seed):
+    """Loss, count and gradients to fp64 accuracy; the gradient of a padding column is exactly zero."""
+    leaves, targets = inputs(rows, hidden, columns + padding, columns, with_bias, torch.float64, seed)
+    ours, exact = (run(f, leaves, targets, columns) for f in (masked_ce, reference))
+    torch.testing.assert_close(ours, exact, atol=1e-10, rtol=1e-10)
+    assert all((grad[columns:] == 0).all() for grad in ours[3:])
+
+
+def test_many_chunks_and_row_blocks_change_nothing(monkeypatch):
+    """Several column chunks and row blocks, the last ones ragged, meet the reference in fp32."""
+    leaves, targets = inputs(252, 123, 5007, 5000, True)
+    exact = run(reference, [x.detach().double().requires_grad_() for x in leaves], targets, 5000)
+    monkeypatch.setattr(module, "_MAX_BLOCK_BYTES", 100 * 5000 * 4)
+    monkeypatch.setattr(module, "_CHUNK_LOGITS", 1)
+    for ours, true in zip(run(masked_ce, leaves, targets, 5000), exact, strict=True):
+        torch.testing.assert_close(ours.double(), true.double(), atol=1e-5 * true.abs().max().item(), rtol=1e-5)
+
+
+def plain(hidden, weight, bias, targets, valid):
+    """What one writes without this kernel: gather, F.linear, F.cross_entropy."""
+    rows = (targets != -100).nonzero()[:, 0]
+    logits = F.linear(hidden[rows], weight, bias)[:, :valid].float()
+    loss = F.cross_entropy(logits, targets[rows], reduction="sum")
+    return loss, (logits.argmax(-1) == targets[rows]).sum()
+
+
+@pytest.mark.parametrize("case", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_error_is_that_of_the_same_dtype_in_pytorch(case, size):
+    """Against fp64, flat and sharp logits: no worse than gather + F.cross_entropy in the same dtype, plus a little."""
+    leaves, targets = inputs(252, 123, 507, 500, True, torch.bfloat16 if case == "bf16" else torch.float32)
+    leaves = [(x * s).detach().requires_grad_() for x, s in zip(leaves, (1.0, size, size), strict=True)]
+    exact = run(reference, [x.detach().double().requires_grad_() for x in leaves], targets, 500)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        ours, theirs = (run(f, leaves, targets, 500) for f in (masked_ce, plain))
+    assert ours[0].dtype == torch.float32
+    assert [x.dtype for x in ours[2:]] == [x.dtype for x in leaves]
+    for mine, other, true in zip(ours[2:], theirs[2:], exact[2:], strict=True):
+        assert (mine - true).norm() <= 1.3 * (other - true).norm() + 1e-6 * true.norm()
+    assert abs(ours[0] - exact[0]) <= 2 * abs(theirs[0] - exact[0]) + 2e-4 * exact[0]
+
+
+def test_huge_logits_stay_finite():
+    """Logits of 1e4 and more neither overflow nor lose the loss."""
+    leaves, targets = inputs(252, 123, 507, 500, False)
+    leaves[1] = (leaves[1] * 1000).detach().requires_grad_()
+    exact = run(reference, [x if x is None else x.detach().double().requires_grad_() for x in leaves], targets, 500)
+    for ours, true in zip(run(masked_ce, leaves, targets, 500), exact, strict=True):
+        assert (ours.double() - true).norm() <= 1e-3 * true.double().norm()
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_without_labels_loss_and_gradients_are_zero(rows):
+    """No row, or ignored rows alone (non-finite ones too): zero, with a graph."""
+    leaves, _ = inputs(rows, 8, 64, 60, True)
+    targets = torch.full((rows,), -100)
+    with torch.no_grad():
+        leaves[0][:1] = torch.nan
+    loss, correct, *grads = run(masked_ce, leaves, targets, 60)
+    assert loss == 0
+    assert correct == 0
+    assert all((grad == 0).all() for grad in grads)
+
+
+def test_evaluation_makes_no_gradient():
+    """Under no_grad the same value comes out, without a graph."""
+    leaves, targets = inputs(252, 123, 507, 500, False)
+    expected = masked_ce(*leaves, targets, 500)
+    with torch.no_grad():
+        loss, correct = masked_ce(*leaves, targets, 500)
+    assert not loss.requires_grad
+    assert (loss, correct) == expected
+
+
+@pytest.mark.parametrize("target", [-1, 500, 506, 100_000])
+def test_a_target_outside_of_the_classes_is_refused(target):
+    """Padding columns are no classes either."""
+    leaves, targets = inputs(5, 8, 507, 500, False)
+    targets[2] = target
+    with pytest.raises(RuntimeError, match="every target must be -100"):
+        masked_ce(*leaves, targets, 500)
+
+
+def test_strided_hidden_and_a_tied_weight():
+    """A transposed view works, and a weight used twice gets the sum of both gradients."""
+    weight = torch.randn(50, 16, requires_grad=True)
+    rows, targets = torch.arange(7), torch.arange(7)
+    losses = [f((weight[rows].T.contiguous().T * 2), weight, None, targets)[0] for f in (masked_ce, reference)]
+    ours, exact = (torch.autograd.grad(loss, weight)[0] for loss in losses)
+    torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own deprecations
+def test_compiled_equals_eager():
+    """One graph, same loss and gradients."""
+    leaves, targets = inputs(40, 16, 300, 290, False)
+    compiled = torch.compile(masked_ce, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(compiled, leaves, targets, 290), run(masked_ce, leaves, targets, 290))
