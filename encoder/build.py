@@ -1,0 +1,134 @@
+"""From a run's config to the parts that its loop uses: data, model, engine."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from enc.encoder.batch_split import BatchSplit
+from enc.encoder.config import RunConfig
+from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
+from enc.encoder.data.masking import Masker
+from enc.encoder.data.packing import plan_rows
+from enc.encoder.data.store import TokenStore
+from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.engine.ddp import DdpEngine
+from enc.encoder.engine.interface import Engine
+from enc.encoder.errors import UsageError
+from enc.encoder.faults import die_with_parent, shield_worker
+from enc.encoder.hardware import Hardware
+from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.objectives.mlm import MlmObjective
+from enc.encoder.ranks import Ranks
+from enc.encoder.sizes import padded_vocab_size
+
+_MAX_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Data:
+    """The token store of a run as packed, masked batches."""
+
+    store: TokenStore
+    tokenizer: EncoderTokenizer
+    train: Rows
+    eval: Rows | None
+    masker: Masker
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the store's tokens and tokenizer."""
+        files = sorted((name, file["xxh3_64"]) for name, file in self.store.manifest["files"].items() if "data-" in name)
+        return xxhash.xxh3_64_hexdigest(f"{files} {self.store.manifest['tokenizer']['fingerprint']}".encode())
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """What a checkpoint keeps of the tokenizer."""
+        return [self.store.tokenizer_dir, self.store.path / "tokenizer_info.json"]
+
+
+def open_data(config: RunConfig) -> Data:
+    """Open the token store of a run config and plan its rows. Raises UsageError when they do not fit together."""
+    store = TokenStore.open(Path(config.dataset.path))
+    tokenizer = EncoderTokenizer.load(store.tokenizer_dir)
+    if padded_vocab_size(tokenizer.num_tokens) != config.model.vocab_size:
+        raise UsageError(
+            f"The token store {store.path} was made with a tokenizer of {tokenizer.num_tokens} tokens, the model of this "
+            f"run has {config.model.vocab_size} embedding rows. Use the store that the run was started with."
+        )
+    collator = config.datacollator
+    masker = Masker.of(tokenizer, collator.mlm_probability, collator.mask_all, collator.whole_word)
+    evaluates = config.trainer.eval_strategy != "no" and "eval" in store.splits
+    return Data(
+        store,
+        tokenizer,
+        _rows(store, "train", tokenizer, config),
+        _rows(store, "eval", tokenizer, config) if evaluates else None,
+        masker,
+    )
+
+
+def _rows(store: TokenStore, split: str, tokenizer: EncoderTokenizer, config: RunConfig) -> Rows:
+    documents = store.split(split)
+    special = (tokenizer.cls_id is not None) + (tokenizer.sep_id is not None)
+    plan = plan_rows(documents.lengths, config.row_length, special, config.seed, config.datacollator.pack_sequences)
+    if not plan.num_rows:
+        raise UsageError(f"The {split} split of the token store {store.path} holds no documents.")
+    return Rows(documents, plan, tokenizer.cls_id, tokenizer.sep_id)
+
+
+def eval_batches(data: Data, config: RunConfig) -> EvalBatches | None:
+    """Return the evaluation batches of a run, or None when it has no evaluation split."""
+    if data.eval is None:
+        return None
+    return EvalBatches(data.eval, data.masker, config.seed, config.trainer.per_device_eval_batch_size)
+
+
+def train_loader(data: Data, config: RunConfig, split: BatchSplit, ranks: Ranks, cuda: bool, first_step: int) -> DataLoader:
+    """Return this rank's microbatches from `first_step` (counted from 0) to the end of the run, in order."""
+    batches: Dataset = TrainBatches(data.train, data.masker, config.seed, split, ranks.rank)
+    workers = num_workers(config, cuda)
+    indices = range(first_step * split.accumulation, config.trainer.max_steps * split.accumulation)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        prefetch_factor=(config.dataset.prefetch_factor or 4) if workers else None,
+        pin_memory=cuda,
+        worker_init_fn=_init_worker,
+        multiprocessing_context="fork" if workers else None,  # workers share the opened store and the packing plan
+    )
+
+
+def num_workers(config: RunConfig, cuda: bool) -> int:
+    """Return the number of batch workers of one rank."""
+    if config.dataset.num_workers is not None:
+        return config.dataset.num_workers
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(_MAX_WORKERS, cores)) if cuda else 1
+
+
+def _init_worker(worker_id: int) -> None:
+    die_with_parent()
+    shield_worker(worker_id)
+
+
+def build_model(config: RunConfig, num_tokens: int) -> tuple[nn.Module, MlmObjective]:
+    """Return the model with its first weights, and its training objective."""
+    model = NeoBertForMaskedLM(config.model, num_tokens)
+    init_weights(model, config.model, config.seed)
+    model.gradient_checkpointing = config.trainer.gradient_checkpointing
+    return model, MlmObjective(model, num_tokens, full_logits=not config.trainer.masked_logits_only_loss)
+
+
+def build_engine(config: RunConfig, model: nn.Module, objective: MlmObjective, hardware: Hardware, ranks: Ranks) -> Engine:
+    """Put the model on its device, compile it if asked, and wrap it in the engine of the config."""
+    objective.to(hardware.device)
+    trainer = config.trainer
+    if trainer.torch_compile:
+        model.model.compile(backend=trainer.torch_compile_backend, dynamic=trainer.torch_compile_dynamic)
+    return DdpEngine(objective, model, config.optimizer, trainer.gradient_clipping, ranks.world_size)

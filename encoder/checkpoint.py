@@ -1,0 +1,239 @@
+"""The checkpoint folder: what makes one complete, which one is the latest, which ones may go. No torch.
+
+    <run>/checkpoints/<step>/
+        model.safetensors   fp32 weights, portable         state/             optimizer moments, safetensors shards
+        trainer_state.json  step, counters                 config.yaml        the run's whole config
+        tokenizer/  tokenizer_info.json                    manifest.json      bytes and xxh3 of every file, written last
+
+A folder is written as `.<step>.tmp` and renamed, so a folder named by a step was finished. Its state is *complete* (all
+files as the manifest says), *damaged* (the reasons are listed) or *unverifiable* (no manifest).
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from enc.encoder.errors import UsageError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class CheckpointStatus:
+    """What is known about one checkpoint folder."""
+
+    path: Path
+    state: str  # complete | damaged | unverifiable
+    problems: list[str] = field(default_factory=list)
+    num_bytes: int = 0
+
+    @property
+    def step(self) -> int | None:
+        return int(self.path.name) if self.path.name.isdigit() else None
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the finished checkpoint folders of a run, oldest first."""
+    folder = checkpoints_dir(run_dir)
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+# --- manifest --------------------------------------------------------------------------------------------------------
+
+
+def checksum(path: Path) -> str:
+    """Return the xxh3-64 of a file's bytes as hex."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> list[str]:
+    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in files if name != MANIFEST)
+
+
+def _manifest_text(content: dict[str, Any]) -> str:
+    """Return the canonical text of a manifest, sealed with a checksum of its own content."""
+    body = json.dumps(content, indent=1, sort_keys=True)
+    return json.dumps({**content, "seal": xxhash.xxh3_64_hexdigest(body.encode())}, indent=1, sort_keys=True) + "\n"
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Write the manifest of a folder whose other files are all in place, and flush everything to disk."""
+    files = {}
+    for name in _files_below(folder):
+        path = folder / name
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "xxh3_64": checksum(path)}
+    with (folder / MANIFEST).open("w") as file:
+        file.write(_manifest_text({"format": FORMAT, "step": step, "files": files}))
+        file.flush()
+        os.fsync(file.fileno())
+    for directory in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        fsync_directory(directory)
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify(folder: Path, contents: bool = True) -> CheckpointStatus:
+    """Compare a checkpoint with its manifest; ``contents=False`` looks at names and sizes only."""
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return CheckpointStatus(folder, "unverifiable", [f"{MANIFEST} is missing"], _size(folder))
+    except (OSError, UnicodeDecodeError) as error:
+        return CheckpointStatus(folder, "damaged", [f"{MANIFEST} cannot be read: {error}"], _size(folder))
+    problems = _manifest_problems(text)
+    if problems:
+        return CheckpointStatus(folder, "damaged", problems, _size(folder))
+    files = json.loads(text)["files"]
+    for name, expected in files.items():
+        problems += _file_problems(folder / name, name, expected, contents)
+    problems += [f"{name} is not in the manifest" for name in _files_below(folder) if name not in files]
+    return CheckpointStatus(folder, "damaged" if problems else "complete", problems, _size(folder))
+
+
+def _manifest_problems(text: str) -> list[str]:
+    try:
+        content = json.loads(text)
+        seal_less = {key: value for key, value in content.items() if key != "seal"}
+        if content.get("format", FORMAT) > FORMAT:
+            return [f"{MANIFEST} has format {content['format']}, this version reads {FORMAT}"]
+        if text == _manifest_text(seal_less):
+            return []
+    except (ValueError, TypeError, AttributeError):
+        pass
+    return [f"{MANIFEST} does not match its own seal"]
+
+
+def _file_problems(path: Path, name: str, expected: dict[str, Any], contents: bool) -> list[str]:
+    if not path.is_file():
+        return [f"{name} is missing"]
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return [f"{name} has {size} bytes, the manifest says {expected['bytes']}"]
+    if contents and checksum(path) != expected["xxh3_64"]:
+        return [f"{name} has other contents than the manifest says"]
+    return []
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+# --- which one -------------------------------------------------------------------------------------------------------
+
+
+def newest_complete(run_dir: Path) -> tuple[Path | None, list[CheckpointStatus]]:
+    """Return the newest complete checkpoint of a run and the newer ones that were passed over."""
+    passed_over = []
+    for path in reversed(list_checkpoints(run_dir)):
+        status = verify(path)
+        if status.state == "complete":
+            return path, passed_over
+        passed_over.append(status)
+    return None, passed_over
+
+
+def find_checkpoint(run_dir: Path, which: str | bool) -> tuple[Path, list[CheckpointStatus]]:
+    """Return the checkpoint meant by `latest` (or True), a step or a path, and the newer ones passed over.
+
+    Raises UsageError when there is none, or when the one asked for is not complete.
+    """
+    if which is True or which in ("latest", "auto"):
+        found, passed_over = newest_complete(run_dir)
+        if found is None:
+            raise UsageError(_nothing_to_resume(run_dir, passed_over))
+        return found, passed_over
+    path = checkpoints_dir(run_dir) / str(which) if str(which).isdigit() else Path(str(which))
+    if not path.is_dir():
+        steps = ", ".join(p.name for p in list_checkpoints(run_dir)) or "none"
+        raise UsageError(f"There is no checkpoint {path}. Checkpoints of {run_dir}: {steps}.")
+    status = verify(path)
+    if status.state != "complete":
+        raise UsageError(
+            f"Checkpoint {path} is {status.state}: {'; '.join(status.problems[:3])}. "
+            "Choose another one (`enc ckpt ls` shows them) or `latest`, which passes over damaged ones."
+        )
+    return path, []
+
+
+def _nothing_to_resume(run_dir: Path, passed_over: list[CheckpointStatus]) -> str:
+    if not passed_over:
+        return f"There is nothing to resume: {checkpoints_dir(run_dir)} holds no checkpoint. Start with `enc launch`."
+    damage = "; ".join(f"{s.path.name} is {s.state} ({s.problems[0]})" for s in passed_over)
+    return (
+        f"There is no complete checkpoint in {checkpoints_dir(run_dir)}: {damage}. "
+        "Nothing was changed. Restore one from a backup, or start a new run in another trainer.output_dir."
+    )
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any]:
+    """Return the counters saved with a checkpoint."""
+    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+# --- room ------------------------------------------------------------------------------------------------------------
+
+
+def prune(run_dir: Path, keep: int | None) -> list[Path]:
+    """Delete all but the newest `keep` complete checkpoints (0 or None keeps all) and return what was deleted.
+
+    Damaged folders do not count as kept and are left alone, and so is the newest complete one with a finite loss.
+    """
+    remove_leftovers(run_dir)
+    if not keep:
+        return []
+    complete = [p for p in list_checkpoints(run_dir) if verify(p, contents=False).state == "complete"]
+    kept = set(complete[-keep:])
+    healthy = [p for p in complete if _is_finite(p)]
+    kept.update(healthy[-1:])
+    doomed = [p for p in complete if p not in kept]
+    for path in doomed:
+        hidden = path.with_name(f".{path.name}.deleted")
+        path.rename(hidden)  # a folder that is half deleted must not look like a checkpoint
+        shutil.rmtree(hidden)
+    return doomed
+
+
+def _is_finite(folder: Path) -> bool:
+    return bool(read_trainer_state(folder).get("loss_is_finite", True))
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what an interrupted save or deletion left behind."""
+    folder = checkpoints_dir(run_dir)
+    for pattern in (".*.tmp", ".*.deleted"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def free_bytes_missing(folder: Path, needed: int, keep_free: float) -> int:
+    """Return how many bytes the disk of `folder` lacks to take `needed` and still have `keep_free` left; 0 if none."""
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    return max(0, math.ceil(needed + keep_free - shutil.disk_usage(existing).free))

@@ -1,0 +1,579 @@
+"""The run configuration: one frozen class a section; a field's docstring is its help text and its page in the docs.
+
+Section and key names are NeoBERT's where it has them, so its YAML loads. A field marked `NotBuilt` is known but has no
+code behind it yet: any value but its default is refused with the sentence given. A field marked `NoEffect` is accepted
+for compatibility: another value than its default draws a warning that says why nothing depends on it.
+
+Reading YAML, overrides and all error reporting: `enc.encoder.config_load`. Rules that span fields: `config_checks`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class NotBuilt:
+    """Marks a field whose feature does not exist yet; `what` completes the sentence 'X is not built yet'."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Marks a field that is accepted but changes nothing; `why` is the reason shown in the warning."""
+
+    why: str
+
+
+def _yes_no(value: Any) -> Any:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return words.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _precision(value: Any) -> Any:
+    words = {True: "bf16", False: "no", "fp32": "no", "true": "bf16", "false": "no"}
+    return words.get(value, value) if isinstance(value, bool | str) else value
+
+
+def _attention_name(value: Any) -> Any:
+    return "flash_attn_varlen" if value in ("flash", "flash_attn") else value
+
+
+Bool = Annotated[bool, BeforeValidator(_yes_no)]
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The encoder's architecture."""
+
+    type: Literal["neobert", "mpnet"] = "neobert"
+    """Architecture."""
+    name: Annotated[str | None, NoEffect("it is a label only")] = None
+    """Label of the architecture."""
+    hidden_size: PositiveInt = 768
+    """Width of the residual stream."""
+    num_hidden_layers: PositiveInt = 12
+    """Number of transformer blocks."""
+    num_attention_heads: PositiveInt = 12
+    """Number of attention heads; must divide `hidden_size`."""
+    intermediate_size: PositiveInt = 3072
+    """Feed-forward width before the SwiGLU rule: with `swiglu` the hidden width is 2/3 of it, rounded up to a multiple of 8."""
+    max_position_embeddings: PositiveInt = 512
+    """Longest document piece, in tokens, that the model has positions for."""
+    vocab_size: PositiveInt = 30522
+    """Rows of the embedding. Taken from the tokenizer when a run starts, padded to a multiple of 128 with inert ids."""
+    rope: Bool = True
+    """Rotary positions; `false` uses a learned position table."""
+    rms_norm: Bool = True
+    """RMSNorm; `false` uses LayerNorm."""
+    hidden_act: Literal["swiglu", "gelu"] = "swiglu"
+    """Feed-forward kind."""
+    dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout after attention, after the feed-forward and inside attention."""
+    norm_eps: PositiveFloat = 1e-5
+    """Epsilon of the norms."""
+    embedding_init_range: PositiveFloat = 0.02
+    """Embeddings start uniform in +- this."""
+    decoder_init_range: PositiveFloat = 0.02
+    """Linear layers start uniform in +- this."""
+    classifier_init_range: PositiveFloat = 0.02
+    """Standard deviation of a classification head's first weights; written into exported configs."""
+    tie_word_embeddings: Bool = True
+    """Use the embedding as the output matrix. Always untied with `ngpt`."""
+    attn_backend: Annotated[Literal["sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "sdpa"
+    """Attention implementation."""
+    kernel_backend: Literal["auto", "torch", "liger"] = "auto"
+    """Implementation of norms, activation and loss."""
+    ngpt: Bool = False
+    """Normalised transformer: unit-length hidden states instead of norms."""
+    base_scale: PositiveFloat = 960**-0.5
+    """Scale of the nGPT parameters' raw values."""
+    pad_token_id: Count = 0
+    """Taken from the tokenizer when a run starts."""
+    from_hub: Annotated[Bool, NotBuilt("starting from a hub model")] = False
+    """Start from published weights."""
+
+
+class DatasetConfig(Section):
+    """Where text comes from, how it is split, and how it is loaded."""
+
+    name: str = "refinedweb"
+    """Source: `python-docs` (built in), a local file, folder or glob, or a `datasets` hub name."""
+    config: str | None = None
+    """Configuration name of a hub dataset."""
+    path: str = ""
+    """A local source or a finished token store; wins over `name`."""
+    text_column: str | None = None
+    """Column that holds the text; by default the first of text, sentence, content."""
+    text_unit: Literal["line", "file"] = "line"
+    """What one document is in plain text files."""
+    min_text_length: PositiveInt = 1
+    """Documents of fewer characters are left out."""
+    max_seq_length: PositiveInt = 512
+    """Row length in tokens; longer documents are cut into pieces, nothing is dropped."""
+    train_split: str | None = None
+    """Split to train on; `train` when the source has several."""
+    eval_split: str | None = None
+    """Split to evaluate on; wins over `validation_split` and `eval_samples`."""
+    validation_split: OpenFraction | None = None
+    """Share of the documents set aside for evaluation."""
+    eval_samples: PositiveInt | None = None
+    """Number of first documents set aside for evaluation; also caps an `eval_split`."""
+    pre_tokenize: Annotated[Bool, NoEffect("text is always tokenised once, into a token store")] = False
+    """Tokenise before training."""
+    pre_tokenize_output: str | None = None
+    """Folder of the token store; `tokenized_data/<name>` by default."""
+    num_proc: Count = 4
+    """Processes that tokenise; at most one a core is used, 0 means all cores."""
+    num_workers: Count | None = None
+    """Processes a rank that prepare batches, 0 for none; by default 1 on the CPU, and on GPUs 16 or one a core if fewer."""
+    pin_memory: Bool = False
+    """Copy batches into page-locked memory; always done on CUDA."""
+    persistent_workers: Annotated[Bool, NoEffect("batch workers live as long as the run")] = True
+    """Keep batch workers between epochs."""
+    prefetch_factor: PositiveInt | None = None
+    """Microbatches each worker prepares ahead; 4 by default."""
+    cache_dir: str | None = None
+    """Cache folder of `datasets` for hub sources."""
+    trust_remote_code: Annotated[Bool, NoEffect("`datasets` no longer runs dataset scripts")] = False
+    """Run a hub dataset's own script."""
+    streaming: Annotated[Bool, NotBuilt("streaming")] = False
+    """Read the source while training instead of from a token store."""
+    shuffle_buffer_size: Annotated[PositiveInt, NoEffect("rows are shuffled over the whole epoch")] = 10000
+    """Shuffle buffer of a streamed source, in documents."""
+    load_all_from_disk: Annotated[Bool, NotBuilt("contrastive training")] = False
+    """Contrastive: use the prepared sets only."""
+    force_redownload: Annotated[Bool, NotBuilt("contrastive training")] = False
+    """Contrastive: fetch the sets again."""
+    min_length: Annotated[PositiveInt, NotBuilt("contrastive training")] = 5
+    """Contrastive: shortest text, in tokens."""
+    alpha: Annotated[PositiveFloat, NotBuilt("contrastive training")] = 1.0
+    """Contrastive: sets are drawn with probability rows^alpha."""
+
+
+class TokenizerTrainConfig(Section):
+    """How to train a tokenizer on the corpus."""
+
+    model: Literal["wordpiece", "bpe"] = "wordpiece"
+    """WordPiece with BERT's normaliser, or byte-level BPE."""
+    vocab_size: Annotated[int, Field(ge=128)] = 30522
+    """Number of tokens, special ones included."""
+    min_frequency: PositiveInt = 2
+    """A merge needs at least this many occurrences."""
+    lowercase: Bool = True
+    """Lower-case the text (WordPiece only)."""
+    max_documents: PositiveInt | None = None
+    """Train on the first so many documents; all by default."""
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: named, from a folder, or trained on the corpus."""
+
+    name: str = "bert-base-uncased"
+    """Hub name or folder."""
+    path: str | None = None
+    """Folder of a tokenizer; wins over `name`."""
+    train: TokenizerTrainConfig | None = None
+    """Train one on the corpus; wins over `path` and `name`."""
+    revision: str | None = None
+    """Revision of a hub tokenizer."""
+    trust_remote_code: Bool = False
+    """Allow a hub tokenizer's own code."""
+    allow_special_token_rewrite: Bool = False
+    """Add the special tokens that masked-language-model training needs to a tokenizer without them."""
+    max_length: Annotated[PositiveInt, NoEffect("documents are cut at dataset.max_seq_length")] = 512
+    """Longest tokenised text."""
+    padding: Annotated[str, NoEffect("training has no padding")] = "max_length"
+    """Padding mode."""
+    truncation: Annotated[Bool, NoEffect("long documents are cut into pieces, never truncated")] = True
+    """Truncate long documents."""
+    vocab_size: Annotated[int | None, NoEffect("the size is the tokenizer's own")] = None
+    """Size of the tokenizer."""
+
+
+class DataCollatorConfig(Section):
+    """How rows become masked batches."""
+
+    mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of a row's ordinary tokens that are labels; the count is the same for equally full rows."""
+    mask_all: Bool = False
+    """Every label becomes the mask token; otherwise 80 % mask, 10 % a random token, 10 % unchanged."""
+    whole_word: Bool = False
+    """Choose whole words instead of single tokens."""
+    pack_sequences: Bool = False
+    """Fill each row with whole documents; otherwise one document a row."""
+    max_length: PositiveInt | None = None
+    """Row length in tokens when packing; `dataset.max_seq_length` by default."""
+    pad_to_multiple_of: Annotated[PositiveInt | None, NoEffect("training has no padding")] = None
+    """Pad rows to a multiple of this."""
+
+
+class MuonConfig(Section):
+    """Settings of the MuonClip optimizer."""
+
+    muon_beta: Beta = 0.95
+    """Momentum."""
+    muon_decay: NonNegativeFloat = 0.0
+    """Weight decay of matrices."""
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
+    """Orthogonalisation steps."""
+    enable_clipping: Bool = True
+    """Clip attention logits."""
+    clipping_threshold: PositiveFloat = 50.0
+    """Largest attention logit."""
+    clipping_alpha: Fraction = 0.5
+    """Share of the correction that goes to the query."""
+    clipping_warmup_steps: Count = 0
+    """Steps before clipping starts."""
+    clipping_interval: PositiveInt = 10
+    """Steps between clippings."""
+    clipping_qk_chunk_size: PositiveInt = 1024
+    """Tokens a tile of the logit computation."""
+    capture_last_microbatch_only: Bool = True
+    """Look at one microbatch a step."""
+    detect_anomalies: Bool = False
+    """Check for non-finite values."""
+    orthogonalization: Literal["polar_express", "newton_schulz"] = "polar_express"
+    """Orthogonalisation method."""
+    norm_factor: Literal["spectral", "match_rms_adamw", "none", "legacy_compat"] = "spectral"
+    """Scale of the update."""
+    algorithm: str | None = None
+    """Old name of `orthogonalization`."""
+    polar_express: bool | None = None
+    """Old switch of `orthogonalization`."""
+    clipping_layers_mapping: dict[str, Any] = {}
+    """Names of the layers to clip."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer. Norms, biases and embeddings have no weight decay."""
+
+    name: Literal["adamw", "adam", "muonclip"] = "adamw"
+    """`adamw`, or `adam` whose weight decay is L2 on all parameters."""
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    muon_config: Annotated[MuonConfig | None, NotBuilt("MuonClip")] = None
+    """Settings of MuonClip."""
+
+
+class SchedulerConfig(Section):
+    """Learning rate over the steps: linear warmup from 1e-4 of the peak, then the named shape, then its last value."""
+
+    name: Literal["cosine", "linear", "polynomial", "constant", "warmup_stable_decay"] = "cosine"
+    """Shape after the warmup."""
+    warmup_steps: Count = 10000
+    """Length of the warmup, in steps."""
+    warmup_percent: Percent | None = None
+    """Length of the warmup in percent of the total; wins over `warmup_steps`."""
+    total_steps: PositiveInt | None = None
+    """Steps that percentages and default ends refer to; `trainer.max_steps` by default."""
+    decay_steps: PositiveInt | None = None
+    """Step at which the decay ends (the total by default); with `warmup_stable_decay` the length of the last decay."""
+    decay_percent: Percent | None = None
+    """The same in percent of the total; wins over `decay_steps`. `warmup_stable_decay` decays over the last 10 by default."""
+    final_lr_ratio: Fraction = 0.1
+    """Last learning rate as a share of the peak."""
+    power: PositiveFloat = 1.0
+    """Exponent of `polynomial`."""
+
+
+class TrainerConfig(Section):
+    """The training loop."""
+
+    output_dir: str = "./output"
+    """The run folder."""
+    overwrite_output_dir: Bool = False
+    """Start a new run where an older one lies; the older one is moved to `<output_dir>.replaced-<n>`, not deleted."""
+    max_steps: PositiveInt = 1_000_000
+    """Number of optimizer steps."""
+    per_device_train_batch_size: PositiveInt = 16
+    """Rows of one microbatch on one rank."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Microbatches a rank adds up before a step."""
+    global_batch_size: PositiveInt | None = None
+    """Rows of one step over all ranks. Fixed when a run starts, so that it stays the same on other numbers of ranks."""
+    per_device_eval_batch_size: PositiveInt = 32
+    """Rows of one evaluation batch."""
+    gradient_clipping: PositiveFloat | None = None
+    """Largest norm of the gradient; longer gradients are scaled down to it."""
+    max_nonfinite_steps: Count = 10
+    """Updates with a non-finite loss or gradient are skipped; more than this many in one run stop it."""
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(_precision)] = "bf16"
+    """`bf16` runs matrix products in bfloat16 under autocast, weights stay fp32; `no` is fp32 throughout."""
+    tf32: Bool = True
+    """Allow TF32 for fp32 matrix products on CUDA."""
+    use_cpu: Bool = False
+    """Train on the CPU even where there is a GPU."""
+    masked_logits_only_loss: Bool = True
+    """Compute logits of labelled tokens only; `false` computes all of them, as an ablation."""
+    gradient_checkpointing: Bool = False
+    """Recompute each block in the backward pass to save memory."""
+    torch_compile: Bool = False
+    """Compile the model with `torch.compile`."""
+    torch_compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """Backend of `torch.compile`."""
+    torch_compile_dynamic: Bool | None = None
+    """Dynamic shapes in `torch.compile`; decided by torch by default."""
+    logging_steps: PositiveInt = 100
+    """Steps between log lines."""
+    log_train_accuracy: Bool = False
+    """Log the share of labels predicted right during training."""
+    log_weight_norms: Bool = True
+    """Log the norm of all weights."""
+    log_grad_norm: Annotated[Bool, NoEffect("the norm is always logged: the non-finite check needs it")] = True
+    """Log the gradient norm."""
+    eval_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """When to evaluate during training."""
+    eval_steps: PositiveInt = 10000
+    """Steps between evaluations; the last step is always evaluated."""
+    eval_on_start: Bool = False
+    """Evaluate before the first step."""
+    eval_max_batches: PositiveInt | None = None
+    """Evaluate at most so many batches, over all ranks."""
+    save_strategy: Literal["steps", "epoch", "best", "no"] = "steps"
+    """When to save; `no` saves on a signal and at the end only."""
+    save_steps: PositiveInt = 10000
+    """Steps between checkpoints; the last step is always saved."""
+    save_total_limit: Count | None = 3
+    """Checkpoints to keep, the newest ones; 0 or null keeps all. The last good one is never deleted."""
+    save_model: Annotated[Bool, NoEffect("every checkpoint has portable weights")] = True
+    """Save portable weights."""
+    min_free_disk_gb: NonNegativeFloat = 0.0
+    """GB that must stay free on the disk after a checkpoint is written."""
+    resume_from_checkpoint: Annotated[bool | str | None, Field(union_mode="left_to_right")] = None
+    """`latest` (or true), a step, or a checkpoint folder."""
+    disable_tqdm: Bool = False
+    """No progress bar."""
+    enforce_full_packed_batches: Annotated[Bool, NoEffect("every microbatch has the same number of rows")] = True
+    """Hold back undersized packed batches."""
+    num_train_epochs: Annotated[PositiveInt, NotBuilt("GLUE fine-tuning")] = 3
+    """GLUE: epochs."""
+    early_stopping: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 0
+    """GLUE: evaluations without improvement before stopping."""
+    metric_for_best_model: Annotated[str | None, NotBuilt("choosing a best model")] = None
+    """Metric that chooses the best model."""
+    greater_is_better: Annotated[Bool, NotBuilt("choosing a best model")] = True
+    """Direction of that metric."""
+    load_best_model_at_end: Annotated[Bool, NotBuilt("choosing a best model")] = False
+    """Load the best model at the end."""
+    dataloader_num_workers: Annotated[Count, NotBuilt("contrastive training")] = 0
+    """Contrastive: processes that prepare batches."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases, on request; the run id stays the same over resumes."""
+
+    enabled: Bool = False
+    """Log to W&B."""
+    project: str = "neo-bert"
+    """Project."""
+    entity: str | None = None
+    """User or team."""
+    name: str | None = None
+    """Name of the run."""
+    tags: list[str] = []
+    """Tags of the run."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """Where W&B keeps its data."""
+    dir: str = "logs/wandb"
+    """Folder of W&B's files, inside the run folder unless absolute."""
+    watch: Annotated[str, NoEffect("gradients and weights are summarised by their norms")] = "gradients"
+    """What W&B samples from the model."""
+    resume: Annotated[str, NoEffect("a resumed run always continues its W&B run")] = "never"
+    """How W&B resumes."""
+    log_interval: Annotated[PositiveInt, NoEffect("trainer.logging_steps decides")] = 100
+    """Steps between log lines."""
+
+
+class GlueConfig(Section):
+    """GLUE fine-tuning."""
+
+    task_name: Annotated[str, NotBuilt("GLUE fine-tuning")] = "cola"
+    """Task."""
+    num_labels: Annotated[PositiveInt, NotBuilt("GLUE fine-tuning")] = 2
+    """Number of classes."""
+    max_seq_length: Annotated[PositiveInt, NotBuilt("GLUE fine-tuning")] = 128
+    """Longest input, in tokens."""
+    pretrained_model_path: Annotated[str | None, NotBuilt("GLUE fine-tuning")] = None
+    """Config of the pretrained model."""
+    pretrained_checkpoint_dir: Annotated[str | None, NotBuilt("GLUE fine-tuning")] = None
+    """Run folder of the pretrained model."""
+    pretrained_checkpoint: Annotated[str | int | None, NotBuilt("GLUE fine-tuning")] = None
+    """Checkpoint step."""
+    allow_random_weights: Annotated[Bool, NotBuilt("GLUE fine-tuning")] = False
+    """Start from random weights."""
+    classifier_dropout: Annotated[Fraction, NotBuilt("GLUE fine-tuning")] = 0.1
+    """Dropout of the classifier."""
+    classifier_init_range: Annotated[PositiveFloat, NotBuilt("GLUE fine-tuning")] = 0.02
+    """Standard deviation of the classifier's first weights."""
+    transfer_from_task: Annotated[Bool, NotBuilt("GLUE fine-tuning")] = False
+    """Start from another task's model."""
+    num_workers: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 4
+    """Processes that prepare batches."""
+    preprocessing_num_proc: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 4
+    """Processes that tokenise."""
+
+
+class ContrastiveConfig(Section):
+    """Contrastive training."""
+
+    temperature: Annotated[PositiveFloat, NotBuilt("contrastive training")] = 0.05
+    """Temperature of the similarities."""
+    pooling: Annotated[str, NotBuilt("contrastive training")] = "avg"
+    """Pooling of the token vectors."""
+    loss_type: Annotated[str, NotBuilt("contrastive training")] = "simcse"
+    """Loss."""
+    hard_negative_weight: Annotated[NonNegativeFloat, NotBuilt("contrastive training")] = 0.0
+    """Weight of hard negatives."""
+    pretraining_prob: Annotated[Fraction, NotBuilt("contrastive training")] = 0.3
+    """Share of steps on plain text."""
+    pretrained_checkpoint_dir: Annotated[str | None, NotBuilt("contrastive training")] = None
+    """Run folder of the pretrained model."""
+    pretrained_checkpoint: Annotated[str | int | None, NotBuilt("contrastive training")] = None
+    """Checkpoint step."""
+    allow_random_weights: Annotated[Bool, NotBuilt("contrastive training")] = False
+    """Start from random weights."""
+
+
+class MtebConfig(Section):
+    """MTEB evaluation."""
+
+    task_type: Annotated[str, NotBuilt("MTEB evaluation")] = "all"
+    """Task types."""
+    batch_size: Annotated[PositiveInt, NotBuilt("MTEB evaluation")] = 32
+    """Texts a batch."""
+    pooling: Annotated[str, NotBuilt("MTEB evaluation")] = "mean"
+    """Pooling of the token vectors."""
+    overwrite_results: Annotated[Bool, NotBuilt("MTEB evaluation")] = False
+    """Replace older results."""
+
+
+class ParallelConfig(Section):
+    """How a step is spread over ranks."""
+
+    engine: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    """`ddp` keeps a whole copy of the model on each rank; `auto` chooses."""
+
+
+class LaunchConfig(Section):
+    """Where the processes of a run start."""
+
+    nodes: Annotated[PositiveInt, NotBuilt("launching on several nodes")] = 1
+    """Number of machines."""
+    nproc_per_node: PositiveInt | None = None
+    """Processes (ranks) on a machine; by default one a GPU, or one without GPUs."""
+
+
+class RunConfig(Section):
+    """All that a run depends on."""
+
+    task: Literal["pretraining", "glue", "mteb", "contrastive"] = "pretraining"
+    """What to run."""
+    seed: Count = 0
+    """Seed of every random draw."""
+    debug: Annotated[Bool, NoEffect("use `enc --debug`")] = False
+    """Show more of what happens."""
+    model: ModelConfig = ModelConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    datacollator: DataCollatorConfig = DataCollatorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    glue: GlueConfig = GlueConfig()
+    mteb: MtebConfig = MtebConfig()
+    wandb: WandbConfig = WandbConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    launch: LaunchConfig = LaunchConfig()
+    pretrained_checkpoint: Annotated[str | int, NotBuilt("starting from another run's weights")] = "latest"
+    """Checkpoint that evaluation or fine-tuning starts from."""
+    use_deepspeed: Annotated[Bool, NotBuilt("DeepSpeed")] = False
+    """The checkpoint to load was written by DeepSpeed."""
+    accelerate_config_file: Annotated[str | None, NoEffect("`enc` starts its own processes")] = None
+    """Accelerate's settings file."""
+    config_path: Annotated[str | None, NoEffect("the file is named on the command line")] = None
+    """File that the config was read from."""
+    pretraining_metadata: Annotated[dict[str, Any], NoEffect("it is a note only")] = {}
+    """Notes."""
+
+    @property
+    def row_length(self) -> int:
+        """Tokens a row holds, special tokens included."""
+        packed = self.datacollator.max_length if self.datacollator.pack_sequences else None
+        return packed or self.dataset.max_seq_length
+
+    def changed(self, updates: dict[str, Any]) -> "RunConfig":
+        """Return a copy with dotted keys set, e.g. ``{"trainer.global_batch_size": 64}``; values are trusted."""
+        result = self
+        for key, value in updates.items():
+            section, _, field = key.rpartition(".")
+            if section:
+                part = getattr(result, section).model_copy(update={field: value})
+                result = result.model_copy(update={section: part})
+            else:
+                result = result.model_copy(update={field: value})
+        return result
+
+    def to_yaml(self) -> str:
+        """Return the whole config as YAML that loads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as ``{dotted key: value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Keys that decide where a run happens and what it shows, but not which numbers it computes.
+_FREE_SECTIONS = ("launch.", "parallel.", "wandb.", "debug")
+_FREE_KEYS = frozenset(
+    """
+    dataset.path dataset.pre_tokenize_output dataset.num_proc dataset.num_workers dataset.pin_memory
+    dataset.persistent_workers dataset.prefetch_factor dataset.cache_dir
+    trainer.output_dir trainer.overwrite_output_dir trainer.resume_from_checkpoint
+    trainer.per_device_train_batch_size trainer.gradient_accumulation_steps trainer.per_device_eval_batch_size
+    trainer.logging_steps trainer.log_train_accuracy trainer.log_weight_norms
+    trainer.eval_strategy trainer.eval_steps trainer.eval_on_start trainer.eval_max_batches
+    trainer.save_strategy trainer.save_steps trainer.save_total_limit trainer.min_free_disk_gb
+    trainer.disable_tqdm trainer.max_nonfinite_steps
+    """.split()
+)
+
+
+def keeps_numbers(key: str) -> bool:
+    """Tell whether a change of this dotted key leaves data, masks and maths of the run the same."""
+    return key in _FREE_KEYS or key.startswith(_FREE_SECTIONS)
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return ``{dotted key: (old, new)}`` of the values that differ."""
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    keys = dict.fromkeys([*before, *after])
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

@@ -1,0 +1,105 @@
+"""Rules of a config that span several fields, and values whose feature does not exist yet.
+
+Each rule yields (keys involved, what is wrong and what to do); the first key is the one that is shown.
+"""
+
+from collections.abc import Iterator
+
+from enc.encoder.config import RunConfig
+
+Finding = tuple[tuple[str, ...], str]
+
+
+def rule_problems(config: RunConfig) -> Iterator[Finding]:
+    """Yield every broken rule of a config."""
+    yield from _unbuilt_values(config)
+    yield from _model_rules(config)
+    yield from _data_rules(config)
+    yield from _schedule_rules(config)
+    yield from _trainer_rules(config)
+
+
+_UNBUILT = {
+    "task": {
+        "glue": "GLUE fine-tuning",
+        "mteb": "MTEB evaluation",
+        "contrastive": "contrastive training",
+    },
+    "model.type": {"mpnet": "MPNet"},
+    "model.attn_backend": {"flash_attn_varlen": "the flash-attn backend"},
+    "model.kernel_backend": {"liger": "the liger backend"},
+    "optimizer.name": {"muonclip": "MuonClip"},
+    "parallel.engine": {"fsdp": "the FSDP engine", "deepspeed": "the DeepSpeed engine"},
+    "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
+    "trainer.save_strategy": {"epoch": "saving by epochs", "best": "saving the best model"},
+}
+
+
+def _unbuilt_values(config: RunConfig) -> Iterator[Finding]:
+    for key, features in _UNBUILT.items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, name)
+        if value in features:
+            others = "another value of `enc config schema`"
+            yield (key,), f"is {value!r}, but {features[value]} is not built yet; use {others}"
+
+
+def _model_rules(config: RunConfig) -> Iterator[Finding]:
+    model = config.model
+    keys = ("model.num_attention_heads", "model.hidden_size")
+    if model.hidden_size % model.num_attention_heads:
+        good = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        near = sorted(good, key=lambda h: abs(h - model.num_attention_heads))[:3]
+        yield keys, (
+            f"is {model.num_attention_heads}, which does not divide model.hidden_size {model.hidden_size}; "
+            f"{', '.join(map(str, sorted(near)))} would"
+        )
+    elif model.rope and (model.hidden_size // model.num_attention_heads) % 2:
+        size = model.hidden_size // model.num_attention_heads
+        yield keys, f"is {model.num_attention_heads}, which makes heads of {size}; rotary positions need an even size"
+    if model.ngpt and not (model.rope and model.hidden_act == "swiglu"):
+        yield ("model.ngpt", "model.rope", "model.hidden_act"), "needs model.rope true and model.hidden_act swiglu"
+
+
+def _data_rules(config: RunConfig) -> Iterator[Finding]:
+    limit = config.model.max_position_embeddings
+    packs = config.datacollator.pack_sequences and config.datacollator.max_length
+    key = "datacollator.max_length" if packs else "dataset.max_seq_length"
+    if config.row_length > limit:
+        yield (key, "model.max_position_embeddings"), (
+            f"is {config.row_length}, but the model has positions for {limit} tokens; "
+            f"raise model.max_position_embeddings or lower {key}"
+        )
+    if config.row_length < 8:
+        yield (key,), f"is {config.row_length}; a row needs at least 8 tokens"
+    dataset = config.dataset
+    if dataset.eval_split and dataset.validation_split:
+        yield ("dataset.validation_split", "dataset.eval_split"), "and dataset.eval_split exclude each other; keep one"
+    if dataset.validation_split and dataset.eval_samples:
+        yield ("dataset.eval_samples", "dataset.validation_split"), (
+            "and dataset.validation_split exclude each other; keep one"
+        )
+    if not (dataset.name or dataset.path):
+        yield ("dataset.name", "dataset.path"), "is empty, and so is dataset.path; name a source"
+
+
+def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
+    scheduler = config.scheduler
+    total = scheduler.total_steps or config.trainer.max_steps
+    if scheduler.name == "warmup_stable_decay" and scheduler.decay_percent is None and scheduler.decay_steps is not None:
+        keys = ("scheduler.decay_steps", "trainer.max_steps", "scheduler.total_steps")
+        if scheduler.decay_steps > total:
+            yield keys, f"is {scheduler.decay_steps}, longer than the whole schedule of {total} steps"
+
+
+def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
+    trainer = config.trainer
+    key = "trainer.global_batch_size"
+    if trainer.global_batch_size and trainer.global_batch_size < (config.launch.nproc_per_node or 1):
+        yield (key, "launch.nproc_per_node"), (
+            f"is {trainer.global_batch_size}, fewer rows than the {config.launch.nproc_per_node} ranks; each needs one"
+        )
+    if trainer.save_strategy == "steps" and trainer.save_steps == 0:
+        yield ("trainer.save_steps",), "is 0; use trainer.save_strategy no to save at the end only"
+    if trainer.resume_from_checkpoint == "":
+        yield ("trainer.resume_from_checkpoint",), "is empty; write latest, a step, a checkpoint folder or null"

@@ -1,0 +1,445 @@
+"""From YAML and command-line words to a `RunConfig`, with every problem of the input reported together.
+
+    read (lines, duplicate keys) -> old names -> overrides -> variables -> sections -> rules -> RunConfig | UsageError
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from enc.encoder.config import NotBuilt, RunConfig
+from enc.encoder.config_checks import rule_problems
+from enc.encoder.errors import UsageError
+
+RECIPES = Path(__file__).parent / "recipes"
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a config: where it stands, which key, and what to do."""
+
+    key: str
+    text: str
+    where: str = ""
+
+
+@dataclass
+class Source:
+    """A config's raw values, and for each dotted key the place that set it."""
+
+    name: str
+    tree: dict[str, Any]
+    places: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def place(self, key: str) -> str:
+        """Return where a key, or the nearest section above it, was set."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, "")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid config, and what the user should be told about it."""
+
+    config: RunConfig
+    warnings: list[str]
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `1e-4` is a float and whose `no` is a word, as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Return the YAML value of a command-line word; a word that is no YAML is text."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def read_yaml(text: str, name: str) -> Source:
+    """Parse YAML text, noting the line of each key and every key given twice. Raises UsageError on a syntax error."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        raise UsageError(f"{place}: this is not valid YAML: {getattr(error, 'problem', error)}.") from None
+    if node is not None and not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{name}: a config is a mapping of sections (model:, dataset:, trainer: ...), this is not one.")
+    source = Source(name, {}, {})
+    if node is not None:
+        _note_lines(node, "", source)
+        source.tree = loader.construct_document(node)
+    return source
+
+
+def _note_lines(node: yaml.MappingNode, prefix: str, source: Source) -> None:
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        place = f"{source.name}:{key_node.start_mark.line + 1}"
+        if key in source.places:
+            source.problems.append(Problem(key, f"is given twice, first at {source.places[key]}; keep one", place))
+        source.places.setdefault(key, place)
+        if isinstance(value_node, yaml.MappingNode):
+            _note_lines(value_node, f"{key}.", source)
+
+
+def find_config(name: str) -> Path:
+    """Return the path of a config file, or of the recipe of that name. Raises UsageError when there is neither."""
+    path, recipe = Path(name), RECIPES / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if recipe.is_file():
+        return recipe
+    recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    raise UsageError(
+        f"There is no config file {name!r} and no recipe of that name{_did_you_mean(name, recipes)}. "
+        f"Recipes are: {', '.join(recipes)}."
+    )
+
+
+# --- old names -------------------------------------------------------------------------------------------------------
+
+_RENAMED = {
+    "mixed_precision": "trainer.mixed_precision",
+    "trainer.bf16": "trainer.mixed_precision",
+    "trainer.seed": "seed",
+    "trainer.run_name": "wandb.name",
+    "trainer.learning_rate": "optimizer.lr",
+    "trainer.warmup_steps": "scheduler.warmup_steps",
+    "trainer.max_grad_norm": "trainer.gradient_clipping",
+    "trainer.dir": "trainer.output_dir",
+    "trainer.train_batch_size": "trainer.per_device_train_batch_size",
+    "trainer.eval_batch_size": "trainer.per_device_eval_batch_size",
+    "trainer.max_ckpt": "trainer.save_total_limit",
+    "dataset.tokenizer_name": "tokenizer.name",
+    "dataset.column": "dataset.text_column",
+    "dataset.path_to_disk": "dataset.path",
+    "dataset.pretraining_prob": "contrastive.pretraining_prob",
+    "tokenizer.tokenizer_name_or_path": "tokenizer.name",
+    "wandb.log_interval": "trainer.logging_steps",
+    "model.name_or_path": "model.name",
+    "mteb_task_type": "mteb.task_type",
+    "mteb_batch_size": "mteb.batch_size",
+    "mteb_pooling": "mteb.pooling",
+    "mteb_overwrite_results": "mteb.overwrite_results",
+}
+_RENAMED |= {f"optimizer.hparams.{key}": f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps")}
+_RENAMED |= {
+    f"model.{key}": f"glue.{key}"
+    for key in ("pretrained_model_path", "pretrained_checkpoint_dir", "pretrained_checkpoint", "allow_random_weights",
+                "classifier_dropout")
+}  # fmt: skip
+_DROPPED = {
+    "trainer.remove_unused_columns": "no columns are passed on",
+    "trainer.report_to": "TensorBoard is always on, W&B by wandb.enabled",
+    "scheduler.num_cycles": "the schedules have one cycle",
+}
+_ATTENTION_SWITCHES = ("model.flash_attention", "model.use_flash_attention", "model.xformers_attention")
+# The old default of these says nothing: NeoBERT writes them into every saved config.
+_SILENT = {"trainer.max_ckpt": None, "trainer.train_batch_size": None, "trainer.eval_batch_size": None, "trainer.report_to": [],
+           "wandb.log_interval": 100, "mteb_task_type": "all", "mteb_batch_size": 32, "mteb_pooling": "mean",
+           "mteb_overwrite_results": False}  # fmt: skip
+
+
+def _get(tree: dict[str, Any], key: str) -> tuple[bool, Any]:
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        child = tree.get(part)
+        tree[part] = child if isinstance(child, dict) else {}
+        tree = tree[part]
+    tree[last] = value
+
+
+def _remove(tree: dict[str, Any], key: str) -> Any:
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[part]
+    return tree.pop(last)
+
+
+def apply_old_names(source: Source) -> None:
+    """Move values under old names to their present keys, with a warning each; two different values are a problem."""
+    for old, why in _DROPPED.items():
+        if _get(source.tree, old)[0] and _remove(source.tree, old) != _SILENT.get(old, ...):
+            source.warnings.append(f"{old} is ignored: {why}.")
+    for old in _ATTENTION_SWITCHES:
+        if _get(source.tree, old)[0]:
+            on = _remove(source.tree, old)
+            _rename(source, old, "model.attn_backend", "flash_attn_varlen" if on else "sdpa")
+    for old, new in _RENAMED.items():
+        if not _get(source.tree, old)[0] or old == new:
+            continue
+        value = _remove(source.tree, old)
+        if not (old in _SILENT and value == _SILENT[old]):
+            _rename(source, old, new, value)
+    if _get(source.tree, "optimizer.hparams") == (True, {}):
+        _remove(source.tree, "optimizer.hparams")
+
+
+def _rename(source: Source, old: str, new: str, value: Any) -> None:
+    given, present = _get(source.tree, new)
+    place = source.place(old)
+    if given and present != value:
+        text = f"is {value!r}, but it is an old name of {new}, which is {present!r}; keep one of them"
+        source.problems.append(Problem(old, text, place))
+        return
+    source.warnings.append(f"{old} is an old name: use {new}.")
+    _set(source.tree, new, value)
+    source.places[new] = place
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """Return ``{dotted key: value}`` of ``--a.b v``, ``--a.b=v`` and ``a.b=v``. Raises UsageError on anything else."""
+    overrides: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--"):
+                raise UsageError(f"{word!r} is neither an option nor an override; write section.key=value.")
+            following = next(rest, None)
+            if following is None or (following.startswith("--") and "." in following):
+                raise UsageError(f"{word} has no value; write {word}=VALUE.")
+            text = following
+        overrides[key] = parse_value(text)
+    return overrides
+
+
+def _apply_overrides(source: Source, overrides: dict[str, Any]) -> None:
+    for key, value in overrides.items():
+        _set(source.tree, key, value)
+        for below in [k for k in source.places if k.startswith(f"{key}.")]:
+            del source.places[below]
+        source.places[key] = COMMAND_LINE
+
+
+# --- variables -------------------------------------------------------------------------------------------------------
+
+_WHOLE = re.compile(r"^\$variables\.([\w.]+)$|^\$\{variables\.([\w.]+)\}$|^\{\$variables\.([\w.]+)\}$")
+_INLINE = re.compile(r"\$\{variables\.([\w.]+)\}|\{\$variables\.([\w.]+)\}")
+
+
+def substitute_variables(source: Source) -> None:
+    """Replace references to the `variables:` mapping: a whole-string one keeps its type, one inside text becomes text."""
+    variables = source.tree.pop("variables", None) or {}
+    source.tree = _substituted(source.tree, variables, source, "", ())
+
+
+def _substituted(value: Any, variables: dict[str, Any], source: Source, key: str, trail: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {k: _substituted(v, variables, source, f"{key}.{k}" if key else str(k), trail) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_substituted(v, variables, source, key, trail) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(name: str) -> Any:
+        found, result = _get(variables, name)
+        if name in trail:
+            text = f"refers to itself: {' -> '.join((*trail[trail.index(name):], name))}"
+        elif not found:
+            text = f"refers to variables.{name}, which is not defined{_did_you_mean(name, _names(variables))}"
+        else:
+            return _substituted(result, variables, source, key, (*trail, name))
+        source.problems.append(Problem(key, text, source.place(key)))
+        return None
+
+    whole = _WHOLE.match(value)
+    if whole:
+        return look_up(next(group for group in whole.groups() if group))
+    return _INLINE.sub(lambda match: str(look_up(match[1] or match[2])), value)
+
+
+def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    inner = [name for k, v in tree.items() if isinstance(v, dict) for name in _names(v, f"{prefix}{k}.")]
+    return [f"{prefix}{k}" for k in tree] + inner
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def all_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every dotted key of the schema with its field; sections come before their keys."""
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}", info
+        inner = section_class(info)
+        if inner is not None:
+            yield from all_fields(inner, f"{prefix}{name}.")
+
+
+def section_class(info: FieldInfo) -> type[BaseModel] | None:
+    """Return the section class of a field, or None for a plain value."""
+    for kind in (info.annotation, *get_args(info.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _nearest_key(key: str) -> str:
+    """Suggest a known key: the same last word in another section first, then the closest spelling."""
+    known = [name for name, info in all_fields() if section_class(info) is None]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else _did_you_mean(key, known)
+
+
+def _message(error: Any, key: str) -> str:
+    """Return what a pydantic error means, in words."""
+    given, context = error["input"], error.get("ctx", {})
+    shown = f"{given!r}" if not isinstance(given, str) else f"'{given}'"
+    match error["type"]:
+        case "extra_forbidden":
+            return f"is not a key{_nearest_key(key)}"
+        case "literal_error":
+            hint = " (fp16 is not supported; bf16 needs no loss scaling)" if given == "fp16" else ""
+            return f"is {shown}, allowed: {context['expected']}{hint}"
+        case "int_type" | "int_from_float" | "int_parsing":
+            whole = f"; write {int(given)}" if isinstance(given, float) and given.is_integer() else ""
+            return f"is {shown}, must be a whole number{whole}"
+        case "float_type" | "float_parsing":
+            return f"is {shown}, must be a number"
+        case "bool_type" | "bool_parsing":
+            return f"is {shown}, must be true or false"
+        case "string_type":
+            return f"is {shown}, must be text (put it in quotes)"
+        case "model_type" | "model_attributes_type":
+            return f"is {shown}, must be a section of key: value lines"
+        case _:
+            return f"is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _validate(source: Source) -> tuple[RunConfig, set[str]]:
+    """Return the config with every bad value at its default, and the keys that were bad."""
+    bad = {problem.key for problem in source.problems}
+    tree = source.tree
+    while True:
+        try:
+            return RunConfig.model_validate(tree), bad
+        except ValidationError as error:
+            for item in error.errors():
+                key = ".".join(str(part) for part in _known_path(tree, item["loc"]))
+                if key not in bad:
+                    bad.add(key)
+                    source.problems.append(Problem(key, _message(item, key), source.place(key)))
+                if _get(tree, key)[0]:
+                    _remove(tree, key)
+
+
+def _known_path(tree: dict[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:
+    """Cut a pydantic location to the part that names a key of the tree (it goes on into lists and unions)."""
+    path: list[str | int] = []
+    node: Any = tree
+    for part in loc:
+        if not isinstance(node, dict) or part not in node:
+            break
+        path.append(part)
+        node = node[part]
+    return path or list(loc[:1])
+
+
+def _marker_problems(config: RunConfig, source: Source) -> None:
+    """Refuse values of features that are not built; warn about values that change nothing."""
+    for key, info in all_fields():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        default = info.get_default(call_default_factory=True)
+        if value == default or not source.place(key):
+            continue
+        for mark in info.metadata:
+            if isinstance(mark, NotBuilt):
+                text = f"is {value!r}, but {mark.what} is not built yet; leave it at {default!r}"
+                source.problems.append(Problem(key, text, source.place(key)))
+            elif hasattr(mark, "why"):
+                source.warnings.append(f"{key} has no effect: {mark.why}.")
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def _raise_if_any(source: Source) -> None:
+    if not source.problems:
+        return
+    lines = [f"{p.where + ': ' if p.where else ''}{p.key} {p.text}{'' if p.text.endswith('?') else '.'}" for p in sorted(source.problems, key=_in_order)]
+    if len(lines) == 1:
+        raise UsageError(lines[0])
+    raise UsageError(f"{source.name} has {len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+
+
+def _in_order(problem: Problem) -> tuple[bool, int, str]:
+    line = problem.where.rpartition(":")[2]
+    return (not line.isdigit(), int(line) if line.isdigit() else 0, problem.key)
+
+
+def load_config(name: str, overrides: dict[str, Any] | None = None) -> Loaded:
+    """Load a config file or a recipe and apply overrides ``{dotted key: value}``.
+
+    Raises UsageError that lists every problem: file and line, key, what was given, what is allowed.
+    """
+    path = find_config(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}.") from None
+    return load_text(text, str(path), overrides)
+
+
+def load_text(text: str, name: str, overrides: dict[str, Any] | None = None) -> Loaded:
+    """Load a config from YAML text; `name` stands for it in messages. Raises UsageError as `load_config` does."""
+    source = read_yaml(text, name)
+    apply_old_names(source)
+    _apply_overrides(source, overrides or {})
+    apply_old_names(source)  # an override may use an old name too
+    substitute_variables(source)
+    config, bad = _validate(source)
+    _marker_problems(config, source)
+    for keys, sentence in rule_problems(config):
+        if not bad.intersection(keys):
+            source.problems.append(Problem(keys[0], sentence, source.place(keys[0])))
+    _raise_if_any(source)
+    return Loaded(config, source.warnings)

@@ -1,0 +1,161 @@
+"""Rows to flat, masked microbatches. What a step trains on is a function of (config, step), whoever asks.
+
+The rows of an epoch stand in an order keyed by (seed, "order", epoch); step s takes the next `global_batch_size` of
+them, over epoch ends if need be, and rank r of W takes the r-th slice of that. Masks are keyed by (seed, "mask", epoch,
+row) in training and (seed, "eval", row) in evaluation.
+
+Legend: T tokens of a microbatch, N documents in it, M label places.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from enc.encoder.batch_split import BatchSplit
+from enc.encoder.data.masking import Masker
+from enc.encoder.data.packing import PackingPlan
+from enc.encoder.keyed import numpy_rng
+
+IGNORE = -100
+_LABEL_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """A flat batch: documents one after the other, without padding."""
+
+    input_ids: Tensor  # (T,) int64
+    cu_seqlens: Tensor  # (N + 1,) int32: document i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]
+    position_ids: Tensor  # (T,) int64: position inside the document
+    label_positions: Tensor  # (M,) int64: places after the last label are 0
+    label_ids: Tensor  # (M,) int64: IGNORE after the last label
+    rows: Tensor  # (B,) int64: which rows of the plan, for audits
+    num_labels: int
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "Microbatch":
+        """Return the batch on a device; cu_seqlens stay on the CPU too where attention runs there."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Microbatch":
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function) -> "Microbatch":  # type: ignore[no-untyped-def]
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Random access to the packed rows of a split."""
+
+    documents: Sequence[np.ndarray]  # token ids of document i, without special tokens
+    plan: PackingPlan
+    cls_id: int | None
+    sep_id: int | None
+
+    def __len__(self) -> int:
+        return self.plan.num_rows
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids (n,) int64 with special tokens, piece lengths) of one row."""
+        plan = self.plan
+        parts, lengths = [], []
+        for piece in range(plan.row_starts[index], plan.row_starts[index + 1]):
+            start, length = plan.offsets[piece], plan.lengths[piece]
+            parts += [[self.cls_id]] if self.cls_id is not None else []
+            parts.append(self.documents[plan.documents[piece]][start : start + length])
+            parts += [[self.sep_id]] if self.sep_id is not None else []
+            lengths.append(length + plan.special_per_piece)
+        return np.concatenate(parts).astype(np.int64), np.array(lengths, np.int64)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """Return the order of the rows in an epoch, (num_rows,)."""
+    return numpy_rng(seed, "order", epoch).permutation(num_rows)
+
+
+class TrainBatches(Dataset):
+    """Microbatch i of a rank is microbatch ``i % accumulation`` of step ``i // accumulation`` (steps count from 0)."""
+
+    def __init__(self, rows: Rows, masker: Masker, seed: int, split: BatchSplit, rank: int) -> None:
+        self.rows, self.masker, self.seed, self.split, self.rank = rows, masker, seed, split, rank
+
+    def __getitem__(self, index: int) -> Microbatch:
+        return collate([self._masked_row(place) for place in self.places(index)])
+
+    def places(self, index: int) -> range:
+        """Return the places of a microbatch's rows in the endless sequence of rows."""
+        step, micro = divmod(index, self.split.accumulation)
+        per_rank = self.split.accumulation * self.split.rows_per_microbatch
+        start = step * self.split.rows_per_step + self.rank * per_rank + micro * self.split.rows_per_microbatch
+        return range(start, start + self.split.rows_per_microbatch)
+
+    def _masked_row(self, place: int) -> "MaskedRow":
+        epoch, index = divmod(place, len(self.rows))
+        row = int(epoch_order(self.seed, epoch, len(self.rows))[index])
+        return mask_row(self.rows, row, self.masker, numpy_rng(self.seed, "mask", epoch, row))
+
+
+class EvalBatches(Dataset):
+    """Batches of the evaluation rows in order, with masks that are the same at every evaluation."""
+
+    def __init__(self, rows: Rows, masker: Masker, seed: int, rows_per_batch: int) -> None:
+        self.rows, self.masker, self.seed, self.rows_per_batch = rows, masker, seed, rows_per_batch
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.rows_per_batch)
+
+    def __getitem__(self, index: int) -> Microbatch:
+        indices = range(index * self.rows_per_batch, min((index + 1) * self.rows_per_batch, len(self.rows)))
+        return collate([mask_row(self.rows, i, self.masker, numpy_rng(self.seed, "eval", i)) for i in indices])
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One row after masking."""
+
+    index: int
+    ids: np.ndarray  # (n,) what the model sees
+    lengths: np.ndarray  # (pieces,)
+    positions: np.ndarray  # (k,) label positions in the row
+    labels: np.ndarray  # (k,) label ids
+
+
+def mask_row(rows: Rows, index: int, masker: Masker, rng: np.random.Generator) -> MaskedRow:
+    """Build row `index` and mask it with draws from `rng`."""
+    ids, lengths = rows.row(index)
+    seen, positions, labels = masker.mask(ids, np.cumsum(lengths) - lengths, rng)
+    return MaskedRow(index, seen, lengths, positions, labels)
+
+
+def collate(rows: list[MaskedRow]) -> Microbatch:
+    """Join rows into one flat microbatch; label places are filled up to a multiple of 64 for steady shapes."""
+    lengths = np.concatenate([row.lengths for row in rows])
+    ends = np.cumsum(lengths)
+    row_offsets = np.cumsum([0] + [len(row.ids) for row in rows[:-1]])
+    num_labels = sum(len(row.labels) for row in rows)
+    places = -(-max(num_labels, 1) // _LABEL_BLOCK) * _LABEL_BLOCK
+    positions, labels = np.zeros(places, np.int64), np.full(places, IGNORE, np.int64)
+    positions[:num_labels] = np.concatenate([row.positions + start for row, start in zip(rows, row_offsets, strict=True)])
+    labels[:num_labels] = np.concatenate([row.labels for row in rows])
+    return Microbatch(
+        input_ids=torch.from_numpy(np.concatenate([row.ids for row in rows])),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        position_ids=torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)),
+        label_positions=torch.from_numpy(positions),
+        label_ids=torch.from_numpy(labels),
+        rows=torch.tensor([row.index for row in rows]),
+        num_labels=num_labels,
+        num_rows=len(rows),
+    )

@@ -1,0 +1,52 @@
+"""Loss, accuracy and perplexity of masked tokens, with masks that are the same at every evaluation."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from enc.encoder.data.batches import EvalBatches
+from enc.encoder.hardware import Hardware
+from enc.encoder.ranks import Ranks
+
+
+def evaluate_mlm(
+    objective: nn.Module,
+    batches: EvalBatches,
+    ranks: Ranks,
+    hardware: Hardware,
+    max_batches: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Return eval_loss (nats a label), eval_accuracy, eval_perplexity, eval_labels and eval_batches over all ranks.
+
+    Batch i goes to rank i modulo the world size. Ranks agree on `should_stop` before each round of batches; None means
+    that the evaluation was broken off.
+    """
+    count = min(len(batches), max_batches or len(batches))
+    loss_sum = num_correct = num_labels = 0.0
+    objective.eval()
+    try:
+        for start in range(0, count, ranks.world_size):
+            if ranks.any(should_stop()):
+                return None
+            if start + ranks.rank >= count:
+                continue
+            batch = batches[start + ranks.rank].to(hardware.device)
+            with torch.no_grad(), hardware.autocast():
+                output = objective(batch)
+            loss_sum += output.loss_sum.item()
+            num_correct += output.num_correct.item()
+            num_labels += batch.num_labels
+    finally:
+        objective.train()
+    loss_sum, num_correct, num_labels = ranks.sum(loss_sum, num_correct, num_labels)
+    loss = loss_sum / num_labels
+    return {
+        "eval_loss": loss,
+        "eval_accuracy": num_correct / num_labels,
+        "eval_perplexity": math.exp(min(loss, 700.0)),
+        "eval_labels": int(num_labels),
+        "eval_batches": count,
+    }

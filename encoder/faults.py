@@ -1,0 +1,51 @@
+"""Signals and parents: how a training process learns that it should stop.
+
+A signal only sets a flag; the loop acts on it at the next boundary that all ranks agree on. `enc launch` blocks the
+signals before it starts the trainer, so that one that arrives early is delivered once `StopFlag.install` is ready.
+"""
+
+import ctypes
+import signal
+import sys
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Remembers the first stop signal."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def install(self) -> None:
+        """Take over the stop signals; a second SIGINT interrupts at once, an ignored SIGHUP (nohup) stays ignored."""
+        for number in STOP_SIGNALS:
+            if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return self.signal_name is not None
+
+
+def block_stop_signals() -> None:
+    """Hold stop signals back until a started trainer has installed its handlers."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def shield_worker(_worker_id: int = 0) -> None:
+    """Make a batch worker deaf to stop signals: it has to live until the checkpoint is saved."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, so that no rank is left running alone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

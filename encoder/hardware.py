@@ -1,0 +1,82 @@
+"""What a rank runs on: device, arithmetic, peak rate, memory."""
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+# Dense peak rates in FLOP/s (bf16 tensor cores, TF32) from the vendors' data sheets.
+_PEAKS = {
+    "H100 PCIe": (756e12, 378e12),
+    "H100": (989e12, 494e12),
+    "H200": (989e12, 494e12),
+    "B200": (2250e12, 1125e12),
+    "A100": (312e12, 156e12),
+    "L40S": (362e12, 183e12),
+    "L4": (121e12, 60e12),
+    "A10": (125e12, 62.5e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 5090": (209e12, 104.8e12),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device of this rank and how matrix products are done on it."""
+
+    device: torch.device
+    bf16: bool
+    peak_flops: float
+    peak_source: str
+
+    @classmethod
+    def detect(cls, use_cpu: bool, local_rank: int, bf16: bool, tf32: bool) -> "Hardware":
+        """Choose the device of a local rank and set its fp32 arithmetic."""
+        if use_cpu or not torch.cuda.is_available():
+            device = torch.device("cpu")
+        else:
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        peak, source = _peak(device, bf16)
+        return cls(device, bf16, peak, source)
+
+    @property
+    def name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, {torch.get_num_threads()} threads"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def max_memory_mb(self) -> float:
+        """Return the peak so far: allocated on the GPU, resident in the process on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _peak(device: torch.device, bf16: bool) -> tuple[float, str]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, peaks in _PEAKS.items():
+            if part in name:
+                return peaks[0 if bf16 else 1], f"{name} data sheet"
+    return _measured_peak(device, bf16), "matrix product measured at start"
+
+
+def _measured_peak(device: torch.device, bf16: bool, size: int = 1024) -> float:
+    """Return the best rate of a few square matrix products, for devices without a data sheet."""
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

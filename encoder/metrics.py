@@ -1,0 +1,237 @@
+"""What a run tells: `metrics.jsonl`, `events.jsonl`, TensorBoard, W&B, the console. Rank 0 only.
+
+`metrics.jsonl` has one line a logged step and one an evaluation, in step order; what a resumed run repeats is moved to
+`logs/<n>/metrics_repeated.jsonl` first.
+"""
+
+import json
+import math
+import textwrap
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from enc.encoder.config import RunConfig
+
+_NOT_PLOTTED = ("step", "time")
+
+
+class Stopwatch:
+    """Seconds spent in named parts since the last reading; on a GPU the parts are synchronised only when read."""
+
+    def __init__(self, cuda: bool) -> None:
+        self.cuda = cuda
+        self.seconds: dict[str, float] = {}
+        self.pending: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def __call__(self, part: str, on_device: bool = True):  # type: ignore[no-untyped-def]
+        if self.cuda and on_device:
+            import torch
+
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self.pending.append((part, start, end))
+            return
+        began = time.perf_counter()
+        yield
+        self._add(part, time.perf_counter() - began)
+
+    def _add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def read(self) -> dict[str, float]:
+        """Return the sums and start again."""
+        for part, start, end in self.pending:
+            end.synchronize()
+            self._add(part, start.elapsed_time(end) / 1000)
+        result, self.seconds, self.pending = self.seconds, {}, []
+        return result
+
+
+class RunLog:
+    """Writes a run's metrics and events; every method is a no-op on ranks other than 0."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, attempt: int, is_main: bool, start_step: int) -> None:
+        self.is_main = is_main
+        self.run_dir = run_dir
+        self.progress: Progress | None = None
+        if not is_main:
+            return
+        self.console = Console(stderr=True, highlight=False, soft_wrap=False)
+        self.log_dir = run_dir / "logs" / str(attempt)
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.text = (self.log_dir / "console.log").open("a", encoding="utf-8")
+        cut_repeated(run_dir / "metrics.jsonl", start_step, self.log_dir / "metrics_repeated.jsonl")
+        self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
+        self.board = _tensorboard(run_dir, start_step)
+        self.wandb = _wandb(run_dir, config) if config.wandb.enabled else None
+        if self.console.is_terminal and not config.trainer.disable_tqdm:
+            self.progress = _progress_bar(self.console)
+            self.task = self.progress.add_task("", total=config.trainer.max_steps, completed=start_step, status="")
+
+    def start(self) -> None:
+        """Show the progress bar, if there is one."""
+        if self.progress is not None:
+            self.progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar to a step."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step)
+
+    def train(self, record: dict[str, Any]) -> None:
+        """Log a training record; it must have `step`."""
+        if not self.is_main:
+            return
+        self._write(record, "train")
+        line = train_line(record)
+        if self.progress is not None:
+            self.progress.update(self.task, status=status_line(record))
+            self._to_file(line)
+        else:
+            self.say(line)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Log an evaluation record; it must have `step`."""
+        if not self.is_main:
+            return
+        self._write(record, "eval")
+        self.say(
+            f"step {record['step']:>7}  eval: loss {record['eval_loss']:.4f}, accuracy {record['eval_accuracy']:.2%}, "
+            f"perplexity {record['eval_perplexity']:.1f}"
+        )
+
+    def event(self, name: str, **details: Any) -> None:
+        """Append an event; it is on disk when this returns."""
+        if self.is_main:
+            record = {"time": _now(), "event": name, **details}
+            self.events.write(json.dumps(record) + "\n")
+            self.events.flush()
+
+    def say(self, text: str) -> None:
+        """Print prose to the terminal and to the attempt's log file."""
+        if self.is_main:
+            self.console.print(text, markup=False)
+            self._to_file(text)
+
+    def _to_file(self, text: str) -> None:
+        self.text.write(text + "\n")
+        self.text.flush()
+
+    def _write(self, record: dict[str, Any], kind: str) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.metrics.write(json.dumps(finite) + "\n")
+        self.metrics.flush()
+        numbers = {f"{kind}/{k}": v for k, v in finite.items() if k not in _NOT_PLOTTED and v is not None}
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, record["step"])
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=record["step"])
+
+    def close(self, exit_code: int) -> None:
+        """Close everything; the last lines are on disk when this returns."""
+        if not self.is_main:
+            return
+        if self.progress is not None:
+            self.progress.stop()
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=exit_code)
+        for file in (self.metrics, self.events, self.text):
+            file.close()
+
+
+def table(lines: list[tuple[str, str]], width: int = 80) -> str:
+    """Lay out (name, text) lines, names right-aligned, long texts wrapped under themselves."""
+    column = max(len(name) for name, _ in lines)
+    hanging = " " * (column + 2)
+    return "\n".join(
+        textwrap.fill(text, width, initial_indent=f"{name:>{column}}  ", subsequent_indent=hanging, break_on_hyphens=False)
+        for name, text in lines
+    )
+
+
+def train_line(record: dict[str, Any]) -> str:
+    """Return a training record as one line of at most 80 characters."""
+    loss = "   nan" if record["loss"] is None else f"{record['loss']:6.4f}"
+    mfu = "" if record["mfu"] is None else f"  mfu {record['mfu']:5.1%}"
+    return (
+        f"step {record['step']:>7}  loss {loss}  grad {record['grad_norm']:7.3f}  lr {record['learning_rate']:.2e}"
+        f"  {record['tokens_per_s']:>7.0f} tok/s{mfu}"
+    )
+
+
+def status_line(record: dict[str, Any]) -> str:
+    """Return the few numbers that stand beside the progress bar."""
+    loss = "nan" if record["loss"] is None else f"{record['loss']:.3f}"
+    mfu = "" if record["mfu"] is None else f" · MFU {record['mfu']:.0%}"
+    return f"loss {loss} · {record['tokens_per_s']:.0f} tok/s{mfu}"
+
+
+def cut_repeated(path: Path, start_step: int, moved_to: Path) -> None:
+    """Move records past `start_step`, and a half-written last line, out of a metrics file."""
+    if not path.exists():
+        return
+    kept, moved = [], []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"] if line.endswith("\n") else math.inf
+        except (ValueError, KeyError):
+            step = math.inf
+        (kept if step <= start_step else moved).append(line)
+    if moved:
+        with moved_to.open("a", encoding="utf-8") as file:
+            file.writelines(moved)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        console=console,
+        refresh_per_second=4,
+    )
+
+
+def _tensorboard(run_dir: Path, start_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+
+
+def _wandb(run_dir: Path, config: RunConfig) -> Any:
+    """Start or continue the run's W&B run: its id lives in the run folder."""
+    from enc.encoder.errors import UsageError
+
+    try:
+        import wandb
+    except ImportError:
+        message = "wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'."
+        raise UsageError(message) from None
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id())
+    settings = config.wandb
+    folder = Path(settings.dir) if Path(settings.dir).is_absolute() else run_dir / settings.dir
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        id=id_file.read_text().strip(), resume="allow", project=settings.project, entity=settings.entity,
+        name=settings.name, tags=settings.tags, mode=settings.mode, dir=str(folder), config=config.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,50 @@
+"""Masked language modelling: cross-entropy of the labelled tokens.
+
+The loss is a SUM over labels; whoever calls backward divides by the label count of the whole global batch, so the
+gradient does not depend on how the batch is split. Only labelled rows go through the output matrix, unless
+`full_logits` asks for the logits of every token (the ablation `trainer.masked_logits_only_loss: false`).
+
+Legend: T tokens, M label places, H hidden size, V vocabulary rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from enc.encoder.data.batches import IGNORE, Microbatch
+from enc.kernels.masked_ce import masked_ce
+
+
+@dataclass(frozen=True)
+class MlmOutput:
+    """What one microbatch gives."""
+
+    loss_sum: Tensor  # () fp32
+    num_correct: Tensor  # () int64: labels whose token has the largest logit
+
+
+class MlmObjective(nn.Module):
+    """A masked-language model with its loss, so that an engine can wrap both as one module."""
+
+    def __init__(self, model: nn.Module, num_tokens: int, full_logits: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.num_tokens = num_tokens
+        self.full_logits = full_logits
+
+    def forward(self, batch: Microbatch) -> MlmOutput:
+        hidden = self.model(batch.input_ids, batch.cu_seqlens, batch.position_ids)  # (T, H)
+        decoder = self.model.head_weight  # (V, H)
+        if self.full_logits:
+            return self._from_all_logits(hidden, decoder, batch)
+        rows = hidden.index_select(0, batch.label_positions)  # (M, H)
+        return MlmOutput(*masked_ce(rows, decoder, None, batch.label_ids, self.num_tokens))
+
+    def _from_all_logits(self, hidden: Tensor, decoder: Tensor, batch: Microbatch) -> MlmOutput:
+        logits = nn.functional.linear(hidden, decoder)[:, : self.num_tokens].float()  # (T, V)
+        labelled = batch.label_ids != IGNORE
+        targets = torch.full_like(batch.input_ids, IGNORE)
+        targets[batch.label_positions[labelled]] = batch.label_ids[labelled]
+        loss = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        return MlmOutput(loss, (logits.argmax(1) == targets).sum())

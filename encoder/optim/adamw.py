@@ -1,0 +1,25 @@
+"""AdamW over two groups of parameters: with and without weight decay."""
+
+import torch
+from torch import nn
+
+from enc.encoder.config import OptimizerConfig
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter has weight decay: matrices do; norms, biases, embeddings (so a tied head too) do not."""
+    return parameter.ndim >= 2 and not name.endswith(".bias") and "norm" not in name and name not in _EMBEDDINGS
+
+
+_EMBEDDINGS = frozenset({"model.encoder.weight", "model.positional_embedding.weight"})
+
+
+def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer named by the config; `adam` applies its decay as L2 to every parameter."""
+    settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    if config.name == "adam":
+        return torch.optim.Adam(named_parameters.values(), weight_decay=config.weight_decay, **settings)
+    with_decay = [p for name, p in named_parameters.items() if decays(name, p)]
+    without = [p for name, p in named_parameters.items() if not decays(name, p)]
+    groups = [{"params": with_decay, "weight_decay": config.weight_decay}, {"params": without, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)

@@ -1,0 +1,70 @@
+"""The processes of a run, and the few things they say to each other on the CPU."""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from enc.encoder.errors import EncError, RunError
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers; a single process needs no process group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def join(cls, use_cuda: bool) -> "Ranks":
+        """Read the place of this process from the environment (torchrun's names) and join the others."""
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if world_size > 1:
+            backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        return cls(rank, world_size, local_rank)
+
+    def leave(self) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Add numbers over all ranks in fp64; every rank gets the same sums."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        return totals.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is set on any rank."""
+        return self.sum(float(flag))[0] > 0
+
+    def barrier(self) -> None:
+        self.sum(0.0)
+
+    def from_main(self, value: Any) -> Any:
+        """Give every rank what rank 0 has."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank when any rank failed, so that none waits for ever. A barrier otherwise."""
+        if not self.any(error is not None):
+            return
+        if error is not None:
+            raise error if isinstance(error, EncError) else RunError(f"{type(error).__name__}: {error}") from error
+        raise RunError("Another rank failed; its message says why.")

@@ -1,0 +1,61 @@
+"""The `enc` command. Commands parse, call one function and print; what they need is imported inside them."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from enc import __version__
+from enc.encoder.errors import EncError
+from enc.launcher import cli_ckpt, cli_config, cli_run
+
+app = typer.Typer(
+    name="enc",
+    help="Pretrain text encoders, from one laptop CPU to a cluster; exactly resumable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(f"enc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["ENC_DEBUG"] = "1"
+
+
+app.add_typer(cli_run.launch_app, name="launch")
+app.command("resume", context_settings=cli_run.OVERRIDES)(cli_run.resume)
+app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess)
+app.command("report")(cli_run.report)
+app.add_typer(cli_run.eval_app, name="eval")
+app.add_typer(cli_ckpt.app, name="ckpt")
+app.add_typer(cli_config.app, name="config")
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one paragraph on stderr."""
+    try:
+        app()
+    except EncError as error:
+        if os.environ.get("ENC_DEBUG"):
+            raise
+        typer.echo(f"enc: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("ENC_DEBUG"):
+            raise
+        typer.echo(f"enc: unexpected {type(error).__name__}: {error}. `enc --debug` shows the traceback.", err=True)
+        sys.exit(3)

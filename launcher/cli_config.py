@@ -1,0 +1,48 @@
+"""`enc config`: check, show, schema, recipes."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from enc.launcher.options import OVERRIDES, ConfigArgument, load
+
+app = typer.Typer(help="Look at configs without running anything.", no_args_is_help=True)
+
+
+@app.command(context_settings=OVERRIDES)
+def check(context: typer.Context, config: ConfigArgument) -> None:
+    """Check a config and report every problem of it at once."""
+    load(config, context.args)
+    typer.echo(f"{config}: no problems.")
+
+
+@app.command(context_settings=OVERRIDES)
+def show(
+    context: typer.Context,
+    config: ConfigArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print a config with all defaults, variables and overrides filled in."""
+    loaded = load(config, context.args)
+    typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else loaded.to_yaml(), nl=as_json)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
+) -> None:
+    """Print the JSON schema of a config, for editors."""
+    from enc.encoder.config import RunConfig
+    from enc.launcher.config_page import configuration_page
+
+    typer.echo(configuration_page() if markdown else json.dumps(RunConfig.model_json_schema(), indent=1), nl=not markdown)
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in configs: name and what each is for."""
+    from enc.encoder.config_load import RECIPES
+
+    for path in sorted(RECIPES.glob("*.yaml")):
+        typer.echo(f"{path.stem:<14} {path.read_text().splitlines()[0].removeprefix('# ')}")

@@ -1,0 +1,194 @@
+"""Starting a run on this machine: the only place where folders are changed and processes started.
+
+One process replaces this one (exec), several are started side by side and watched. torchrun is not used here: it turns
+every exit code into 1 and kills ranks 30 s after a signal, whether or not their checkpoint is written.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from enc.encoder import checkpoint
+from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing
+from enc.encoder.config import RunConfig, differences, keeps_numbers
+from enc.encoder.config_load import load_text
+from enc.encoder.errors import UsageError
+from enc.encoder.faults import STOP_SIGNALS, block_stop_signals
+from enc.encoder.sizes import checkpoint_bytes
+from enc.launcher.plan import Plan, make_plan, render
+from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
+
+_GRACE_S = 20.0
+
+
+def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int:
+    """Prepare the data, write the run folder and train; return the exit code (with one process: never return).
+
+    `prepare(config)` makes the token store where there is none yet, `say(text)` tells a person.
+    """
+    run_dir = make_plan(config).run_dir
+    lock = RunLock(run_dir)
+    try:
+        resumes = bool(config.trainer.resume_from_checkpoint)
+        if resumes:
+            config = _resumed(run_dir, config, allow_change, say)
+        elif not config.trainer.overwrite_output_dir:
+            refuse_older_run(run_dir)
+        prepare(config)
+        plan = make_plan(config)
+        _check_disk(plan)
+        if not resumes and (moved_to := move_aside(run_dir)):
+            say(f"The run that was in {run_dir} is now in {moved_to}.")
+        attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
+    except BaseException:
+        lock.release(remove_if_created=True)
+        raise
+    return start(run_dir, plan.split.world_size, attempt, lock)
+
+
+def _check_disk(plan: Plan) -> None:
+    needed = 2 * checkpoint_bytes(plan.config.model)  # a new checkpoint is written before an old one is deleted
+    missing = free_bytes_missing(plan.run_dir, needed, plan.config.trainer.min_free_disk_gb * 1e9)
+    if missing:
+        raise UsageError(
+            f"The disk of {plan.run_dir} is too full: this run needs {needed / 1e6:.1f} MB for two checkpoints "
+            f"(and trainer.min_free_disk_gb {plan.config.trainer.min_free_disk_gb:g} left free), {missing / 1e6:.1f} MB are "
+            "missing. Free some space or choose a trainer.output_dir on another disk."
+        )
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
+    """Find the checkpoint to go on from, compare its config with this one, and return this one fixed to it.
+
+    Raises UsageError when there is no complete checkpoint, or when the change would not continue the same run.
+    """
+    folder, passed_over = checkpoint.find_checkpoint(run_dir, config.trainer.resume_from_checkpoint or "latest")
+    for status in passed_over:
+        say(passed_over_text(status))
+    old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
+    config = _inherit(config, old)
+    changes = {key: pair for key, pair in differences(old, config).items() if not _is_bookkeeping(key)}
+    if changes:
+        say("Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items()))
+    breaking = [key for key in changes if not keeps_numbers(key) and not _schedule_is_fixed(key, old, config)]
+    if breaking and not allow_change:
+        listed = "\n".join(f"- {key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in breaking)
+        raise UsageError(
+            f"The config differs from that of {folder} in ways that change what the run computes:\n{listed}\n"
+            "Undo them for an exact continuation, or add --allow-change to go on with the new values."
+        )
+    say(f"Resuming from {folder}.")
+    return config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+
+
+def passed_over_text(status: CheckpointStatus) -> str:
+    return f"Passed over checkpoint {status.path}: it is {status.state} ({'; '.join(status.problems[:2])})."
+
+
+def _inherit(config: RunConfig, old: RunConfig) -> RunConfig:
+    """Take over what the first launch resolved: sizes from the tokenizer, and the global batch unless it is given."""
+    updates: dict[str, Any] = {"model.vocab_size": old.model.vocab_size, "model.pad_token_id": old.model.pad_token_id}
+    if config.trainer.global_batch_size is None:
+        updates["trainer.global_batch_size"] = old.trainer.global_batch_size
+    return config.changed(updates)
+
+
+def _is_bookkeeping(key: str) -> bool:
+    return key in ("trainer.resume_from_checkpoint", "trainer.output_dir", "dataset.path", "trainer.overwrite_output_dir")
+
+
+def _schedule_is_fixed(key: str, old: RunConfig, new: RunConfig) -> bool:
+    """Tell whether a change of `max_steps` leaves the learning rates as they are."""
+    same = old.scheduler == new.scheduler
+    fixed = new.scheduler.total_steps is not None
+    constant = new.scheduler.name == "constant" and new.scheduler.warmup_percent is None
+    return key == "trainer.max_steps" and same and (fixed or constant)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock) -> int:
+    """Start the training processes under the run's lock."""
+    command = [sys.executable, "-m", "enc.encoder.train", str(run_dir)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    block_stop_signals()  # the trainer lets them in once it can save
+    if world_size == 1:
+        os.execv(command[0], command)
+    processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
+    return _watch(processes)
+
+
+def _start_rank(
+    command: list[str], rank: int, world_size: int, run_dir: Path, attempt: int, lock: RunLock
+) -> subprocess.Popen:
+    threads = max(1, len(os.sched_getaffinity(0)) // world_size)
+    place = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ENC_DIE_WITH_PARENT": 1,
+    }  # fmt: skip
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **{key: str(value) for key, value in place.items()}}
+    output = None
+    if rank > 0:
+        folder = run_dir / "logs" / str(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        output = (folder / f"rank{rank}.log").open("a")
+    # A group of its own: Ctrl-C reaches this process alone, which passes it on once.
+    return subprocess.Popen(
+        command, env=environment, stderr=output, stdout=output, pass_fds=[lock.file.fileno()], process_group=0
+    )
+
+
+_chosen_port: list[int] = []
+
+
+def _port() -> int:
+    """Return a TCP port that was free a moment ago, the same one for all ranks."""
+    if not _chosen_port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            _chosen_port.append(probe.getsockname()[1])
+    return _chosen_port[0]
+
+
+def _watch(processes: list[subprocess.Popen]) -> int:
+    """Pass signals on and wait for all ranks; when one fails, the others get 20 s to end by themselves."""
+
+    def forward(number: int, _frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    kill_at = None
+    while any(process.poll() is None for process in processes):
+        failed = any(process.poll() not in (None, 0, 75) for process in processes)
+        if failed and kill_at is None:
+            kill_at = time.monotonic() + _GRACE_S
+        if kill_at is not None and time.monotonic() > kill_at:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    return _common_exit_code([process.returncode for process in processes])
+
+
+def _common_exit_code(codes: list[int]) -> int:
+    """Return 0 or 75 when all ranks agree, else the code of the first failure; a killed rank counts as 3."""
+    for rank, code in enumerate(codes):
+        if code < 0:
+            print(f"Rank {rank} was killed by {signal.Signals(-code).name}.", file=sys.stderr)
+    bad = [code for code in codes if code not in (0, 75)]
+    if bad:
+        return 2 if 2 in bad else 3
+    return max(codes)

@@ -1,0 +1,131 @@
+"""Every number that follows from a config, derived once, before anything is started. No torch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enc.encoder import sizes
+from enc.encoder.batch_split import BatchSplit, split_batch
+from enc.encoder.config import RunConfig
+from enc.encoder.data.preprocess import store_path
+from enc.encoder.data.store import read_manifest
+from enc.encoder.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be: the resolved config and what follows from it."""
+
+    config: RunConfig
+    run_dir: Path
+    store: Path
+    store_ready: bool
+    num_tokens: int  # tokens of the tokenizer; known for sure once the store is ready
+    split: BatchSplit
+    device: str
+    train_tokens: int | None  # of the corpus, without special tokens
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Places for tokens in a step; packed rows are at least 99 % full."""
+        return self.split.rows_per_step * self.config.row_length
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan's numbers with their units in the names."""
+        model, trainer = self.config.model, self.config.trainer
+        activations = sizes.activation_bytes(
+            model, self.split.rows_per_microbatch * self.config.row_length,
+            trainer.mixed_precision == "bf16", trainer.gradient_checkpointing,
+        )  # fmt: skip
+        memory = sizes.state_bytes(model) | {"activations": activations}
+        return {
+            "run_dir": str(self.run_dir),
+            "store": str(self.store),
+            "store_ready": self.store_ready,
+            "device": self.device,
+            "engine": "ddp",
+            "world_size": self.split.world_size,
+            "gradient_accumulation_steps": self.split.accumulation,
+            "rows_per_microbatch": self.split.rows_per_microbatch,
+            "global_batch_size": self.split.rows_per_step,
+            "row_length": self.config.row_length,
+            "tokens_per_step": self.tokens_per_step,
+            "max_steps": trainer.max_steps,
+            "total_tokens": self.tokens_per_step * trainer.max_steps,
+            "corpus_tokens": self.train_tokens,
+            "vocab_size": model.vocab_size,
+            "parameters": sizes.num_parameters(model),
+            "memory_mb": {name: round(size / 2**20, 1) for name, size in memory.items()},
+            "checkpoint_mb": round(sizes.checkpoint_bytes(model) / 2**20, 1),
+        }
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
+    world_size = config.launch.nproc_per_node or max(_num_gpus(config), 1)
+    split = split_batch(config.trainer, world_size)
+    store = store_path(config.dataset).absolute()
+    manifest = read_manifest(store) if store.exists() else None
+    num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
+    pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
+    updates: dict[str, Any] = {
+        "model.vocab_size": sizes.padded_vocab_size(num_tokens),
+        "model.pad_token_id": config.model.pad_token_id if pad_id is None else pad_id,
+        "trainer.global_batch_size": split.rows_per_step,
+        "launch.nproc_per_node": world_size,
+    }
+    tokens = manifest["splits"]["train"]["tokens"] if manifest else None
+    device = "cuda" if _num_gpus(config) else "cpu"
+    if world_size > 1 and device == "cuda" and world_size > _num_gpus(config):
+        raise UsageError(
+            f"launch.nproc_per_node is {world_size}, but this machine has {_num_gpus(config)} GPUs; each rank needs one."
+        )
+    run_dir = Path(config.trainer.output_dir).absolute()
+    return Plan(config.changed(updates), run_dir, store, manifest is not None, num_tokens, split, device, tokens)
+
+
+def _expected_tokens(config: RunConfig) -> int:
+    return config.tokenizer.train.vocab_size if config.tokenizer.train else config.model.vocab_size
+
+
+def _num_gpus(config: RunConfig) -> int:
+    """Count the NVIDIA GPUs that a run may use, without starting CUDA."""
+    if config.trainer.use_cpu:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def render(plan: Plan) -> dict[str, str]:
+    """Return the files of a run folder that the trainer reads, as text; a pure function of the plan."""
+    absolute = plan.config.changed({"trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store)})
+    return {"config.yaml": absolute.to_yaml()}
+
+
+def plan_table(plan: Plan) -> list[tuple[str, str]]:
+    """Return the plan as (name, text) lines for a person."""
+    facts, split, config = plan.as_dict(), plan.split, plan.config
+    memory = facts["memory_mb"]
+    total = facts["total_tokens"]
+    epochs = f", {total / plan.train_tokens:.1f} epochs" if plan.train_tokens else ""
+    return [
+        ("run folder", str(plan.run_dir)),
+        ("token store", f"{plan.store}" + ("" if plan.store_ready else " (to be made first)")),
+        ("model", f"{config.model.type} {config.model.num_hidden_layers} x {config.model.hidden_size}, "
+                  f"{facts['parameters'] / 1e6:.1f} M parameters, vocabulary {facts['vocab_size']}"),
+        ("world", f"{split.world_size} process{'es' if split.world_size > 1 else ''} on {plan.device}, engine ddp, "
+                  f"{'bf16 autocast' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
+        ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
+                  f"x {split.rows_per_microbatch} rows"),
+        ("step", f"{plan.tokens_per_step:,} tokens ({config.row_length} a row"
+                 f"{', packed' if config.datacollator.pack_sequences else ', at most'})"),
+        ("steps", f"{config.trainer.max_steps:,}, at most {total / 1e6:,.1f} M tokens{epochs}"),
+        ("memory a rank", f"{sum(memory.values()):,.0f} MB: weights {memory['weights']:,.0f}, gradients "
+                          f"{memory['gradients']:,.0f}, moments {memory['moments']:,.0f}, activations about "
+                          f"{memory['activations']:,.0f}"),
+        ("checkpoint", f"{facts['checkpoint_mb']:,.1f} MB each, {config.trainer.save_total_limit or 'all'} kept"),
+    ]  # fmt: skip

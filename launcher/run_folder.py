@@ -1,0 +1,160 @@
+"""The run folder: its lock, its launch records, and finding runs on disk.
+
+    <output_dir>/ config.yaml  launches/<n>/  logs/<n>/  metrics.jsonl  events.jsonl  tensorboard/  checkpoints/
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from enc import __version__
+from enc.encoder.checkpoint import list_checkpoints
+from enc.encoder.config import RunConfig
+from enc.encoder.errors import UsageError
+
+_LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
+
+
+class RunLock:
+    """Exclusive use of a run folder; inherited by the processes started under it, released when the last one ends."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Take the lock, making the folder if need be. Raises UsageError when it is taken or cannot be written."""
+        self.created = not run_dir.exists()
+        self.run_dir = run_dir
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.file = (run_dir / ".lock").open("a+")
+        except OSError as error:
+            raise UsageError(f"The run folder {run_dir} cannot be written ({error.strerror}). Choose another "
+                             "trainer.output_dir or mend its permissions.") from None  # fmt: skip
+        self._take()
+        os.set_inheritable(self.file.fileno(), True)
+
+    def _take(self) -> None:
+        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise UsageError(self._taken()) from None
+                time.sleep(0.1)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        self.file.truncate(0)
+        self.file.write(json.dumps(owner))
+        self.file.flush()
+
+    def _taken(self) -> str:
+        self.file.seek(0)
+        try:
+            owner = json.loads(self.file.read())
+            who = f"process {owner['pid']} on {owner['host']}" + (f", job {owner['job']}" if owner["job"] else "")
+        except (ValueError, KeyError):
+            who = "another process"
+        return (
+            f"The run folder {self.run_dir} is in use by {who}. Two runs in one folder would overwrite each other's "
+            "checkpoints: stop that one, or choose another trainer.output_dir."
+        )
+
+    def release(self, remove_if_created: bool = False) -> None:
+        """Give the lock back; with `remove_if_created` also a folder that holds nothing but the lock."""
+        if remove_if_created and self.created and [p.name for p in self.run_dir.iterdir()] == [".lock"]:
+            (self.run_dir / ".lock").unlink()
+            self.run_dir.rmdir()
+        self.file.close()
+
+
+def refuse_older_run(run_dir: Path) -> None:
+    """Raise UsageError when the folder holds checkpoints, so that no older run is overwritten."""
+    found = list_checkpoints(run_dir)
+    if found:
+        raise UsageError(
+            f"{run_dir} already holds a run with a checkpoint of step {found[-1].name}. To go on with it: `enc resume "
+            f"latest --run {run_dir}`. For a new run choose another trainer.output_dir, or set "
+            "trainer.overwrite_output_dir true, which moves the old run aside."
+        )
+
+
+def move_aside(run_dir: Path) -> Path | None:
+    """Move an older run's files to `<run_dir>.replaced-<n>` and return that folder; None when there is no such run."""
+    if not list_checkpoints(run_dir):
+        return None
+    number = 1
+    while (target := run_dir.with_name(f"{run_dir.name}.replaced-{number}")).exists():
+        number += 1
+    target.mkdir()
+    for path in run_dir.iterdir():
+        if path.name != ".lock":
+            path.rename(target / path.name)
+    return target
+
+
+def record_launch(run_dir: Path, files: dict[str, str], command: list[str], plan: dict[str, Any]) -> int:
+    """Write the rendered files into the run folder and into a new `launches/<n>/`; return n."""
+    numbers = [int(p.name) for p in (run_dir / "launches").glob("[0-9]*")]
+    attempt = max(numbers, default=0) + 1
+    folder = run_dir / "launches" / str(attempt)
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+        write_atomically(run_dir / name, text)
+    record = {
+        "attempt": attempt, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": socket.gethostname(),
+        "command": shlex.join(command), "enc": __version__, "git": git_state(Path.cwd()), "plan": plan,
+    }  # fmt: skip
+    (folder / "launch.json").write_text(json.dumps(record, indent=1) + "\n")
+    installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
+    (folder / "environment.txt").write_text("\n".join(installed) + "\n")
+    return attempt
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one go."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit of the repository that holds `folder` and whether files differ from it; None outside one."""
+    try:
+        command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = output.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "changed_files": sum(not line.startswith("#") for line in lines)}
+
+
+def find_runs(folder: Path, depth: int = 3) -> list[Path]:
+    """Return the run folders at or below `folder`, the one with the newest event first."""
+    patterns = ["/".join(["*"] * level + ["events.jsonl"]) for level in range(depth + 1)]
+    events = [p for pattern in patterns for p in folder.glob(pattern) if (p.parent / "config.yaml").is_file()]
+    return [p.parent for p in sorted(events, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def find_run(run: str | None) -> Path:
+    """Return the given run folder, or the newest one below the working directory. Raises UsageError without one."""
+    if run is not None:
+        path = Path(run)
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"{path} is not a run folder: it has no config.yaml. Name the trainer.output_dir of a run.")
+        return path
+    runs = find_runs(Path.cwd())
+    if not runs:
+        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name one with --run DIR.")
+    return runs[0]
+
+
+def run_dir_of(config: RunConfig) -> Path:
+    return Path(config.trainer.output_dir).absolute()

@@ -1,0 +1,64 @@
+"""A run that is killed and resumed goes through the same numbers, to the last bit, as one that was left alone."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Enc
+
+STEPS = 60
+COMMON = [
+    f"trainer.max_steps={STEPS}",
+    "trainer.save_steps=9",
+    "trainer.save_total_limit=2",
+    "model.dropout_prob=0.1",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.log_train_accuracy=true",
+]
+TIMES = {"time", "tokens_per_s", "mfu", "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb"}
+
+
+def exact(records: dict[int, dict]) -> dict[int, dict]:
+    """Drop what depends on the clock."""
+    return {step: {k: v for k, v in record.items() if k not in TIMES} for step, record in records.items()}
+
+
+def wait_for_step(enc: Enc, run: str, step: int, process) -> None:
+    """Wait until a run has logged a step, or has ended."""
+    path = enc.folder / run / "metrics.jsonl"
+    limit = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < limit:
+        if path.exists() and any(f'"step": {step},' in line for line in path.read_text().splitlines()):
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("nproc", "workers", "eval_steps"),
+    [(1, 0, 7), (1, 3, 1000), (2, 3, 7), (2, 0, 1000)],
+)
+def test_killed_runs_repeat_every_bit(
+    enc: Enc, smoke: Callable[..., list[str]], nproc: int, workers: int, eval_steps: int
+) -> None:
+    """60 steps in one go equal 60 steps with five SIGKILLs: losses, gradient norms, evaluations, weights file."""
+    options = [*COMMON, f"launch.nproc_per_node={nproc}", f"dataset.num_workers={workers}", f"trainer.eval_steps={eval_steps}"]
+    enc(*smoke("whole", *options))
+    draw = random.Random(nproc * 10 + workers)
+    kills = sorted(draw.sample(range(10, STEPS - 2), 5))
+    for number, step in enumerate(kills):
+        words = smoke("killed", *options) if number == 0 else ["resume", "latest", "--run", "killed"]
+        process = enc.start(*words)
+        wait_for_step(enc, "killed", step, process)
+        time.sleep(draw.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    enc("resume", "latest", "--run", "killed")
+
+    assert exact(enc.records("killed")) == exact(enc.records("whole"))
+    assert exact(enc.records("killed", "eval_loss")) == exact(enc.records("whole", "eval_loss"))
+    assert len(enc.records("whole")) == STEPS
+    files = [Path(enc.folder, run, "checkpoints", str(STEPS), "model.safetensors") for run in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
