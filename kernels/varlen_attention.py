@@ -79,10 +79,10 @@ def _heads_first(x: Tensor, rows: slice) -> Tensor:
 
 
 def _sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float) -> Tensor:
-    outputs = [
-        F.scaled_dot_product_attention(*(_heads_first(x, rows) for x in (q, k, v)), dropout_p=dropout_p, scale=scale)
-        for rows in _documents(cu_seqlens, len(q))
-    ]
+    outputs = []
+    for rows in _documents(cu_seqlens, len(q)):
+        a, b, c = (_heads_first(x, rows) for x in (q, k, v))
+        outputs.append(F.scaled_dot_product_attention(a, b, c, dropout_p=dropout_p, scale=scale))
     # The empty sum keeps the graph when there is no document at all.
     return torch.cat([o[0].transpose(0, 1) for o in outputs]) if outputs else q + k + v
 

@@ -20,6 +20,11 @@ VARIANTS = ("swiglu", "gelu-layernorm-learned", "ngpt")
 LENGTHS = [37, 5, 64, 1, 22]
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def tiny_config(**changes) -> ModelConfig:
     fields = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, vocab_size=384)
     return ModelConfig(**{**fields, "max_position_embeddings": 128, **changes})

@@ -9,6 +9,11 @@ from hypothesis import strategies as st
 from enc.kernels.varlen_attention import _varlen_attention, reference, varlen_attention, why_not
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def packed(lengths: list[int], heads: int = 3, dim: int = 8, dtype=torch.float32, seed: int = 0):
     """Return a fused (T, H, 3, D) tensor, as a qkv projection makes it, and cu_seqlens."""
     generator = torch.Generator().manual_seed(seed)

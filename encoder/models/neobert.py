@@ -208,7 +208,8 @@ def _split_heads(qkv: Tensor, num_heads: int, turns: Tensor | None) -> tuple[Ten
     """Split (T, 3 E), whose columns are q, k, v of head 0, then of head 1, ..., into three (T, H, D), rotated."""
     qkv = qkv.view(len(qkv), num_heads, 3, -1)  # (T, H, 3, D)
     if turns is None:
-        return qkv.unbind(2)
+        q, k, v = qkv.unbind(2)
+        return q, k, v
     qk, v = qkv.split((2, 1), dim=2)
     q, k = rope(qk, turns).unbind(2)
     return q, k, v.squeeze(2)

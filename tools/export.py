@@ -1,0 +1,227 @@
+"""Turn trained NeoBERT weights into a folder that `transformers` loads, checked before it gets its name.
+
+The folder holds ``config.json``, ``model.safetensors``, ``modeling_neobert.py`` (the model's code, self-contained), the
+tokenizer's files and ``README.md`` (the model card). It is written beside its final place; only when transformers has
+loaded it and its logits equal the trained model's is it renamed.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from safetensors.torch import save_file
+from torch import Tensor
+
+from enc.encoder.config import ModelConfig
+from enc.encoder.errors import RunError, UsageError
+from enc.encoder.models import modeling_neobert
+from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
+from enc.encoder.models.neobert import NeoBertForMaskedLM
+
+TOLERANCE = 1e-5
+_VOCABULARY = ("model.encoder.weight", "decoder.weight")
+_COPIED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "rope",
+    "rms_norm",
+    "norm_eps",
+    "dropout_prob",
+    "embedding_init_range",
+    "decoder_init_range",
+    "classifier_init_range",
+    "pad_token_id",
+    "tie_word_embeddings",
+)
+_AUTO_CLASSES = {
+    "AutoConfig": "NeoBERTConfig",
+    "AutoModel": "NeoBERTModel",
+    "AutoModelForMaskedLM": "NeoBERTForMaskedLM",
+    "AutoModelForSequenceClassification": "NeoBERTForSequenceClassification",
+}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how well it agrees."""
+
+    folder: Path
+    num_parameters: int
+    num_bytes: int
+    max_difference: float
+    """Largest difference of a logit between transformers and the trained model, relative to the largest logit."""
+
+
+def export_model(
+    weights: dict[str, Tensor],
+    model_config: ModelConfig,
+    tokenizer_dir: Path,
+    num_tokens: int,
+    out: Path,
+    card: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> ExportResult:
+    """Write a checked transformers folder.
+
+    Args:
+        weights: State dict of ``NeoBertForMaskedLM``, inert vocabulary rows included.
+        model_config: The model section that the weights were trained with.
+        tokenizer_dir: Folder whose files are the tokenizer.
+        num_tokens: Tokens of the tokenizer; later rows of the vocabulary are left out.
+        out: Folder to make; it may exist if it is empty.
+        card: For the model card: ``name``; and where known ``steps``, ``tokens``, ``loss``, ``dataset``, ``license``,
+            ``metrics`` (name to value).
+        dtype: Of the written weights, fp32 or bf16.
+
+    Raises:
+        UsageError: ``out`` is taken, the model is an nGPT, the dtype is another one, the weights do not fit the
+            config, or there is no tokenizer. Nothing was written.
+        RunError: The written model disagrees with the trained one. Nothing is left behind.
+    """
+    trained = _trained_model(weights, model_config, tokenizer_dir, num_tokens, out, dtype)
+    partial = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        tensors = {name: _exported(name, tensor, num_tokens, dtype) for name, tensor in trained.state_dict().items()}
+        _write(partial, tensors, model_config, tokenizer_dir, num_tokens, card, dtype)
+        difference = _check(partial, trained)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    num_bytes = sum(file.stat().st_size for file in out.iterdir())
+    return ExportResult(out, sum(t.numel() for t in tensors.values()), num_bytes, difference)
+
+
+def _trained_model(
+    weights: dict[str, Tensor],
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    num_tokens: int,
+    out: Path,
+    dtype: torch.dtype,
+) -> NeoBertForMaskedLM:
+    """Return the model with its weights rounded to the exported dtype, or say why nothing can be exported."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty. Choose another folder, or remove it first.")
+    if config.type != "neobert" or config.ngpt:
+        kind = "an nGPT" if config.ngpt else f"a {config.type}"
+        raise UsageError(
+            f"{kind} model has no transformers counterpart here; only NeoBERT (model.ngpt: false) exports."
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise UsageError(f"weights export as float32 or bfloat16, not {dtype}.")
+    if not (tokenizer_dir / "tokenizer.json").is_file():
+        raise UsageError(f"{tokenizer_dir} holds no tokenizer.json. Give the tokenizer folder of the checkpoint.")
+    model = NeoBertForMaskedLM(config, num_tokens)
+    try:
+        model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in weights.items()})
+    except RuntimeError as error:
+        raise UsageError(f"the weights do not fit the model config and its {num_tokens} tokens: {error}") from None
+    return model.eval()
+
+
+def _exported(name: str, tensor: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor:
+    return (tensor[:num_tokens] if name in _VOCABULARY else tensor).to(dtype).contiguous()
+
+
+def _write(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    num_tokens: int,
+    card: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    for file in tokenizer_dir.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(modeling_neobert.__file__, folder / "modeling_neobert.py")
+    exported = hf_config(config, num_tokens)
+    exported.dtype = str(dtype).removeprefix("torch.")
+    exported.save_pretrained(folder)
+    num_parameters = sum(t.numel() for t in tensors.values())
+    (folder / "README.md").write_text(model_card(exported, num_parameters, card), encoding="utf-8")
+
+
+def hf_config(config: ModelConfig, num_tokens: int) -> NeoBERTConfig:
+    """Return the transformers config of a model, with the map that makes the Auto classes find its code."""
+    fields = {name: getattr(config, name) for name in _COPIED}
+    auto_map = {auto: f"modeling_neobert.{name}" for auto, name in _AUTO_CLASSES.items()}
+    return NeoBERTConfig(
+        vocab_size=num_tokens,
+        architectures=["NeoBERTForMaskedLM"],
+        auto_map=auto_map,
+        **fields,
+    )
+
+
+def model_card(config: NeoBERTConfig, num_parameters: int, card: dict[str, Any]) -> str:
+    """Render the README. Rows whose number is unknown are absent."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    architecture = {
+        "Layers": config.num_hidden_layers,
+        "Hidden size": config.hidden_size,
+        "Attention heads": config.num_attention_heads,
+        "Feed-forward": f"{config.hidden_act}, intermediate size {config.intermediate_size}",
+        "Positions": f"{'rotary' if config.rope else 'learned'}, up to {config.max_position_embeddings}",
+        "Norm": "RMSNorm" if config.rms_norm else "LayerNorm",
+        "Vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
+    }
+    facts = {
+        "Dataset": card.get("dataset"),
+        "Steps": _number(card.get("steps")),
+        "Tokens": _number(card.get("tokens")),
+        "Final training loss": _number(card.get("loss")),
+    }
+    return environment.get_template("model_card.md.j2").render(
+        card={"license": None, "metrics": {}, **card},
+        config=config,
+        architecture=architecture,
+        training={label: value for label, value in facts.items() if value is not None},
+        num_parameters=num_parameters,
+        dtype=str(config.dtype).removeprefix("torch."),
+    )
+
+
+def _number(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _check(folder: Path, trained: NeoBertForMaskedLM) -> float:
+    """Return the largest relative difference of a logit between the folder, as transformers loads it, and training."""
+    exported = NeoBERTForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    longest = min(exported.config.max_position_embeddings, 512)
+    lengths = sorted({1, min(7, longest), min(100, longest), longest})
+    documents = [torch.randint(trained.num_tokens, (n,), generator=generator) for n in lengths]
+    with torch.no_grad():
+        expected = _packed_logits(trained, documents)
+        found = torch.cat([exported(ids[None]).logits[0] for ids in documents])
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"the exported model's logits differ from the trained model's by {difference:.1e} of the largest logit, "
+            f"more than {TOLERANCE:.0e}. Nothing was exported; please report this with the model section of the config."
+        )
+    return difference
+
+
+def _packed_logits(model: NeoBertForMaskedLM, documents: list[Tensor]) -> Tensor:
+    cu_seqlens = torch.tensor([0, *map(len, documents)]).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(len(ids)) for ids in documents])
+    return model.logits(model(torch.cat(documents), cu_seqlens, positions))[:, : model.num_tokens]
