@@ -144,7 +144,8 @@ def _glob_source(pattern: Path, key: str) -> Source:
     parts = pattern.parts
     first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     root = Path(*parts[:first])
-    found = sorted(path for path in root.glob(str(Path(*parts[first:]))) if path.is_file())
+    matches = sorted(root.glob(str(Path(*parts[first:]))))
+    found = [path for path in matches if path.is_file() and "/." not in f"/{path.relative_to(root).as_posix()}"]
     usable = [path for path in found if path.name.endswith(FILE_SUFFIXES)]
     if not usable:
         what = f"matches {len(found)} files, none" if found else "matches no file"

@@ -211,7 +211,7 @@ def _fill(
     tokenizer = _prepare(partial, wanted, source, dataset, tokenizer_config, seed)
     writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens))
     with contextlib.closing(writer):
-        chunks = cut_chunks(corpus.read_documents(source, dataset, seed))
+        chunks = cut_chunks(corpus.read_documents(source, dataset, seed), FIRST_CHUNK_BYTES, CHUNK_BYTES)
         _tokenise(
             chunks,
             writer,
@@ -278,9 +278,7 @@ class Chunk:
         return digest.hexdigest()
 
 
-def cut_chunks(
-    documents: Iterable[corpus.Document], first_bytes: int = FIRST_CHUNK_BYTES, full_bytes: int = CHUNK_BYTES
-) -> Iterator[Chunk]:
+def cut_chunks(documents: Iterable[corpus.Document], first_bytes: int, full_bytes: int) -> Iterator[Chunk]:
     """Gather documents into chunks of one split each, by their size alone; what is left over comes last."""
     size = first_bytes
     open_chunks: dict[str, Chunk] = {}

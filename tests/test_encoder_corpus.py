@@ -1,0 +1,234 @@
+"""Sources of text: every kind gives the same documents, splits are what the config says, errors name the place."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from enc.encoder.config import DatasetConfig
+from enc.encoder.data.corpus import python_docs, read_documents, resolve_source, source_total
+from enc.encoder.errors import UsageError
+
+TEXTS = ["The first text.", "Zweiter Text: äöü", "第三の文書", "a fourth, with\ttab", "the fifth"]
+
+
+def read(seed: int = 0, **settings: object) -> list[tuple[str, str]]:
+    config = DatasetConfig.model_validate(settings)
+    return [(document.split, document.text) for document in read_documents(resolve_source(config), config, seed)]
+
+
+def texts(**settings: object) -> list[str]:
+    return [text for _, text in read(**settings)]
+
+
+def write(path: Path, content: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def json_lines(rows: list[str], column: str = "text") -> str:
+    return "".join(json.dumps({column: row, "id": i}) + "\n" for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".rst", ".text", ".txt.gz", ".rst.gz"])
+def test_text_files_give_one_document_a_line(tmp_path, suffix):
+    """Lines of plain and gzipped text are the documents; blank lines, line ends and the BOM are not."""
+    path = write(tmp_path / f"a{suffix}", "\ufeff" + "\r\n".join([TEXTS[0], "", "  \t", *TEXTS[1:]]))
+    assert texts(path=path) == TEXTS
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_text_unit_file_keeps_lines_together(tmp_path, suffix):
+    """With text_unit file, a file is a document, byte for byte."""
+    path = write(tmp_path / f"a{suffix}", "one\n\ntwo\n")
+    assert texts(path=path, text_unit="file") == ["one\n\ntwo\n"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz"])
+def test_json_lines(tmp_path, suffix):
+    """JSON lines give their text column; null and blank lines give nothing."""
+    path = write(tmp_path / f"a{suffix}", json_lines(TEXTS[:3]) + '\n{"text": null}\n' + json_lines(TEXTS[3:]))
+    assert texts(path=path) == TEXTS
+
+
+def test_parquet(tmp_path):
+    """Parquet gives its text column, in order, whatever the row groups."""
+    pq.write_table(
+        pa.table({"n": list(range(1000)), "content": [f"text {i}" for i in range(1000)]}),
+        tmp_path / "a.parquet",
+        row_group_size=300,
+    )
+    assert texts(path=str(tmp_path)) == [f"text {i}" for i in range(1000)]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"n": list(range(5)), "sentence": TEXTS})
+    rows.save_to_disk(tmp_path / "one")
+    held = datasets.Dataset.from_dict({"sentence": ["held out", "too"], "n": [1, 2]})
+    datasets.DatasetDict({"train": rows, "validation": held}).save_to_disk(tmp_path / "dict")
+    datasets.DatasetDict({"a": rows, "b": held}).save_to_disk(tmp_path / "odd")
+    return tmp_path
+
+
+def test_arrow_folders(saved):
+    """A save_to_disk folder is read by split, with slices as datasets writes them."""
+    assert texts(path=str(saved / "one")) == TEXTS
+    assert texts(path=str(saved / "dict")) == TEXTS
+    assert read(path=str(saved / "dict"), eval_split="validation", eval_samples=1)[-1:] == [("eval", "held out")]
+    assert texts(path=str(saved / "dict"), train_split="train[:40%]") == TEXTS[:2]
+    with pytest.raises(UsageError, match="has no split 'train'; it has a, b"):
+        texts(path=str(saved / "odd"))
+    with pytest.raises(UsageError, match="has no splits"):
+        texts(path=str(saved / "one"), eval_split="validation")
+
+
+def test_folder_and_glob_are_sorted_recursive_and_mixed(tmp_path):
+    """A folder is read through, in sorted order, skipping hidden files and other formats; a glob picks from it."""
+    for name, content in {
+        "b/z.txt": "z",
+        "b/a.jsonl": json_lines(["j"]),
+        "a.md": "m",
+        ".hidden.txt": "h",
+        "c.png": "p",
+    }.items():
+        write(tmp_path / name, content)
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert texts(path=str(tmp_path)) == ["m", "j", "z"]
+    assert texts(path=str(tmp_path / "**" / "*.txt")) == ["z"]
+    assert texts(name=str(tmp_path / "b" / "a.jsonl")) == ["j"]
+
+
+def test_files_by_split_name(tmp_path):
+    """Files belong to the split that a folder or file name carries as a word."""
+    for name in ("train-0.txt", "train-1.txt", "validation/a.txt", "trainer.txt"):
+        write(tmp_path / name, name)
+    got = read(path=str(tmp_path), train_split="train", eval_split="validation")
+    assert got == [("train", "train-0.txt"), ("train", "train-1.txt"), ("eval", "validation/a.txt")]
+    assert [split for split, _ in read(path=str(tmp_path), eval_split="validation")] == ["train"] * 3 + ["eval"]
+    with pytest.raises(UsageError, match="belongs to the split 'test'"):
+        read(path=str(tmp_path), eval_split="test")
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    return write(tmp_path / "a.txt", "\n".join(f"line {i}" for i in range(100)))
+
+
+def test_eval_samples_reserves_the_head(hundred, tmp_path):
+    """The first documents are held out, and one always stays in train."""
+    got = read(path=hundred, eval_samples=30)
+    assert [split for split, _ in got] == ["eval"] * 30 + ["train"] * 70
+    assert [text for _, text in got] == [f"line {i}" for i in range(100)]
+    assert [split for split, _ in read(path=hundred, eval_samples=1000)] == ["eval"] * 99 + ["train"]
+
+
+def test_validation_split_is_keyed_by_seed_and_document(hundred, tmp_path):
+    """The drawn documents depend on the seed and their index alone; every document is in one split."""
+    first, again, other = (read(seed, path=hundred, validation_split=0.2) for seed in (1, 1, 2))
+    assert first == again != other
+    assert [text for _, text in first] == [f"line {i}" for i in range(100)]
+    assert 8 <= sum(split == "eval" for split, _ in first) <= 35
+    longer = write(tmp_path / "longer.txt", "\n".join(f"line {i}" for i in range(9000)))
+    assert read(1, path=longer, validation_split=0.2)[:100] == first
+    assert sum(split == "eval" for split, _ in read(1, path=hundred, validation_split=0.2, eval_samples=3)) == 3
+
+
+def test_min_text_length_counts_characters(tmp_path):
+    """Documents with fewer characters, outer white space aside, are left out."""
+    path = write(tmp_path / "a.txt", "äöü\n   ab   \nabcd\n")
+    assert texts(path=path, min_text_length=3) == ["äöü", "abcd"]
+
+
+def test_python_docs_are_many_distinct_and_import_nothing():
+    """The built-in source gives the same thousands of texts again, and importing it loads no heavy package."""
+    code = "import sys; from enc.encoder.data import corpus; n = len(list(corpus.python_docs())); "
+    code += "print(n, sorted({'torch', 'transformers', 'datasets', 'antigravity', 'tkinter'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, heavy = done.stdout.split(maxsplit=1)
+    found = list(python_docs())
+    assert len(found) == len(set(found)) == int(count) > 2000
+    assert heavy.strip() == "[]"
+    assert sum(map(len, found)) > 10**6
+
+
+def test_positions_reach_the_total(tmp_path):
+    """Positions never fall and end at the total, for plain, gzipped and Parquet files together."""
+    for name in ("a.txt", "b.txt.gz", "c.jsonl"):
+        write(tmp_path / name, json_lines(TEXTS * 50))
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "d.parquet")
+    config = DatasetConfig(path=str(tmp_path))
+    source = resolve_source(config)
+    positions = [document.position for document in read_documents(source, config, 0)]
+    assert positions == sorted(positions)
+    assert positions[-1] == source_total(source, config) == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("a.txt", b"good\nbad \xff here\n", {}, r"a\.txt is not UTF-8: byte 0xff at offset 9\. "),
+        ("a.txt", b"good\nbad \xff here\n", {"text_unit": "file"}, "offset 9"),
+        ("a.txt.gz", gzip.compress(b"x" * 100_000)[:-20], {}, "is damaged"),
+        ("a.txt.gz", b"no gzip", {}, "is damaged"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, "line 2 is not JSON"),
+        ("a.json", b'[{"text": "a"}]', {}, "holds a JSON list, not an object"),
+        ("a.jsonl", b'{"body": "a", "id": 1}', {}, "no column any of text, sentence, content; it has body, id"),
+        ("a.jsonl", b'{"text": "a"}', {"text_column": "body"}, "no column 'body'; it has text"),
+        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}', {}, "line 2: no column 'text'"),
+        ("a.jsonl", b'{"text": 7}', {}, "column 'text' holds int"),
+        ("a.jsonl", b'{"text": "a\\ud83d"}', {}, "half a surrogate pair at character 1"),
+        ("a.parquet", b"PAR1 no", {}, "is not a readable Parquet file"),
+        ("a.txt", b" \n\n", {}, "No usable document"),
+        ("a.txt", b"abc\n", {"min_text_length": 4}, "min_text_length=4"),
+        ("a.html", b"<p>", {}, r"holds no text: it has 1 files \(\.html\)"),
+        ("a.txt", b"abc\n", {"validation_split": 1e-6}, "holds out none of the 1 documents"),
+    ],
+)
+def test_bad_text_is_named(tmp_path, name, content, settings, message):
+    """Every fault of a source is a UsageError that names the file and the place."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read(path=str(tmp_path), **settings)
+
+
+def test_missing_sources_are_named(tmp_path, monkeypatch):
+    """A path that is not there is an error, never a hub name; nothing at all says what to set."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for settings, message in (
+        ({"path": str(tmp_path / "no")}, "dataset.path: .*no does not exist"),
+        ({"name": "./no.txt"}, "dataset.name: no.txt does not exist"),
+        ({"path": str(tmp_path / "*.txt")}, "matches no file"),
+        ({"name": ""}, "are both empty"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resolve_source(DatasetConfig.model_validate(settings))
+    write(tmp_path / "a.bin", "x")
+    with pytest.raises(UsageError, match="its name ends in none of"):
+        resolve_source(DatasetConfig(path=str(tmp_path / "a.bin")))
+    assert resolve_source(DatasetConfig(name="some/dataset")).kind == "hub"
+
+
+def test_unreachable_hub_is_one_paragraph():
+    """An unknown hub name without a network is a UsageError that says what else would work."""
+    code = (
+        "from enc.encoder.config import DatasetConfig; from enc.encoder.data.corpus import *\n"
+        "c = DatasetConfig(name='nobody/no-such-set')\n"
+        "try: next(read_documents(resolve_source(c), c, 0))\n"
+        "except UsageError as e: print(e)"
+    )
+    import os
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.startswith("Cannot load the dataset 'nobody/no-such-set'"), done
+    assert done.stdout.count("\n") == 1

@@ -1,0 +1,321 @@
+"""Preprocessing: the bytes depend on the request alone, whatever is killed, and nothing is reused silently."""
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from enc.encoder.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
+from enc.encoder.data import preprocess as module
+from enc.encoder.data.corpus import Document
+from enc.encoder.data.preprocess import cut_chunks, preprocess, reusable, store_path, wanted_request
+from enc.encoder.data.store import TokenStore, verify
+from enc.encoder.data.tokenizer import EncoderTokenizer, train_tokenizer
+from enc.encoder.errors import RunError, UsageError
+
+# run as its own process; small chunks and data files, so that there are many moments to be killed at
+COMMAND = """
+import sys
+from enc.encoder.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data import preprocess as module, store
+module.FIRST_CHUNK_BYTES, module.CHUNK_BYTES, store.SHARD_BYTES = 2000, 20_000, 60_000
+source, tokenizer, output, num_proc = sys.argv[1:]
+dataset = DatasetConfig(path=source, eval_samples=700, pre_tokenize_output=output, num_proc=int(num_proc))
+report = lambda done, total, tokens: print(done, total, tokens, flush=True)
+module.preprocess(dataset, TokenizerConfig(path=tokenizer), 7, report)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A text of a megabyte, with a few thousand documents, and a tokenizer folder."""
+    from pydoc_data.topics import topics
+
+    root = tmp_path_factory.mktemp("inputs")
+    lines = [line for name in sorted(topics) for line in topics[name].splitlines()]
+    (root / "text.txt").write_text("\n".join(lines * 2), encoding="utf-8")
+    section = TokenizerTrainConfig(vocab_size=600)
+    train_tokenizer(section, lambda: lines).save(root / "tokenizer")
+    return root
+
+
+def start(inputs: Path, output: Path, num_proc: int = 2) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", COMMAND, inputs / "text.txt", inputs / "tokenizer", output, num_proc]
+    return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(inputs: Path, output: Path, num_proc: int = 2) -> str:
+    process = start(inputs, output, num_proc)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def reference(inputs, tmp_path_factory):
+    """The store that one undisturbed process makes with one worker."""
+    output = tmp_path_factory.mktemp("reference") / "store"
+    run(inputs, output, num_proc=1)
+    verify(output)
+    return contents(output)
+
+
+def test_number_of_workers_changes_nothing(inputs, reference, tmp_path):
+    """Two workers write the bytes that one writes, and progress ends at the size of the source."""
+    out = run(inputs, tmp_path / "store", num_proc=2)
+    assert contents(tmp_path / "store") == reference
+    done, total, tokens = (list(map(int, column)) for column in zip(*map(str.split, out.splitlines()), strict=True))
+    assert tokens == sorted(tokens)
+    assert max(done) == total[0] == (inputs / "text.txt").stat().st_size
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_any_moment_it_goes_on(inputs, reference, tmp_path, seed):
+    """Killed again and again, main process or worker, it ends with the undisturbed run's bytes; no worker stays."""
+    draw, kills, seen = random.Random(seed), 0, 0
+    while True:
+        process = start(inputs, tmp_path / "store")
+        assert process.stdout is not None
+        if kills < 5:
+            for _ in range(seen + draw.randint(0, 12)):  # let it get a little further than it was
+                seen += bool(process.stdout.readline())
+            time.sleep(draw.random() * 0.02)
+            workers = children(process.pid)
+            victim = draw.choice([process.pid, *workers]) if kills % 2 else process.pid
+            if process.poll() is None:
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+        _, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL or "RunError: A tokenising process was killed by signal 9" in err
+        assert not (tmp_path / "store").exists()
+        deadline = time.monotonic() + 5
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(alive, workers))
+    assert kills >= 3
+    assert contents(tmp_path / "store") == reference
+    assert not (tmp_path / "store.partial").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut log", "cut data", "flipped data", "no log", "extra file"])
+def test_goes_on_from_whatever_a_crash_left(inputs, reference, tmp_path, damage):
+    """A partial folder whose last writes were lost or garbled, as after a power failure, is cut back and completed."""
+    process = start(inputs, tmp_path / "store")
+    assert process.stdout is not None
+    for _ in range(15):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    partial = tmp_path / "store.partial"
+    log, data = partial / "progress.jsonl", partial / "train" / "data-00000.arrow"
+    if damage == "cut log":
+        os.truncate(log, log.stat().st_size - 30)
+    elif damage == "cut data":
+        os.truncate(data, data.stat().st_size - 1000)
+    elif damage == "flipped data":
+        garbled = bytearray(data.read_bytes())
+        garbled[-1000] ^= 1
+        data.write_bytes(garbled)
+    elif damage == "no log":
+        log.unlink()
+    else:
+        (partial / "train" / "data-00009.arrow").write_bytes(b"x")
+    run(inputs, tmp_path / "store")
+    assert contents(tmp_path / "store") == reference
+
+
+def sections(inputs, output, **settings):
+    settings = {"path": str(inputs / "text.txt"), "pre_tokenize_output": str(output), "num_proc": 1} | settings
+    return DatasetConfig.model_validate(settings), TokenizerConfig(path=str(inputs / "tokenizer"))
+
+
+def test_complete_store_is_reused_only_for_the_same_request(inputs, tmp_path):
+    """A second run touches nothing; a changed setting, tokenizer or source is refused and named."""
+    dataset, tokenizer = sections(inputs, tmp_path / "store")
+    path = preprocess(dataset, tokenizer, seed=0)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    assert reusable(path, wanted_request(dataset, tokenizer, seed=5))  # nothing is drawn, so the seed does not matter
+    assert preprocess(dataset, tokenizer, seed=5) == path
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+    with pytest.raises(UsageError, match=r"settings\.min_text_length was 1, asked is 9"):
+        preprocess(*sections(inputs, tmp_path / "store", min_text_length=9), seed=0)
+    with pytest.raises(UsageError, match=r"tokenizer\.train was null"):
+        preprocess(dataset, TokenizerConfig(train=TokenizerTrainConfig()), seed=0)
+    copied = shutil.copytree(inputs, tmp_path / "inputs")
+    dataset, tokenizer = sections(copied, tmp_path / "second")
+    preprocess(dataset, tokenizer, seed=0)
+    with (copied / "text.txt").open("a") as file:
+        file.write("one more\n")
+    with pytest.raises(UsageError, match=r"source files: 1 changed \(text\.txt\)"):
+        preprocess(dataset, tokenizer, seed=0)
+
+
+def test_a_store_as_path_is_taken_as_it_is(inputs, tmp_path):
+    """`dataset.path` may be a finished store; then only its tokenizer has to be the asked one."""
+    dataset, tokenizer = sections(inputs, tmp_path / "store")
+    path = preprocess(dataset, tokenizer, seed=0)
+    again = DatasetConfig(path=str(path))
+    assert preprocess(again, TokenizerConfig(path=str(path / "tokenizer")), seed=0) == path
+    with pytest.raises(UsageError, match=r'tokenizer\.name was null, asked is "bert-base-uncased"'):
+        preprocess(again, TokenizerConfig(), seed=0)
+
+
+def test_interrupted_work_of_another_request_is_not_continued(inputs, tmp_path):
+    """A partial folder that was begun with other settings, or from a text that has changed, is refused."""
+    process = start(inputs, tmp_path / "store")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    difference = r"store\.partial .*settings\.eval_samples was 700, asked is null.*delete"
+    with pytest.raises(UsageError, match=difference):
+        preprocess(*sections(inputs, tmp_path / "store"), seed=7)
+
+
+def test_two_at_once_are_refused(inputs, tmp_path):
+    """While one process holds the lock of a store, another is turned away."""
+    dataset, tokenizer = sections(inputs, tmp_path / "store")
+    with (tmp_path / ".store.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="Another preprocess is writing"):
+            preprocess(dataset, tokenizer, seed=0)
+    assert preprocess(dataset, tokenizer, seed=0).is_dir()
+
+
+def test_full_disk_leaves_no_store_and_can_go_on(inputs, tmp_path):
+    """A write that fails for lack of room is one paragraph; the final name does not exist; a later run completes it."""
+    dataset, tokenizer = sections(inputs, tmp_path / "store")
+    code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+from enc.encoder.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data.preprocess import preprocess
+from enc.encoder.errors import RunError
+dataset = DatasetConfig.model_validate_json({dataset.model_dump_json()!r})
+try: preprocess(dataset, TokenizerConfig(path={tokenizer.path!r}), 0)
+except RunError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "store failed: File too large. What was done is kept in" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+    verify(preprocess(dataset, tokenizer, seed=0))
+
+
+def test_unwritable_targets_are_named(inputs, tmp_path):
+    """A target below a file, or one that is some other folder, is an error before any work."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"Cannot write the token store .*Set dataset\.pre_tokenize_output"):
+        preprocess(*sections(inputs, tmp_path / "file" / "store"), seed=0)
+    with pytest.raises(UsageError, match="is not a token store"):
+        preprocess(*sections(inputs, inputs), seed=0)
+
+
+def test_bad_text_leaves_nothing_behind(inputs, tmp_path):
+    """An error in the source before anything was written leaves no partial folder, and no worker."""
+    (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\n")
+    with pytest.raises(UsageError, match=r"bad\.txt is not UTF-8"):
+        preprocess(*sections(inputs, tmp_path / "store", path=str(tmp_path / "bad.txt")), seed=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".store.lock", "bad.txt"]
+    assert children(os.getpid()) == []
+
+
+def test_text_without_tokens_is_left_out(inputs, tmp_path):
+    """Documents of control characters alone make no row; if all are such, that is an error."""
+    (tmp_path / "a.txt").write_text("\x01\x02\nsome words\n\x03\n")
+    path = preprocess(*sections(inputs, tmp_path / "store", path=str(tmp_path / "a.txt")), seed=0)
+    assert TokenStore.open(path).split("train").lengths.size == 1
+    (tmp_path / "b.txt").write_text("\x01\x02\n")
+    with pytest.raises(UsageError, match="makes no tokens"):
+        preprocess(*sections(inputs, tmp_path / "other", path=str(tmp_path / "b.txt")), seed=0)
+
+
+def test_worker_that_dies_is_reported(inputs, tmp_path, monkeypatch):
+    """A worker that ends at once, however often, is a RunError and not a hang."""
+    real = subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", lambda command, **k: real([sys.executable, "-c", "exit(9)"], **k))
+    with pytest.raises(RunError, match="ended with code 9"):
+        preprocess(*sections(inputs, tmp_path / "store", num_proc=2), seed=0)
+
+
+def test_trained_tokenizer_is_stored_and_not_retrained(inputs, tmp_path):
+    """A tokenizer trained on the way lies in the store and made its ids."""
+    dataset, _ = sections(inputs, tmp_path / "store")
+    tokenizer = TokenizerConfig(train=TokenizerTrainConfig(model="bpe", vocab_size=500))
+    opened = TokenStore.open(preprocess(dataset, tokenizer, seed=0))
+    loaded = EncoderTokenizer.load(opened.tokenizer_dir)
+    assert loaded.num_tokens == opened.manifest["tokenizer"]["num_tokens"] == 500
+    assert loaded.fingerprint() == opened.manifest["tokenizer"]["fingerprint"]
+    assert loaded.name == "bpe-500"
+    first = (inputs / "text.txt").read_text().split("\n", 1)[0]
+    assert loaded.tokenizer.decode(opened.split("train")[0].tolist()) == first
+
+
+def test_chunks_keep_order_and_size():
+    """Chunks grow from the first size to the full one, hold one split each, and lose nothing."""
+    documents = [Document("eval" if i % 10 == 0 else "train", f"{i:05d}" * 20, i) for i in range(2000)]
+    chunks = list(cut_chunks(documents, 500, 4000))
+    for split in ("train", "eval"):
+        joined = [text.decode() for chunk in chunks if chunk.split == split for text in chunk.texts]
+        assert joined == [text for s, text, _ in documents if s == split]
+    assert chunks[0].num_bytes == 500
+    assert max(chunk.num_bytes for chunk in chunks) == 4000
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"name": "python-docs"}, "tokenized_data/python-docs"),
+        ({"name": "org/set", "config": "en"}, "tokenized_data/org-set-en"),
+        ({"path": "/data/my texts/"}, "tokenized_data/my-texts"),
+        ({"path": "a/*.txt"}, "tokenized_data/txt"),
+        ({"path": "a.txt", "pre_tokenize_output": "out/x"}, "out/x"),
+    ],
+)
+def test_store_path(settings, wanted):
+    """The store's place is a function of the config."""
+    assert store_path(DatasetConfig.model_validate(settings)) == Path(wanted)
+
+
+def test_memory_does_not_grow_with_the_corpus(inputs, tmp_path):
+    """Ten times the text needs hardly more memory in the main process."""
+    code = COMMAND.replace("2000, 20_000, 60_000", "20_000, 100_000, 10**9") + "\nimport resource"
+    code += "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    peaks = []
+    for times in (1, 10):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        for copy in range(times):
+            shutil.copy(inputs / "text.txt", folder / f"{copy}.txt")
+        words = [sys.executable, "-c", code, folder, inputs / "tokenizer", folder / "store", 2]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 8, peaks  # MB, of 9 MB more text
