@@ -6,7 +6,7 @@ With r = (mean_j x_j^2 + eps)^(-1/2) a row, n = x r and y = n w, the gradients f
 
 LayerNorm's backward with the mean taken as zero is r (g w - mean_j(g w) - n mean_j(g w n)), and the same dw. PyTorch
 has a fused CPU kernel for that one, so the CPU path calls it and adds r mean_j(g w) back: forward and backward of
-8192 x 256 fp32 take 3.5 ms, against 9 ms for ``F.rms_norm``, which is not fused on the CPU.
+8192 x 256 fp32 take 4.4 ms, against 13 ms for ``F.rms_norm``, which is not fused on the CPU.
 
 Shapes: N rows (any leading shape), D features.
 """

@@ -6,10 +6,11 @@ For document n with tokens ``cu_seqlens[n] <= i, j < cu_seqlens[n + 1]`` and eve
     o_i  = sum_j p_ij v_j
 
 No score between two documents is ever computed, so the cost is sum_n len_n^2, not T^2. The CPU path calls PyTorch's
-flash kernel once a document, forward and backward, without an autograd node a document. Measured on two cores (T 4096,
-31 documents of 9..500 tokens, 12 heads of 32, fp32, forward + backward): 42 ms, against 137 ms for a loop over
-``F.scaled_dot_product_attention``, 519 ms for a dense block mask and 832 ms for padding. Batching documents of equal
-length was within 10 % either way and is left out.
+flash kernel once a document, forward and backward, without an autograd node a document. Measured on two shared cores,
+forward + backward, T 4096, 12 heads of 32, 31 documents of 9..500 tokens (fp32 / bf16): 55 / 52 ms, against 58 / 116 ms
+for a loop over ``F.scaled_dot_product_attention``, 617 / 573 for a dense block mask and 953 / 750 for padding; with 193
+documents of about 22 tokens 47 / 54 ms against 56 / 195 for the loop. Batching documents of equal length was within
+25 % either way, mostly slower, and is left out.
 
 Shapes: T tokens, H heads, D head dim, N documents. T = cu_seqlens[N].
 """
@@ -104,7 +105,7 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale
 def _varlen_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # In fp32 also for bf16 inputs: the bf16 backward kernel is 2-5 times slower on the CPU (74 against 28 ms above).
+    # In fp32 also for bf16 inputs: the CPU's bf16 backward kernel is 1.3-5 times slower, worst for short documents.
     inputs = [_unit_last_stride(x).to(lse.dtype) for x in (grad, q, k, v, out)]
     grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     for rows in _documents(cu_seqlens, len(q)):
