@@ -65,13 +65,14 @@ def open_data(config: RunConfig) -> Data:
     return Data(
         store,
         tokenizer,
-        _rows(store, "train", tokenizer, config),
-        _rows(store, "eval", tokenizer, config) if evaluates else None,
+        packed_rows(store, "train", tokenizer, config),
+        packed_rows(store, "eval", tokenizer, config) if evaluates else None,
         masker,
     )
 
 
-def _rows(store: TokenStore, split: str, tokenizer: EncoderTokenizer, config: RunConfig) -> Rows:
+def packed_rows(store: TokenStore, split: str, tokenizer: EncoderTokenizer, config: RunConfig) -> Rows:
+    """Plan the rows of a split as the config asks. Raises UsageError when it holds no documents."""
     documents = store.split(split)
     special = (tokenizer.cls_id is not None) + (tokenizer.sep_id is not None)
     plan = plan_rows(documents.lengths, config.row_length, special, config.seed, config.datacollator.pack_sequences)

@@ -19,7 +19,7 @@ def rule_problems(config: RunConfig) -> Iterator[Finding]:
     yield from _trainer_rules(config)
 
 
-_UNBUILT = {
+UNBUILT = {
     "task": {
         "glue": "GLUE fine-tuning",
         "mteb": "MTEB evaluation",
@@ -36,7 +36,7 @@ _UNBUILT = {
 
 
 def _unbuilt_values(config: RunConfig) -> Iterator[Finding]:
-    for key, features in _UNBUILT.items():
+    for key, features in UNBUILT.items():
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
         if value in features:

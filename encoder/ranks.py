@@ -31,10 +31,6 @@ class Ranks:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT)
         return cls(rank, world_size, local_rank)
 
-    def leave(self) -> None:
-        if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
     @property
     def is_main(self) -> bool:
         return self.rank == 0

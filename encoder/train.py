@@ -14,7 +14,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -340,8 +340,8 @@ def describe(run: Run) -> list[tuple[str, str]]:
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
-def main(run_dir: Path) -> int:
-    """Run the training process of this rank and return its exit code (0, 2, 3 or 75)."""
+def main(run_dir: Path) -> NoReturn:
+    """Run the training process of this rank and leave it with exit code 0, 2, 3 or 75."""
     stop = StopFlag()
     stop.install()
     if os.environ.get("ENC_DIE_WITH_PARENT"):
@@ -369,9 +369,11 @@ def main(run_dir: Path) -> int:
         run.log.close(code)
     if message and (ranks.is_main or code == 3):
         print(message, file=sys.stderr, flush=True)
-    if code in (0, 75):
-        ranks.leave()
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No teardown: DDP's destructor joins gloo's threads while it holds the interpreter lock that they wait for, and one
+    # exit in ten or so hangs. Everything is on disk; batch workers die with their parent.
+    os._exit(code)
 
 
 def _announce(run: Run) -> None:
@@ -394,4 +396,4 @@ def _write_traceback(run_dir: Path, rank: int) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ from enc.encoder.data import preprocess as preprocess_module
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import (
     TokenStore,
+    arrow_schema,
     check_matches,
     read_manifest,
     record_batch_bytes,
@@ -120,13 +121,15 @@ def test_dtype_and_empty_documents():
         ids = np.arange(sum(lengths), dtype=np.uint32)
         message = record_batch_bytes(np.array(lengths, dtype=np.int32), ids)
         assert message.size % 8 == 0
+        batch = pa.ipc.read_record_batch(message, arrow_schema(ids.dtype))
+        assert [len(row) for row in batch.column(0).to_pylist()] == lengths
 
 
 def test_importing_the_store_loads_no_torch():
     """A planner reads a manifest without torch, datasets or transformers."""
     code = (
         "import sys; import enc.encoder.data.store, enc.encoder.data.preprocess; "
-        "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'torch', 'datasets', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Enc
+from running import Enc
 
 STEPS = 60
 COMMON = [

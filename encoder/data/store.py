@@ -51,7 +51,9 @@ def record_batch_bytes(lengths: np.ndarray, ids: np.ndarray) -> pa.Buffer:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     schema = arrow_schema(ids.dtype)
-    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids), type=schema.field(0).type)
+    # from buffers, not pa.array: that one imports pandas, which takes longer than the tokens of a small corpus
+    values = pa.Array.from_buffers(pa.from_numpy_dtype(ids.dtype), len(ids), [None, pa.py_buffer(ids)])
+    column = pa.Array.from_buffers(schema.field(0).type, len(lengths), [None, pa.py_buffer(offsets)], children=[values])
     return pa.record_batch([column], schema=schema).serialize()
 
 
@@ -220,9 +222,9 @@ class Documents(Sequence[np.ndarray]):
         self._values: list[np.ndarray] = []  # a record batch: (tokens,)
         for file in self._files:
             for column in _read_columns(file):
-                offsets, values = column.offsets, column.values
-                self._offsets.append(offsets.to_numpy(zero_copy_only=True))
-                self._values.append(values.to_numpy(zero_copy_only=True))
+                _, offsets, _, values = column.buffers()
+                self._offsets.append(np.frombuffer(offsets, np.int32)[: len(column) + 1])
+                self._values.append(np.frombuffer(values, self._dtype))
         counts = [len(offsets) - 1 for offsets in self._offsets]
         self._starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
 

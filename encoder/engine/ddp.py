@@ -29,7 +29,7 @@ class DdpEngine:
         self.world_size = world_size
         self.module: nn.Module = objective
         if world_size > 1:
-            self.module = DistributedDataParallel(objective, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self.module = DistributedDataParallel(objective, gradient_as_bucket_view=True)
         self._load_moments(dict.fromkeys(_moment_names(self.parameters)), 0)
 
     def forward(self, batch: Any, last: bool) -> Any:

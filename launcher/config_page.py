@@ -1,0 +1,104 @@
+"""The configuration reference, made from the schema: docs/configuration.md is the output of this module."""
+
+import types
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from enc.encoder.config import NoEffect, NotBuilt, RunConfig
+from enc.encoder.config_checks import UNBUILT
+from enc.encoder.config_load import section_class
+
+_INTRO = """# Configuration
+
+*This page is the output of `enc config schema --markdown`.*
+
+A config is a YAML file of sections. Every key has a default, so a file names only what differs; `enc config show CFG`
+prints all of them filled in, `enc config check CFG` reports every problem at once. Any key can also be set on the
+command line, in three spellings: `--trainer.max_steps 100`, `--trainer.max_steps=100`, `trainer.max_steps=100`.
+
+Numbers may be written `1e-4`. A top-level mapping `variables:` holds values for reuse: `$variables.name` as a whole
+value keeps its type, `${variables.name}` inside a text is replaced. The key names are NeoBERT's; its old names are
+accepted with a note. A key marked **not built yet** is refused with any value but its default; one marked *no effect*
+is accepted and ignored, for the reason given.
+"""
+
+
+def configuration_page() -> str:
+    """Return the reference page as Markdown."""
+    parts = [_INTRO, "## Top level\n", _table(RunConfig)]
+    for name, info in RunConfig.model_fields.items():
+        section = section_class(info)
+        if section is not None:
+            parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, f"{name}.")]
+            parts += [
+                f"### {name}.{inner}\n\n{section_class(field).__doc__}\n\n{_table(section_class(field))}"
+                for inner, field in section.model_fields.items()
+                if section_class(field) is not None and not _mark(field, NotBuilt)
+            ]
+    return "\n".join(parts)
+
+
+def _table(section: Any, prefix: str = "") -> str:
+    rows = [
+        f"| `{name}` | {_type(info)} | `{_default(info)}` | {_text(info)}{_unbuilt_values(prefix + name)} |"
+        for name, info in section.model_fields.items()
+        if section is not RunConfig or section_class(info) is None
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.get_default(call_default_factory=True)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _text(info: FieldInfo) -> str:
+    text = (info.description or "").replace("\n", " ").replace("|", "\\|")
+    not_built, no_effect = _mark(info, NotBuilt), _mark(info, NoEffect)
+    if not_built:
+        return f"{text} **Not built yet** ({not_built.what})."
+    return f"{text} *No effect: {no_effect.why}.*" if no_effect else text
+
+
+def _unbuilt_values(key: str) -> str:
+    values = [f"`{value}`" for value in UNBUILT.get(key, ())]
+    return f" **Not built yet:** {', '.join(values)}." if values else ""
+
+
+def _mark(info: FieldInfo, kind: type) -> Any:
+    return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
+
+
+def _type(info: FieldInfo) -> str:
+    return _type_name(info.annotation, info.metadata)
+
+
+def _type_name(kind: Any, metadata: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " \\| ".join(str(value) for value in arguments)
+    if origin in (types.UnionType, getattr(types, "UnionType", None)) or str(origin) == "typing.Union":
+        return " \\| ".join(_type_name(part, metadata) for part in arguments)
+    if hasattr(kind, "__metadata__"):
+        return _type_name(arguments[0], kind.__metadata__)
+    if origin in (tuple, list, dict):
+        return {tuple: "list", list: "list", dict: "mapping"}[origin]
+    if kind is type(None):
+        return "null"
+    names = {int: "integer", float: "number", bool: "true \\| false", str: "text"}
+    return names.get(kind, "section") + _range(metadata)
+
+
+def _range(metadata: Any) -> str:
+    bounds = []
+    for mark in metadata:
+        for item in getattr(mark, "metadata", [mark]):
+            signs = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+            for kind, sign in signs.items():
+                if isinstance(item, kind):
+                    bounds.append(f"{sign} {getattr(item, kind.__name__.lower()):g}")
+    return f", {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,44 @@
+"""Running the installed `enc` command from tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ENC = [sys.executable, "-c", "from enc.launcher.cli import main; main()"]
+
+
+class Enc:
+    """Runs the command line in a working folder, as a user would."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+
+    def start(self, *words: str) -> subprocess.Popen:
+        """Start a command in the background; what it prints goes to `background.log`."""
+        with (self.folder / "background.log").open("a") as log:
+            return subprocess.Popen(
+                [*ENC, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def __call__(self, *words: str, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Run a command to its end; `code` is the exit code that it must have (None: any)."""
+        done = subprocess.run(
+            [*ENC, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, timeout=timeout,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert code is None or done.returncode == code, (
+            f"enc {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+        return done
+
+    def records(self, run: str, key: str = "loss") -> dict[int, dict[str, Any]]:
+        """Return the metrics records of a run that have a key, by step."""
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        return {record["step"]: record for record in map(json.loads, lines) if key in record}
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        """Return the events of a run."""
+        return [json.loads(line) for line in (self.folder / run / "events.jsonl").read_text().splitlines()]
