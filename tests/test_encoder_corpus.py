@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from enc.encoder.config import DatasetConfig
-from enc.encoder.data.corpus import python_docs, read_documents, resolve_source, source_total
+from enc.encoder.data.corpus import read_documents, resolve_source, source_total
 from enc.encoder.errors import UsageError
 
 TEXTS = ["The first text.", "Zweiter Text: äöü", "第三の文書", "a fourth, with\ttab", "the fifth"]
@@ -150,15 +151,18 @@ def test_min_text_length_counts_characters(tmp_path):
 
 
 def test_python_docs_are_many_distinct_and_import_nothing():
-    """The built-in source gives the same thousands of texts again, and importing it loads no heavy package."""
-    code = "import sys; from enc.encoder.data import corpus; n = len(list(corpus.python_docs())); "
-    code += "print(n, sorted({'torch', 'transformers', 'datasets', 'antigravity', 'tkinter'} & set(sys.modules)))"
+    """The built-in source gives thousands of distinct texts, a megabyte and more, and loads no heavy or odd module."""
+    code = (
+        "import sys; from enc.encoder.data import corpus; found = list(corpus.python_docs())\n"
+        "print(len(found), len(set(found)), sum(map(len, found)))\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'antigravity', 'tkinter'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    count, heavy = done.stdout.split(maxsplit=1)
-    found = list(python_docs())
-    assert len(found) == len(set(found)) == int(count) > 2000
-    assert heavy.strip() == "[]"
-    assert sum(map(len, found)) > 10**6
+    counts, heavy = done.stdout.splitlines()
+    count, distinct, characters = map(int, counts.split())
+    assert count == distinct > 2000
+    assert characters > 10**6
+    assert heavy == "[]"
 
 
 def test_positions_reach_the_total(tmp_path):
@@ -226,8 +230,6 @@ def test_unreachable_hub_is_one_paragraph():
         "try: next(read_documents(resolve_source(c), c, 0))\n"
         "except UsageError as e: print(e)"
     )
-    import os
-
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.startswith("Cannot load the dataset 'nobody/no-such-set'"), done

@@ -124,16 +124,23 @@ def test_killed_at_any_moment_it_goes_on(inputs, reference, tmp_path, seed):
     assert not (tmp_path / "store.partial").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut log", "cut data", "flipped data", "no log", "extra file"])
-def test_goes_on_from_whatever_a_crash_left(inputs, reference, tmp_path, damage):
-    """A partial folder whose last writes were lost or garbled, as after a power failure, is cut back and completed."""
-    process = start(inputs, tmp_path / "store")
+@pytest.fixture(scope="module")
+def killed(inputs, tmp_path_factory):
+    """The partial folder that a process killed in the middle left."""
+    output = tmp_path_factory.mktemp("killed") / "store"
+    process = start(inputs, output)
     assert process.stdout is not None
     for _ in range(15):
         process.stdout.readline()
     process.kill()
     process.communicate()
-    partial = tmp_path / "store.partial"
+    return output.with_name("store.partial")
+
+
+@pytest.mark.parametrize("damage", ["cut log", "cut data", "flipped data", "no log", "extra file"])
+def test_goes_on_from_whatever_a_crash_left(inputs, reference, killed, tmp_path, damage):
+    """A partial folder whose last writes were lost or garbled, as after a power failure, is cut back and completed."""
+    partial = shutil.copytree(killed, tmp_path / "store.partial")
     log, data = partial / "progress.jsonl", partial / "train" / "data-00000.arrow"
     if damage == "cut log":
         os.truncate(log, log.stat().st_size - 30)
@@ -197,6 +204,24 @@ def test_interrupted_work_of_another_request_is_not_continued(inputs, tmp_path):
     difference = r"store\.partial .*settings\.eval_samples was 700, asked is null.*delete"
     with pytest.raises(UsageError, match=difference):
         preprocess(*sections(inputs, tmp_path / "store"), seed=7)
+
+
+def test_changed_text_is_noticed_where_files_look_the_same(inputs, tmp_path):
+    """Work is not continued on another text, even if size and time of the file are what they were."""
+    copied = shutil.copytree(inputs, tmp_path / "inputs")
+    process = start(copied, tmp_path / "store")
+    assert process.stdout is not None
+    for _ in range(8):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    text = copied / "text.txt"
+    before, data = text.stat(), bytearray(text.read_bytes())
+    data[1] = ord("Q")
+    text.write_bytes(data)
+    os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = start(copied, tmp_path / "store")
+    assert "UsageError: The text is no longer what it was" in again.communicate(timeout=60)[1]
 
 
 def test_two_at_once_are_refused(inputs, tmp_path):

@@ -16,6 +16,8 @@ from enc.encoder.config import DatasetConfig, TokenizerConfig, TokenizerTrainCon
 from enc.encoder.data import preprocess as preprocess_module
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import (
+    END_OF_STREAM,
+    Documents,
     TokenStore,
     arrow_schema,
     check_matches,
@@ -114,15 +116,18 @@ def test_bounds_and_missing_split(built):
         opened.split("test")
 
 
-def test_dtype_and_empty_documents():
+def test_dtype_and_empty_documents(tmp_path):
     """65,536 tokens still fit uint16; documents of no tokens and batches of none survive the format."""
     assert [token_dtype(n).name for n in (1, 65536, 65537)] == ["uint16", "uint16", "uint32"]
     for lengths in ([], [0], [2, 0, 1]):
         ids = np.arange(sum(lengths), dtype=np.uint32)
         message = record_batch_bytes(np.array(lengths, dtype=np.int32), ids)
         assert message.size % 8 == 0
-        batch = pa.ipc.read_record_batch(message, arrow_schema(ids.dtype))
-        assert [len(row) for row in batch.column(0).to_pylist()] == lengths
+        path = tmp_path / "data.arrow"
+        path.write_bytes(bytes(arrow_schema(ids.dtype).serialize()) + bytes(message) + END_OF_STREAM)
+        documents = Documents([path], ids.dtype)
+        assert documents.lengths.tolist() == [len(row) for row in documents] == lengths
+        assert [i for row in documents for i in row] == ids.tolist()
 
 
 def test_importing_the_store_loads_no_torch():
