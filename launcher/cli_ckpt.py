@@ -96,8 +96,11 @@ def export(
     dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
 ) -> None:
     """Write a folder that transformers loads, after comparing its logits with the training model's; print its path."""
-    from enc.tools.export_checkpoint import export_checkpoint
+    from enc.tools.export import export_checkpoint
 
     result = export_checkpoint(checkpoint_folder(checkpoint), Path(out) if out else None, dtype)
-    say(result.summary)
-    typer.echo(str(result.path))
+    say(
+        f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ from "
+        f"the training model's by at most {result.max_difference:.1e} of the largest logit."
+    )
+    typer.echo(str(result.folder))

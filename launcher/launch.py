@@ -44,6 +44,7 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         _check_disk(plan)
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
+        block_stop_signals()  # from here on there is a run: the trainer lets signals in once it can save
         attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
     except BaseException:
         lock.release(remove_if_created=True)
@@ -121,7 +122,6 @@ def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock) -> int:
     command = [sys.executable, "-m", "enc.encoder.train", str(run_dir)]
     sys.stdout.flush()
     sys.stderr.flush()
-    block_stop_signals()  # the trainer lets them in once it can save
     if world_size == 1:
         os.execv(command[0], command)
     processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]

@@ -42,3 +42,12 @@ class Enc:
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return the events of a run."""
         return [json.loads(line) for line in (self.folder / run / "events.jsonl").read_text().splitlines()]
+
+
+# What a metrics record says of the clock and the machine.
+_TIMES = {"time", "tokens_per_s", "mfu", "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb"}
+
+
+def exact(records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Drop from metrics records what may differ between two equal runs."""
+    return {step: {k: v for k, v in record.items() if k not in _TIMES} for step, record in records.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import Enc
+from running import Enc, exact
 
 STEPS = 60
 COMMON = [
@@ -18,12 +18,6 @@ COMMON = [
     "trainer.gradient_accumulation_steps=2",
     "trainer.log_train_accuracy=true",
 ]
-TIMES = {"time", "tokens_per_s", "mfu", "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb"}
-
-
-def exact(records: dict[int, dict]) -> dict[int, dict]:
-    """Drop what depends on the clock."""
-    return {step: {k: v for k, v in record.items() if k not in TIMES} for step, record in records.items()}
 
 
 def wait_for_step(enc: Enc, run: str, step: int, process) -> None:

@@ -5,6 +5,7 @@ tokenizer's files and ``README.md`` (the model card). It is written beside its f
 loaded it and its logits equal the trained model's is it renamed.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,19 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from enc.encoder.checkpoint import read_trainer_state
 from enc.encoder.config import ModelConfig
+from enc.encoder.config_load import load_text
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models import modeling_neobert
 from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 
 TOLERANCE = 1e-5
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _VOCABULARY = ("model.encoder.weight", "decoder.weight")
 _COPIED = (
     "hidden_size",
@@ -59,6 +63,39 @@ class ExportResult:
     """Largest difference of a logit between transformers and the trained model, relative to the largest logit."""
 
 
+def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResult:
+    """Export a checkpoint folder to `out`, by default `<run>/hf/<step>`; `dtype` is "fp32" or "bf16".
+
+    The model card's numbers are those of the run's metrics at the checkpoint's step. Raises as `export_model` does.
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}.")
+    config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
+    run_dir, step = folder.absolute().parent.parent, read_trainer_state(folder)["step"]
+    num_tokens = json.loads((folder / "tokenizer_info.json").read_text())["vocab_size"]
+    card = {
+        "name": f"{run_dir.name}-{step}",
+        "dataset": config.dataset.name,
+        "row_length": config.row_length,
+        "steps": step,
+        "tokens": read_trainer_state(folder)["tokens"],
+        **_measured(run_dir / "metrics.jsonl", step),
+    }
+    weights = load_file(folder / "model.safetensors")
+    target = out or run_dir / "hf" / str(step)
+    return export_model(weights, config.model, folder / "tokenizer", num_tokens, target, card, _DTYPES[dtype])
+
+
+def _measured(metrics: Path, step: int) -> dict[str, Any]:
+    """Return the last training loss up to a step, and the evaluation at it, as far as a run's metrics have them."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    losses = [r["loss"] for r in records if r["step"] <= step and r.get("loss") is not None]
+    names = {"eval_loss": "Masked-token loss", "eval_accuracy": "Masked-token accuracy", "eval_perplexity": "Perplexity"}
+    evaluations = [r for r in records if r["step"] == step and "eval_loss" in r]
+    found = {label: evaluations[-1][key] for key, label in names.items()} if evaluations else {}
+    return {"loss": losses[-1] if losses else None, "metrics": found}
+
+
 def export_model(
     weights: dict[str, Tensor],
     model_config: ModelConfig,
@@ -77,7 +114,7 @@ def export_model(
         num_tokens: Tokens of the tokenizer; later rows of the vocabulary are left out.
         out: Folder to make; it may exist if it is empty.
         card: For the model card: ``name``; and where known ``steps``, ``tokens``, ``loss``, ``dataset``, ``license``,
-            ``metrics`` (name to value).
+            ``row_length`` (tokens of the longest text in training), ``metrics`` (name to value).
         dtype: Of the written weights, fp32 or bf16.
 
     Raises:
@@ -187,7 +224,7 @@ def model_card(config: NeoBERTConfig, num_parameters: int, card: dict[str, Any])
         "Final training loss": _number(card.get("loss")),
     }
     return environment.get_template("model_card.md.j2").render(
-        card={"license": None, "metrics": {}, **card},
+        card={"license": None, "metrics": {}, "row_length": None, **card},
         config=config,
         architecture=architecture,
         training={label: value for label, value in facts.items() if value is not None},
@@ -215,7 +252,7 @@ def _check(folder: Path, trained: NeoBertForMaskedLM) -> float:
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
         raise RunError(
-            f"the exported model's logits differ from the trained model's by {difference:.1e} of the largest logit, "
+            f"The exported model's logits differ from the trained model's by {difference:.1e} of the largest logit, "
             f"more than {TOLERANCE:.0e}. Nothing was exported; please report this with the model section of the config."
         )
     return difference

@@ -73,7 +73,7 @@ class Masker:
             return ordinary
         begins = ~self.continues_word[ids[ordinary]]
         begins |= np.isin(ordinary, piece_starts)
-        begins |= np.diff(ordinary, prefix=-2) > 1  # a special token ends a word; true for the first place
+        begins |= np.diff(ordinary, prepend=-2) > 1  # a special token ends a word; true for the first place
         words = np.split(ordinary, np.flatnonzero(begins)[1:])
         words = [words[i] for i in rng.permutation(len(words))]
         chosen: list[np.ndarray] = []

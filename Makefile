@@ -1,0 +1,53 @@
+# Each target makes its own virtual environment under build/ and installs what it needs.
+PYTHON ?= python3
+VENV := build/venv
+BIN := $(VENV)/bin
+SLOW ?= not slow and not gpu
+
+.PHONY: quickstart test check check-all bench lint types clean
+
+quickstart: $(VENV)/installed  ## a small encoder from text to an exported model, on the CPU
+	$(BIN)/enc launch pretrain quickstart trainer.overwrite_output_dir=true
+	rm -rf runs/quickstart/hf
+	$(BIN)/enc ckpt export runs/quickstart
+	$(BIN)/python -m enc.tools.fill_mask runs/quickstart/hf/600 --store tokenized_data/quickstart
+	$(BIN)/enc report runs/quickstart
+
+test: $(VENV)/installed-test  ## all tests that run in a few minutes
+	$(BIN)/python -m pytest -m "$(SLOW)"
+
+check: lint types test  ## what CI runs
+
+check-all: lint types  ## the slow tests too
+	$(MAKE) test SLOW="not gpu"
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itself, so it gets a link
+	mkdir -p build/typing && ln -sfn "$(CURDIR)" build/typing/enc
+	MYPYPATH=build/typing $(BIN)/mypy --namespace-packages --explicit-package-bases \
+	  -p enc.launcher -p enc.encoder -p enc.kernels -p enc.tools
+
+bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
+	$(BIN)/python -m enc.tools.bench.preprocess
+	$(BIN)/python -m enc.tools.bench.step
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/installed $(VENV)/installed-test
+
+clean:
+	rm -rf build *.egg-info

@@ -1,0 +1,388 @@
+"""Whatever a user gets wrong ends in a message that says what, where and what to do, and nothing is lost or half-written.
+
+One table drives the real command line. A row names its bad input, how to set it up, the command, its exit code and what
+the message must contain. After each command the working folder is compared with what it was before, file by file.
+"""
+
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from running import Enc
+
+MAX_LINES = 12
+
+
+@dataclass(frozen=True)
+class World:
+    """The working folder of a row, and the finished things that it may copy and damage."""
+
+    folder: Path
+    finished_run: Path
+    finished_store: Path
+    small_stores: Path
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def run(self) -> Path:
+        """Copy the finished run, of 6 steps with checkpoints 3 and 6, to `run`."""
+        return shutil.copytree(self.finished_run, self.folder / "run")
+
+    def store(self) -> Path:
+        """Copy the token store of `smoke` to `store`."""
+        return shutil.copytree(self.finished_store, self.folder / "store")
+
+
+Setup = Callable[[World], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bad input. `STORE` in the command stands for the ready store, `SMOKE` for a launch of the `smoke` recipe."""
+
+    id: str
+    command: str
+    says: tuple[str, ...]
+    code: int = 2
+    setup: Setup = lambda world: None
+    writes: tuple[str, ...] = ()  # folders and files that this command may change
+    out: tuple[str, ...] = ()  # what stdout must contain
+
+
+def yaml(text: str) -> Setup:
+    return lambda world: world.write("cfg.yaml", text)
+
+
+def config(id: str, text: str, *says: str) -> Row:
+    """A config file that `enc launch` refuses before it touches anything."""
+    return Row(f"config: {id}", "launch pretrain cfg.yaml", says, setup=yaml(text))
+
+
+def override(id: str, words: str, *says: str) -> Row:
+    """Words after a good config that `enc launch` refuses."""
+    return Row(f"override: {id}", f"SMOKE {words}", says)
+
+
+def source(id: str, name: str, content: str | bytes | None, words: str, *says: str) -> Row:
+    """A text source that `enc launch` cannot tokenise; no content makes an empty folder."""
+
+    def setup(world: World) -> None:
+        if content is None:
+            (world.folder / name).mkdir()
+        else:
+            world.write(name, content)
+
+    command = f"launch pretrain smoke dataset.path={name} dataset.pre_tokenize_output=new/store {words}"
+    return Row(f"source: {id}", f"{command} trainer.output_dir=new/run", says, setup=setup)
+
+
+def flip(path: Path, position: float = 0.5, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * position)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Drop the second half of a file."""
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def in_run(damage: Callable[[Path], object]) -> Setup:
+    return lambda world: damage(world.run())
+
+
+def in_store(damage: Callable[[Path], object]) -> Setup:
+    return lambda world: damage(world.store())
+
+
+def only_checkpoint(damage: Callable[[Path], object]) -> Setup:
+    def setup(world: World) -> None:
+        run = world.run()
+        shutil.rmtree(run / "checkpoints" / "3")
+        damage(run / "checkpoints" / "6")
+
+    return setup
+
+
+def _no_mask(world: World) -> None:
+    tokenizer = json.loads((world.finished_store / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "[MASK]"]
+    vocab = tokenizer["model"]["vocab"]
+    vocab["other"] = vocab.pop("[MASK]")
+    world.write("nomask/tokenizer.json", json.dumps(tokenizer))
+
+
+WEIGHTS, SHARD = "model.safetensors", "state/shard-00001-model-00001-of-00001.safetensors"
+TRAIN_DATA = "train/data-00000.arrow"
+ON_STORE = "launch pretrain smoke dataset.pre_tokenize_output=store trainer.output_dir=new/run"
+TEXT = "".join(f"Line {n} of a small text about the number {n * n}.\n" for n in range(200))
+
+ROWS = [
+    # ---- the config file -----------------------------------------------------------------------------------------
+    config("unknown key", "model:\n  depth: 3\n", "cfg.yaml:2", "model.depth is not a key"),
+    config("mistyped key", "model:\n  hiden_size: 64\n", "cfg.yaml:2", "model.hiden_size", "mean model.hidden_size?"),
+    config("mistyped section", "trainr:\n  max_steps: 3\n", "cfg.yaml:1", "trainr is not a", "did you mean trainer?"),
+    config("key in the wrong section", "model:\n  lr: 1e-3\n", "cfg.yaml:2", "model.lr", "did you mean optimizer.lr?"),
+    config("duplicate key", "seed: 1\nmodel: {rope: true}\nseed: 2\n", "cfg.yaml:3: seed is given twice", "cfg.yaml:1"),
+    config("text for a whole number", "trainer:\n  max_steps: many\n", "cfg.yaml:2", "'many', must be a whole number"),
+    config("fraction for a whole number", "trainer: {max_steps: 10.5}\n", "cfg.yaml:1", "10.5, must be a whole number"),
+    config("float for a whole number", "trainer: {max_steps: 1e3}\n", "max_steps is 1000.0", "write 1000"),
+    config("text for a number", "optimizer:\n  lr: fast\n", "cfg.yaml:2", "optimizer.lr is 'fast', must be a number"),
+    config("list for a section", "model: [1, 2]\n", "cfg.yaml:1", "model is [1, 2]", "section of key: value lines"),
+    config("text for true or false", "model: {rope: perhaps}\n", "model.rope is 'perhaps', must be true or false"),
+    config("number for text", "trainer: {output_dir: 7}\n", "trainer.output_dir is 7, must be text", "quotes"),
+    config(
+        "several at once",
+        "seed: x\nmodel:\n  hiden_size: 1\n  rope: 7\ntrainer:\n  max_steps: 0\n  mixed_precision: fp16\n",
+        "5 problems", "cfg.yaml:1: seed", "cfg.yaml:3: model.hiden_size", "cfg.yaml:4: model.rope",
+        "cfg.yaml:6: trainer.max_steps is 0", "cfg.yaml:7: trainer.mixed_precision", "fp16 is not supported",
+    ),
+    config("bad YAML", "model:\n  a: [1, 2\ntrainer: 3\n", "cfg.yaml, line 3", "not valid YAML"),
+    config("tab in YAML", "model:\n\trope: true\n", "cfg.yaml, line 2", "not valid YAML"),
+    config("two YAML documents", "seed: 1\n---\nseed: 2\n", "cfg.yaml", "not valid YAML", "another document"),
+    config("unhashable key", "[1, 2]: 3\n", "cfg.yaml:1"),
+    config("list as key of a section", "model:\n  ? [a]\n  : 3\n", "cfg.yaml:2"),
+    config("number as key", "model: {3: 4}\n", "cfg.yaml:1", "3 is not a key"),
+    config("object tag", "model: !!python/object:os.system {}\n", "cfg.yaml", "python/object"),
+    config("endless alias", "a: &a [*a]\n", "cfg.yaml:1", "a is not a"),
+    config("endless mapping", "model: &a {rope: *a}\n", "cfg.yaml:1", "model.rope"),
+    config("a list, no mapping", "- model\n- trainer\n", "cfg.yaml", "a config is a mapping of sections"),
+    config("a word, no mapping", "hello\n", "cfg.yaml", "a config is a mapping of sections"),
+    config("undefined variable", "variables: {width: 64}\nmodel: {hidden_size: $variables.widht}\n",
+           "cfg.yaml:2", "variables.widht, which is not defined", "did you mean width?"),
+    config("cyclic variables", "variables: {a: $variables.b, b: $variables.a}\nseed: $variables.a\n",
+           "cfg.yaml:3", "seed refers to itself: a -> b -> a"),
+    config("variables no mapping", "variables: [1]\nseed: $variables.a\n", "cfg.yaml:1", "variables"),
+    config("old and new name", "trainer:\n  learning_rate: 1e-3\noptimizer:\n  lr: 1e-4\n",
+           "cfg.yaml:2", "trainer.learning_rate is 0.001", "optimizer.lr, which is 0.0001", "keep one"),
+    config("muonclip", "optimizer:\n  name: muonclip\n", "cfg.yaml:2", "'muonclip', but MuonClip is not built yet"),
+    config("streaming", "dataset: {streaming: true}\n", "dataset.streaming is True, but streaming is not built yet"),
+    config("fsdp", "parallel: {engine: fsdp}\n", "parallel.engine is 'fsdp'", "not built yet"),
+    config("contrastive", "task: contrastive\ncontrastive: {temperature: 0.1}\n", "cfg.yaml:1: task", "cfg.yaml:2",
+           "contrastive.temperature is 0.1", "contrastive training is not built yet"),
+    config("heads that do not divide", "model:\n  num_attention_heads: 7\n", "cfg.yaml:2", "does not divide", "768"),
+    config("odd head size", "model: {hidden_size: 60, num_attention_heads: 4}\n", "heads of 15", "even"),
+    config("row longer than positions", "dataset:\n  max_seq_length: 1024\n", "cfg.yaml:2", "1024", "512 tokens", "raise"),
+    config("validation_split 1.5", "dataset: {validation_split: 1.5}\n", "dataset.validation_split is 1.5", "less than 1"),
+    config("negative max_steps", "trainer: {max_steps: -3}\n", "trainer.max_steps is -3", "greater than 0"),
+    config("NaN", "optimizer: {lr: .nan}\n", "optimizer.lr is nan", "finite"),
+    Row("config: not text", "launch pretrain cfg.yaml", ("cfg.yaml cannot be read as text",),
+        setup=lambda world: world.write("cfg.yaml", b"model: \xff\xfe\x00")),
+    Row("config: control character", "launch pretrain cfg.yaml", ("cfg.yaml", "not valid YAML"),
+        setup=lambda world: world.write("cfg.yaml", "model: \x07\n")),
+    Row("config: empty file", "launch pretrain cfg.yaml", ("refinedweb", "dataset.path"), setup=yaml("")),
+    Row("config: missing file", "launch pretrain nowhere/cfg.yaml", ("nowhere/cfg.yaml", "Recipes are", "smoke")),
+    Row("config: a folder", "launch pretrain folder", ("folder", "is a folder"),
+        setup=lambda world: (world.folder / "folder").mkdir()),
+    Row("config: recipe typo", "launch pretrain smok", ("'smok'", "did you mean smoke?")),
+    Row("config check", "config check cfg.yaml", ("cfg.yaml:1: sead is not a key; did you mean seed?",), setup=yaml("sead: 1")),
+    # ---- words on the command line -------------------------------------------------------------------------------
+    override("without value", "--trainer.max_steps", "--trainer.max_steps has no value", "--trainer.max_steps=VALUE"),
+    override("swallows the next", "--trainer.max_steps --seed=3", "--trainer.max_steps has no value"),
+    override("unknown option", "--nporc 2", "--nporc is neither an option", "did you mean --nproc?"),
+    override("unknown key", "trainer.max_step=3", "trainer.max_step is not a key", "did you mean trainer.max_steps?"),
+    override("a bare word", "quick", "'quick' is neither an option nor an override"),
+    override("into a value", "seed.x=3", "seed"),
+    override("a section", "model=3", "command line: model is 3, must be a section"),
+    override("empty key", "=3", "=3"),
+    override("--nproc 0", "--nproc 0", "launch.nproc_per_node is 0", "greater than 0"),
+    override("--nproc two", "--nproc two", "Invalid value for '--nproc'", "'two' is not a valid int"),
+    override("--nodes 2", "--nodes 2", "launch.nodes is 2", "several nodes is not built yet"),
+    override("batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"),
+    override("no room for checkpoints", "trainer.min_free_disk_gb=1e9", "too full", "Free some space"),
+    override("run folder below a file", "trainer.output_dir=a.txt/run", "a.txt/run", "Choose another"),
+    override("a file as run folder", "trainer.output_dir=a.txt", "a.txt", "Choose another"),
+    # ---- the text ------------------------------------------------------------------------------------------------
+    source("missing", "other.txt", "x", "dataset.path=nothere/books", "dataset.path: nothere/books does not exist"),
+    source("empty file", "text.txt", "", "", "text.txt", "No usable document", "add text"),
+    source("white space alone", "text.txt", " \n\n\t\n", "", "No usable document"),
+    source("empty folder", "books", None, "", "the folder books holds no text", ".jsonl"),
+    source("no such suffix", "text.docx", "x", "", "text.docx", ".txt"),
+    source("jsonl without a text column", "a.jsonl", '{"title": "x"}\n', "", "a.jsonl, line 1", "title", "text_column"),
+    source("text_column that is not there", "a.jsonl", '{"text": "x"}\n', "dataset.text_column=body",
+           "a.jsonl, line 1", "no column 'body'", "it has text"),
+    source("jsonl with a broken line", "a.jsonl", '{"text": "x"}\n{"text": "y"\n', "", "a.jsonl, line 2", "not JSON"),
+    source("text column of numbers", "a.jsonl", '{"text": 3}\n', "", "a.jsonl, line 1", "holds int, not text"),
+    source("binary file as text", "a.txt", bytes(range(256)) * 40, "", "a.txt is not UTF-8", "offset 128", "Convert"),
+    source("binary file as gzip", "a.txt.gz", b"plain", "", "a.txt.gz is damaged"),
+    source("binary file as parquet", "a.parquet", b"plain", "", "a.parquet is not a readable Parquet file"),
+    source("eval_split of a source without", "a.txt", TEXT, "dataset.eval_split=validation dataset.eval_samples=null",
+           "a.txt", "'validation'", "validation_split"),
+    source("target below a file", "a.txt", TEXT, "dataset.pre_tokenize_output=a.txt/store", "a.txt/store", "pre_tokenize_output"),
+    source("tokenizer folder missing", "a.txt", TEXT, "tokenizer.train=null tokenizer.path=nothere", "nothere is not a folder"),
+    source("tokenizer hub name", "a.txt", TEXT, "tokenizer.train=null", "'bert-base-uncased'", "network", "tokenizer.path"),
+    source("empty after min_text_length", "a.txt", TEXT, "dataset.min_text_length=1000", "min_text_length=1000", "Lower"),
+    Row("source: hub name while offline", "launch pretrain smoke dataset.name=no/such dataset.pre_tokenize_output=new/store "
+        "trainer.output_dir=new/run", ("'no/such'", "network", "dataset.path")),
+    Row("source: tokenizer without mask token", "launch pretrain smoke tokenizer.train=null tokenizer.path=nomask "
+        "dataset.pre_tokenize_output=new/store trainer.output_dir=new/run",
+        ("nomask", "no mask token", "allow_special_token_rewrite"), setup=_no_mask),
+    Row("preprocess: missing source", "preprocess smoke dataset.path=nothere", ("nothere does not exist",)),
+    # ---- the token store -----------------------------------------------------------------------------------------
+    Row("store: of another tokenizer", f"{ON_STORE} tokenizer.train.vocab_size=512",
+        ("tokenizer.train was", "512", "pre_tokenize_output"), setup=World.store),
+    Row("store: of other text", f"{ON_STORE} dataset.eval_samples=7",
+        ("settings.eval_samples was 64, asked is 7", "delete"), setup=World.store),
+    Row("store: one flipped bit", ON_STORE, (TRAIN_DATA, "checksum", "damaged", "Delete"),
+        setup=in_store(lambda store: flip(store / TRAIN_DATA))),
+    Row("store: truncated", ON_STORE, ("data-00000.arrow has", "damaged", "Delete"),
+        setup=in_store(lambda store: cut(store / TRAIN_DATA))),
+    Row("store: file missing", ON_STORE, ("tokenizer.json is missing", "Delete"),
+        setup=in_store(lambda store: (store / "tokenizer/tokenizer.json").unlink())),
+    Row("store: info missing", ON_STORE, ("tokenizer_info.json is missing", "Delete"),
+        setup=in_store(lambda store: (store / "tokenizer_info.json").unlink())),
+    Row("store: manifest missing", ON_STORE, ("store is not a token store", "manifest.json"),
+        setup=in_store(lambda store: (store / "manifest.json").unlink())),
+    Row("store: manifest no JSON", ON_STORE, ("manifest.json is damaged",),
+        setup=in_store(lambda store: cut(store / "manifest.json"))),
+    Row("store: another folder", ON_STORE, ("store is not a token store",), setup=lambda w: w.write("store/a.txt", "x")),
+    # ---- checkpoints and resuming --------------------------------------------------------------------------------
+    Row("resume: latest has a flipped bit", "resume latest --run run", ("Passed over checkpoint", "checkpoints/6",
+        "damaged", WEIGHTS, "Resuming from run/checkpoints/3"), code=0, writes=("run",),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
+    Row("resume: the only one has a flipped bit", "resume latest --run run", ("no complete checkpoint", "6 is damaged",
+        "backup"), setup=only_checkpoint(lambda path: flip(path / WEIGHTS))),
+    Row("resume: truncated shard", "resume 6 --run run", ("damaged", SHARD, "latest"),
+        setup=in_run(lambda run: cut(run / "checkpoints/6" / SHARD))),
+    Row("resume: missing manifest", "resume latest --run run", ("6 is unverifiable", "manifest.json is missing"),
+        setup=only_checkpoint(lambda path: (path / "manifest.json").unlink())),
+    Row("resume: damaged manifest", "resume latest --run run", ("6 is damaged", "manifest.json does not match"),
+        setup=only_checkpoint(lambda path: flip(path / "manifest.json"))),
+    Row("resume: manifest of another kind", "resume latest --run run", ("6 is damaged", "manifest.json"),
+        setup=only_checkpoint(lambda path: (path / "manifest.json").write_text("[1, 2]"))),
+    Row("resume: no checkpoints", "resume latest --run run", ("nothing to resume", "enc launch"),
+        setup=in_run(lambda run: shutil.rmtree(run / "checkpoints"))),
+    Row("resume: a step that is not there", "resume 4 --run run", ("no checkpoint", "checkpoints/4", "3, 6"), setup=World.run),
+    Row("resume: a path that is no checkpoint", "resume text --run run", ("text", "not a checkpoint"),
+        setup=lambda world: (world.run(), world.write("text/a.txt", "x"))),
+    Row("resume: a path that is not there", "resume nothere --run run", ("nothere", "3, 6"), setup=World.run),
+    Row("resume: no such run folder", "resume latest --run nothere", ("nothere is not a run folder", "trainer.output_dir")),
+    Row("resume: no run here", "resume latest", ("There is no run", "--run DIR")),
+    Row("resume: launch of what is not there", "SMOKE trainer.resume_from_checkpoint=latest trainer.output_dir=new/run",
+        ("nothing to resume", "enc launch")),
+    Row("resume: changed config", "resume latest --run run optimizer.lr=0.5 seed=3", ("optimizer.lr: 0.001 -> 0.5",
+        "seed: 1 -> 3", "--allow-change"), setup=World.run),
+    Row("resume: another model", "resume latest --run run --allow-change model.intermediate_size=256",
+        ("do not fit the model", "model.encoder", "(64, "), code=3, setup=World.run, writes=("run/!checkpoints",)),
+    Row("resume: ranks that do not divide", "resume latest --run run --nproc 3", ("4 rows", "3 ranks", "1, 2, 4"),
+        setup=World.run),
+    Row("resume: store lost", "resume latest --run run dataset.path=nothere", ("nothere",), setup=World.run),
+    Row("resume: damaged config.yaml", "resume latest --run run", ("run/config.yaml:1", "is not a key"),
+        setup=in_run(lambda run: (run / "config.yaml").write_text("sed: 1\n"))),
+    Row("launch: an older run lies there", "SMOKE trainer.output_dir=run", ("already holds a run", "step 6",
+        "enc resume latest --run", "overwrite_output_dir"), setup=World.run),
+    Row("ckpt verify: a flipped bit", "ckpt verify run", (), code=3, out=("checkpoints/6: damaged", WEIGHTS),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
+    Row("ckpt verify: a folder without", "ckpt verify text", ("text", "no checkpoint"), setup=lambda w: w.write("text/a.txt", "x")),
+    Row("ckpt verify: nothing there", "ckpt verify nothere", ("nothere",)),
+    Row("ckpt ls: nothing there", "ckpt ls nothere", ("nothere is not a run folder",)),
+    Row("ckpt inspect: nothing there", "ckpt inspect nothere", ("nothere",)),
+    # ---- what is made from checkpoints ---------------------------------------------------------------------------
+    Row("export: folder not empty", "ckpt export run --out text", ("text", "not empty"),
+        setup=lambda world: (world.run(), world.write("text/a.txt", "x"))),
+    Row("export: fp8", "ckpt export run --dtype fp8", ("'fp8'", "fp32, bf16"), setup=World.run),
+    Row("export: damaged", "ckpt export run/checkpoints/6", ("damaged", WEIGHTS),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
+    Row("eval: store without eval split", "eval mlm run --store SMALL/same", ("no split 'eval'", "it has train"), setup=World.run),
+    Row("eval: store of another tokenizer", "eval mlm run --store SMALL/other", ("tokenizer", "128"), setup=World.run),
+    Row("eval: no store", "eval mlm run --store nothere", ("nothere is not a token store",), setup=World.run),
+    Row("report: no run", "report text", ("text is not a run folder",), setup=lambda w: w.write("text/a.txt", "x")),
+]  # fmt: skip
+
+
+# --- what the rows share ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
+    """A run of 6 steps with checkpoints 3 and 6."""
+    enc = Enc(tmp_path_factory.mktemp("finished"), environment)
+    words = ["trainer.max_steps=6", "trainer.save_steps=3", "dataset.num_workers=0", "scheduler.total_steps=6"]
+    enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", *words)
+    return enc.folder / "run"
+
+
+@pytest.fixture(scope="session")
+def small_stores(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
+    """Two stores without an eval split: `same` has the tokenizer of the finished run, `other` has another one."""
+    enc = Enc(tmp_path_factory.mktemp("small"), environment)
+    (enc.folder / "a.txt").write_text(TEXT)
+    words = ["preprocess", "smoke", "dataset.path=a.txt", "dataset.eval_samples=null"]
+    enc(*words, "dataset.pre_tokenize_output=same", "tokenizer.train=null", f"tokenizer.path={store / 'tokenizer'}")
+    enc(*words, "dataset.pre_tokenize_output=other", "tokenizer.train.vocab_size=128")
+    return enc.folder
+
+
+@pytest.fixture
+def world(enc: Enc, store: Path, finished_run: Path, small_stores: Path) -> World:
+    """An empty working folder with the file `a.txt`."""
+    world = World(enc.folder, finished_run, store, small_stores)
+    world.write("a.txt", "A text.\n")
+    return world
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return every folder and file below `folder`, files with a hash; a run's lock file is not looked at."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.name != ".lock":
+            entries[name] = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return entries
+
+
+def changes(before: dict[str, str], after: dict[str, str], allowed: tuple[str, ...]) -> list[str]:
+    """Return what differs outside of the allowed folders; `run/!checkpoints` allows `run` without its checkpoints."""
+
+    def is_allowed(name: str) -> bool:
+        for pattern in allowed:
+            root, _, kept = pattern.partition("/!")
+            if (name == root or name.startswith(f"{root}/")) and not (kept and name.startswith(f"{root}/{kept}")):
+                return True
+        return False
+
+    names = sorted({*before, *after})
+    return [name for name in names if before.get(name) != after.get(name) and not is_allowed(name)]
+
+
+def check_message(text: str) -> None:
+    """Check the form of what a failing command said: short, one paragraph, no traceback."""
+    assert "Traceback" not in text
+    assert "unexpected" not in text
+    lines = [line for line in text.strip().splitlines() if not line.startswith("Note: ")]
+    assert len(lines) <= MAX_LINES, text
+    assert "\n\n" not in text.strip(), text
+    assert not text.startswith("\n"), "an empty line before the message"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_bad_input(row: Row, enc: Enc, world: World) -> None:
+    """The command ends with its exit code and a useful message, and changes nothing that it must not change."""
+    row.setup(world)
+    before = snapshot(enc.folder)
+    smoke = f"launch pretrain smoke dataset.pre_tokenize_output={world.finished_store} trainer.output_dir=new/run"
+    command = row.command.replace("SMOKE", smoke).replace("SMALL", str(world.small_stores))
+    done = enc(*shlex.split(command), code=row.code)
+    if row.code == 2:
+        check_message(done.stderr)
+    said = " ".join(done.stderr.split())
+    for fragment in row.says:
+        assert fragment in said, f"{fragment!r} is not in:\n{done.stderr}"
+    for fragment in row.out:
+        assert fragment in done.stdout, f"{fragment!r} is not in:\n{done.stdout}"
+    assert "Traceback" not in done.stderr
+    assert changes(before, snapshot(enc.folder), row.writes) == []

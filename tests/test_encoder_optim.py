@@ -1,0 +1,106 @@
+"""Schedules and optimizer groups."""
+
+import math
+
+import pytest
+import torch
+from enc.encoder.config import OptimizerConfig, SchedulerConfig
+from enc.encoder.optim.adamw import decays, make_optimizer
+from enc.encoder.optim.schedule import make_schedule
+
+
+def rates(max_steps: int, **settings) -> list[float]:
+    schedule = make_schedule(SchedulerConfig(**settings), max_steps)
+    return [schedule(step) for step in range(max_steps + 5)]
+
+
+def test_cosine_is_neoberts_sequence() -> None:
+    """The learning rates that NeoBERT logged for lr 1e-3, warmup 5, 20 steps (it logs the rate of the next update)."""
+    logged = [0.00020008, 0.00040006, 0.00060004, 0.00080002, 0.001, 0.000990166, 0.000961095, 0.000914058, 0.000851109,
+              0.000775, 0.000689058, 0.000597038, 0.000502962]  # fmt: skip
+    ours = [1e-3 * rate for rate in rates(20, warmup_steps=5)[1 : 1 + len(logged)]]
+    assert ours == pytest.approx(logged, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "polynomial"])
+def test_decay_ends_at_the_final_ratio_and_stays(name: str) -> None:
+    values = rates(100, name=name, warmup_steps=10, final_lr_ratio=0.1, decay_steps=80, power=2.0)
+    assert values[0] == pytest.approx(1e-4)
+    assert values[10] == 1.0
+    assert values[80:] == pytest.approx([0.1] * 25)
+    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+
+
+def test_shapes_at_half_way() -> None:
+    """Half of the decay: cosine and linear 0.5, quadratic 0.25 (to zero)."""
+    common = {"warmup_steps": 0, "final_lr_ratio": 0.0}
+    assert rates(100, name="cosine", **common)[50] == pytest.approx(0.5)
+    assert rates(100, name="linear", **common)[50] == pytest.approx(0.5)
+    assert rates(100, name="polynomial", power=2.0, **common)[50] == pytest.approx(0.25)
+    assert rates(100, name="cosine", **common)[25] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_warmup_stable_decay_has_three_phases() -> None:
+    values = rates(100, name="warmup_stable_decay", warmup_steps=10, decay_percent=20.0, final_lr_ratio=0.0)
+    assert values[10:81] == [1.0] * 71
+    assert values[90] == pytest.approx(0.5)
+    assert values[100:] == [0.0] * 5
+    by_steps = rates(100, name="warmup_stable_decay", warmup_steps=10, decay_steps=20, final_lr_ratio=0.0)
+    assert by_steps == values
+
+
+def test_percentages_win_over_steps_and_refer_to_the_total() -> None:
+    values = rates(100, warmup_steps=3, warmup_percent=10.0, total_steps=200, decay_percent=50.0, final_lr_ratio=0.1)
+    assert values[20] == 1.0
+    assert values[100] == pytest.approx(0.1)
+
+
+def test_warmup_longer_than_the_run() -> None:
+    """The default warmup of 10000 steps in a run of 20 just rises."""
+    values = rates(20, name="cosine", warmup_steps=10000)
+    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+
+
+def test_constant_after_warmup() -> None:
+    assert rates(50, name="constant", warmup_steps=5)[5:] == [1.0] * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.transformer_encoder.0.qkv.weight", (12, 4), True),
+        ("decoder.weight", (16, 4), True),
+        ("model.encoder.weight", (16, 4), False),
+        ("model.positional_embedding.weight", (16, 4), False),
+        ("model.transformer_encoder.0.attention_norm.weight", (4,), False),
+        ("model.layer_norm.bias", (4,), False),
+    ],
+)
+def test_decay_groups(name: str, shape: tuple[int, ...], expected: bool) -> None:
+    assert decays(name, torch.nn.Parameter(torch.zeros(shape))) is expected
+
+
+def test_adamw_equals_the_formula() -> None:
+    """Three updates of one matrix against AdamW written out in fp64."""
+    start = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    parameter = torch.nn.Parameter(start.float())
+    config = OptimizerConfig(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = make_optimizer(config, {"decoder.weight": parameter})
+    weight, m, v = start.float().double(), torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(1, 4):
+        gradient = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        parameter.grad = gradient.float()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        update = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+        weight = weight * (1 - 1e-2 * 0.1) - 1e-2 * update
+    torch.testing.assert_close(parameter.detach().double(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_puts_decay_into_the_gradient() -> None:
+    """`adam` decays every parameter as L2, so a norm's weight moves without a gradient."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = make_optimizer(OptimizerConfig(name="adam", weight_decay=0.5), {"model.layer_norm.weight": parameter})
+    parameter.grad = torch.zeros(4)
+    optimizer.step()
+    assert (parameter < 1).all()

@@ -1,0 +1,114 @@
+"""The package's shape: what is installed, who imports whom, what a command costs at start."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import enc
+import pytest
+
+ROOT = Path(enc.__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text()) if (ROOT / "pyproject.toml").exists() else None
+ROOMS = ["launcher", "encoder", "kernels", "tools"]
+needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installed from a checkout")
+
+# Modules of encoder/ itself that every room below it may use.
+LEAVES = {"config", "config_load", "errors", "keyed", "sizes", "batch_split", "faults", "hardware", "ranks"}
+ALLOWED = {
+    "kernels": set(),
+    "encoder.data": {"encoder.data"},
+    "encoder.models": {"kernels", "encoder.models"},
+    "encoder.objectives": {"kernels", "encoder.models", "encoder.data", "encoder.objectives"},
+    "encoder.optim": {"encoder.optim"},
+    "encoder.engine": {"encoder.optim", "encoder.engine"},
+    "encoder.evaluate": {"encoder", "encoder.data", "encoder.evaluate"},
+    "encoder": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.objectives", "encoder.optim",
+                "encoder.engine", "encoder.evaluate"},
+    "tools": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
+              "encoder.optim", "tools", "tools.bench"},
+    "tools.bench": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
+                    "encoder.optim", "tools", "tools.bench", "launcher"},
+    "launcher": {"encoder", "encoder.data", "encoder.evaluate", "tools", "launcher", ""},
+}  # fmt: skip
+
+
+def code_files() -> list[Path]:
+    return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def room_of(module: str) -> str:
+    """Return the room of a dotted module below enc, e.g. encoder.data for encoder.data.store."""
+    parts = module.split(".")
+    return ".".join(parts[: next(n for n in (2, 1, 0) if ".".join(parts[:n]) in {*ALLOWED, ""})])
+
+
+@needs_checkout
+def test_every_code_folder_is_a_listed_package() -> None:
+    """A folder that is missing from the list would be missing from the wheel."""
+    folders = {".".join(["enc", *path.parent.relative_to(ROOT).parts]) for path in code_files()}
+    assert folders | {"enc"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+@needs_checkout
+def test_every_data_file_is_in_package_data() -> None:
+    """Recipes and templates reach the wheel."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    files = [p for room in ROOMS for p in (ROOT / room).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    for path in files:
+        package = ".".join(["enc", *path.parent.relative_to(ROOT).parts])
+        assert any(path.match(pattern) for pattern in patterns.get(package, [])), f"{path} is not installed"
+    assert files
+
+
+def test_kernels_is_not_a_regular_package() -> None:
+    """A `kernels` folder with __init__.py on sys.path would shadow Hugging Face's and break transformers."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_transformers_imports_with_the_checkout_on_the_path() -> None:
+    """Tools that put the working directory on the path do not break each other."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from transformers import PreTrainedModel"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_no_conftest_in_the_root_and_no_tests_package() -> None:
+    assert not (ROOT / "conftest.py").exists()
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["launch", "pretrain", "smoke", "--dry-run"], ["config", "check", "smoke"]])
+def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
+    """Help, checks and plans answer at once."""
+    code = (
+        "import sys\nfrom enc.launcher.cli import app\n"
+        f"sys.argv = ['enc', *{words!r}]\n"
+        "try: app()\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow.parquet'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("path", code_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_are_absolute_and_point_one_way(path: Path) -> None:
+    """A room imports only from the rooms below it."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    room = room_of(module)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            targets = [node.module or ""]
+            if node.module and node.module.startswith("enc"):
+                targets = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target.split(".")[0] != "enc":
+                continue
+            below = target.removeprefix("enc.")
+            is_leaf = below.split(".")[0] == "encoder" and below.split(".")[1] in LEAVES
+            assert is_leaf or room_of(below) in ALLOWED[room], f"{module} must not import {target}"
