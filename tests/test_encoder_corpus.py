@@ -140,7 +140,10 @@ def test_validation_split_is_keyed_by_seed_and_document(hundred, tmp_path):
     assert [text for _, text in first] == [f"line {i}" for i in range(100)]
     assert 8 <= sum(split == "eval" for split, _ in first) <= 35
     longer = write(tmp_path / "longer.txt", "\n".join(f"line {i}" for i in range(9000)))
-    assert read(1, path=longer, validation_split=0.2)[:100] == first
+    splits = [split for split, _ in read(1, path=longer, validation_split=0.2)]
+    assert splits[:100] == [split for split, _ in first]
+    assert splits[:4000] != splits[4096:8096]
+    assert 1600 < splits.count("eval") < 2000
     assert sum(split == "eval" for split, _ in read(1, path=hundred, validation_split=0.2, eval_samples=3)) == 3
 
 

@@ -1,6 +1,5 @@
 """Preprocessing: the bytes depend on the request alone, whatever is killed, and nothing is reused silently."""
 
-import fcntl
 import os
 import random
 import shutil
@@ -73,7 +72,11 @@ def reference(inputs, tmp_path_factory):
 
 def test_number_of_workers_changes_nothing(inputs, reference, tmp_path):
     """Two workers write the bytes that one writes, and progress ends at the size of the source."""
-    out = run(inputs, tmp_path / "store", num_proc=2)
+    process = start(inputs, tmp_path / "store", num_proc=2)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert len(children(process.pid)) == min(2, len(os.sched_getaffinity(0)))
+    out = first + process.communicate(timeout=120)[0]
     assert contents(tmp_path / "store") == reference
     done, total, tokens = (list(map(int, column)) for column in zip(*map(str.split, out.splitlines()), strict=True))
     assert tokens == sorted(tokens)
@@ -227,10 +230,8 @@ def test_changed_text_is_noticed_where_files_look_the_same(inputs, tmp_path):
 def test_two_at_once_are_refused(inputs, tmp_path):
     """While one process holds the lock of a store, another is turned away."""
     dataset, tokenizer = sections(inputs, tmp_path / "store")
-    with (tmp_path / ".store.lock").open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="Another preprocess is writing"):
-            preprocess(dataset, tokenizer, seed=0)
+    with module._lock(tmp_path / "store"), pytest.raises(UsageError, match="Another preprocess is writing"):
+        preprocess(dataset, tokenizer, seed=0)
     assert preprocess(dataset, tokenizer, seed=0).is_dir()
 
 
@@ -281,6 +282,19 @@ def test_text_without_tokens_is_left_out(inputs, tmp_path):
     (tmp_path / "b.txt").write_text("\x01\x02\n")
     with pytest.raises(UsageError, match="makes no tokens"):
         preprocess(*sections(inputs, tmp_path / "other", path=str(tmp_path / "b.txt")), seed=0)
+
+
+def test_worker_ends_with_its_parent_in_the_middle_of_a_text(inputs):
+    """A worker that is busy for long with one text ends as soon as the other end of its pipe closes."""
+    worker = module._start_worker(inputs / "tokenizer")
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    module._send(worker.stdin, [" ".join(map(str, range(2_000_000))).encode()])
+    time.sleep(0.5)
+    assert worker.poll() is None
+    worker.stdin.close()
+    assert worker.wait(timeout=15) == 1
+    worker.stdout.close()
 
 
 def test_worker_that_dies_is_reported(inputs, tmp_path, monkeypatch):

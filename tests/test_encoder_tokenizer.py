@@ -28,7 +28,7 @@ TRAIN = """
 from pydoc_data.topics import topics
 from enc.encoder.config import TokenizerTrainConfig
 from enc.encoder.data.tokenizer import train_tokenizer
-texts = [topics[name] for name in sorted(topics)] + ["Größe naïve 中文 ١٢"] * 3
+texts = [topics[name] for name in sorted(topics)] + ["Größe naïve xß 1² 5٣ aΣ don't 'still 中文 ١٢"] * 2000
 def train(model, **more):
     return train_tokenizer(TokenizerTrainConfig(model=model, vocab_size=1000, **more), lambda: texts)
 """
@@ -108,7 +108,10 @@ def test_fingerprint_ignores_layout_but_not_content(trained):
 
 HARD = "aB z\t\n\r 1'\".,-_[]sdtlvreMASK\x0b\x0c\x1c\x1f\x85\xa0\u200a\u2028\u3000é\u0301\u0130ßΣς中"
 HARD += "\u037e\u2260\u212a\u200b\u00ad\x00\ufffd\U0001f600²½٣"
-PIECES = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(HARD)), max_size=40)
+WORDS = ["Größe", "naïve", "xß", "1²", "5٣", "aΣ", "don't", "'still", "'s", "[MASK]", "the ", "  "]
+PIECES = st.lists(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from(HARD), st.sampled_from(WORDS)), max_size=30
+).map("".join)
 
 
 @pytest.mark.parametrize("model", ["wordpiece", "bpe", "cased"])

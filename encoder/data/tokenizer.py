@@ -471,6 +471,8 @@ class _PieceIds(dict[str, list[int]]):
     def __missing__(self, piece: str) -> list[int]:
         ids = _encode(self._tokenizer, piece)
         if len(piece) <= LONGEST_CACHED_PIECE:
+            if len(self) >= MAX_CACHED_PIECES:
+                self.clear()
             self[piece] = ids
         return ids
 
@@ -504,8 +506,6 @@ class DocumentEncoder:
         """Return the ids of a text, (num_tokens,), without special tokens."""
         if self._pieces is None or self._added.search(text):  # a special token written out in the text spans pieces
             return np.array(_encode(self._tokenizer, text), dtype=self._dtype)
-        if len(self._ids) > MAX_CACHED_PIECES:
-            self._ids.clear()
         found = map(self._ids.__getitem__, self._pieces.findall(text))
         return np.fromiter(chain.from_iterable(found), dtype=self._dtype)
 
