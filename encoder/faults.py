@@ -1,7 +1,7 @@
 """Signals and parents: how a training process learns that it should stop.
 
-A signal only sets a flag; the loop acts on it at the next boundary that all ranks agree on. `enc launch` blocks the
-signals before it starts the trainer, so that one that arrives early is delivered once `StopFlag.install` is ready.
+A signal only sets a flag; the loop acts on it at the next boundary that all ranks agree on. `enc launch` starts ranks
+with the signals blocked, so that one that arrives early is delivered once `StopFlag.install` is ready.
 """
 
 import ctypes
@@ -32,11 +32,6 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
-
-
-def block_stop_signals() -> None:
-    """Hold stop signals back until a started trainer has installed its handlers."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def shield_worker(_worker_id: int = 0) -> None:

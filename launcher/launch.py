@@ -1,7 +1,7 @@
 """Starting a run on this machine: the only place where folders are changed and processes started.
 
-One process replaces this one (exec), several are started side by side and watched. torchrun is not used here: it turns
-every exit code into 1 and kills ranks 30 s after a signal, whether or not their checkpoint is written.
+The ranks run side by side and are watched from here. torchrun is not used: it turns every exit code into 1 and kills
+ranks 30 s after a signal, whether or not their checkpoint is written.
 """
 
 import os
@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing
 from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
 from enc.encoder.errors import UsageError
-from enc.encoder.faults import STOP_SIGNALS, block_stop_signals
+from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher.plan import Plan, make_plan, render
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
@@ -27,7 +29,7 @@ _GRACE_S = 20.0
 
 
 def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int:
-    """Prepare the data, write the run folder and train; return the exit code (with one process: never return).
+    """Prepare the data, write the run folder and train; return the exit code.
 
     `prepare(config)` makes the token store where there is none yet, `say(text)` tells a person.
     """
@@ -44,12 +46,12 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         _check_disk(plan)
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
-        block_stop_signals()  # from here on there is a run: the trainer lets signals in once it can save
+        relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
         attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
     except BaseException:
         lock.release(remove_if_created=True)
         raise
-    return start(run_dir, plan.split.world_size, attempt, lock)
+    return start(run_dir, plan.split.world_size, attempt, lock, relay)
 
 
 def _check_disk(plan: Plan) -> None:
@@ -117,26 +119,56 @@ def _schedule_is_fixed(key: str, old: RunConfig, new: RunConfig) -> bool:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock) -> int:
-    """Start the training processes under the run's lock."""
+class SignalRelay:
+    """Passes stop signals on to the ranks, also those that arrive before the ranks exist."""
+
+    def __init__(self) -> None:
+        self.early: list[int] = []
+        self.processes: list[subprocess.Popen] = []
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        if not self.processes:
+            self.early.append(number)
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def connect(self, processes: list[subprocess.Popen]) -> None:
+        """Name the ranks; what came early reaches them now."""
+        self.processes = processes
+        for number in self.early:
+            self._pass_on(number, None)
+
+
+def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
+    """Run the training processes under the run's lock and return their common exit code."""
     command = [sys.executable, "-m", "enc.encoder.train", str(run_dir)]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if world_size == 1:
-        os.execv(command[0], command)
-    processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
+    with _blocked_stop_signals():  # ranks inherit this and let signals in once they can save
+        processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
+        relay.connect(processes)
     return _watch(processes)
+
+
+@contextmanager
+def _blocked_stop_signals() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _start_rank(
     command: list[str], rank: int, world_size: int, run_dir: Path, attempt: int, lock: RunLock
 ) -> subprocess.Popen:
-    threads = max(1, len(os.sched_getaffinity(0)) // world_size)
     place = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ENC_DIE_WITH_PARENT": 1,
     }  # fmt: skip
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **{key: str(value) for key, value in place.items()}}
+    environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
     output = None
     if rank > 0:
         folder = run_dir / "logs" / str(attempt)
@@ -161,16 +193,7 @@ def _port() -> int:
 
 
 def _watch(processes: list[subprocess.Popen]) -> int:
-    """Pass signals on and wait for all ranks; when one fails, the others get 20 s to end by themselves."""
-
-    def forward(number: int, _frame: object) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, forward)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    """Wait for all ranks; when one fails, the others get 20 s to end by themselves."""
     kill_at = None
     while any(process.poll() is None for process in processes):
         failed = any(process.poll() not in (None, 0, 75) for process in processes)
