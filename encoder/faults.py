@@ -5,6 +5,7 @@ with the signals blocked, so that one that arrives early is delivered once `Stop
 """
 
 import ctypes
+import os
 import signal
 import sys
 
@@ -40,7 +41,12 @@ def shield_worker(_worker_id: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, so that no rank is left running alone (Linux)."""
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent dies, so that no rank is left running alone (Linux).
+
+    A process whose parent, `parent_pid`, is gone already ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os._exit(3)

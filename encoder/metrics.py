@@ -154,7 +154,9 @@ def table(lines: list[tuple[str, str]], width: int = 80) -> str:
     column = max(len(name) for name, _ in lines)
     hanging = " " * (column + 2)
     return "\n".join(
-        textwrap.fill(text, width, initial_indent=f"{name:>{column}}  ", subsequent_indent=hanging, break_on_hyphens=False)
+        textwrap.fill(
+            text, width, initial_indent=f"{name:>{column}}  ", subsequent_indent=hanging, break_on_hyphens=False
+        )
         for name, text in lines
     )
 
@@ -180,7 +182,8 @@ def cut_repeated(path: Path, start_step: int, moved_to: Path) -> None:
     """Move records past `start_step`, and a half-written last line, out of a metrics file."""
     if not path.exists():
         return
-    kept, moved = [], []
+    kept: list[str] = []
+    moved: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             step = json.loads(line)["step"] if line.endswith("\n") else math.inf
@@ -229,7 +232,8 @@ def _wandb(run_dir: Path, config: RunConfig) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         id=id_file.read_text().strip(), resume="allow", project=settings.project, entity=settings.entity,
-        name=settings.name, tags=settings.tags, mode=settings.mode, dir=str(folder), config=config.model_dump(mode="json"),
+        name=settings.name, tags=settings.tags, mode=settings.mode, dir=str(folder),
+        config=config.model_dump(mode="json"),
     )  # fmt: skip
 
 

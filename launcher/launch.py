@@ -77,7 +77,7 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
     for status in passed_over:
         say(passed_over_text(status))
     old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
-    config = _inherit(config, old)
+    config = make_plan(_inherit(config, old)).config
     changes = {key: pair for key, pair in differences(old, config).items() if not _is_bookkeeping(key)}
     if changes:
         say("Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items()))
@@ -144,7 +144,7 @@ class SignalRelay:
 
 def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
     """Run the training processes under the run's lock and return their common exit code."""
-    command = [sys.executable, "-m", "enc.encoder.train", str(run_dir)]
+    command = [sys.executable, "-m", "enc.encoder.start", str(run_dir)]
     with _blocked_stop_signals():  # ranks inherit this and let signals in once they can save
         processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
         relay.connect(processes)
@@ -165,7 +165,7 @@ def _start_rank(
 ) -> subprocess.Popen:
     place = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ENC_DIE_WITH_PARENT": 1,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ENC_LAUNCHER_PID": os.getpid(),
     }  # fmt: skip
     environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))

@@ -16,10 +16,11 @@ from enc.launcher.run_folder import write_atomically
 
 Point = tuple[float, float]
 
+_PALE, _RED = "#9bb7d4", "#c0392b"
 # title, unit, {series: (colour, records key)}, logarithmic
 _CHARTS: list[tuple[str, str, dict[str, tuple[str, str]], bool]] = [
-    ("Loss", "nats per label", {"training": ("#9bb7d4", "loss"), "evaluation": ("#c0392b", "eval_loss")}, False),
-    ("Accuracy of masked tokens", "share", {"training": ("#9bb7d4", "accuracy"), "evaluation": ("#c0392b", "eval_accuracy")}, False),
+    ("Loss", "nats per label", {"training": (_PALE, "loss"), "evaluation": (_RED, "eval_loss")}, False),
+    ("Accuracy of masked tokens", "", {"training": (_PALE, "accuracy"), "evaluation": (_RED, "eval_accuracy")}, False),
     ("Gradient norm", "before clipping", {"norm": ("#2f6690", "grad_norm")}, True),
     ("Learning rate", "", {"rate": ("#2f6690", "learning_rate")}, False),
     ("Throughput", "tokens per second", {"tokens": ("#2f6690", "tokens_per_s")}, False),
@@ -131,7 +132,9 @@ class Axes:
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
 
-def _chart(spec: tuple[str, str, dict[str, tuple[str, str]], bool], records: list[dict[str, Any]]) -> dict[str, str] | None:
+def _chart(
+    spec: tuple[str, str, dict[str, tuple[str, str]], bool], records: list[dict[str, Any]]
+) -> dict[str, str] | None:
     title, unit, series, logarithmic = spec
     lines: dict[str, tuple[str, list[Point]]] = {}
     for name, (colour, key) in series.items():
@@ -190,7 +193,11 @@ def _line(axes: Axes, name: str, colour: str, points: list[Point]) -> str:
     places = [(axes.x(x), axes.y(y)) for x, y in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     # few points (evaluations) get dots, so that a single one is seen at all
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places) if len(places) < 40 else ""
+    dots = (
+        "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places)
+        if len(places) < 40
+        else ""
+    )
     label = escape(f"{name}: {points[-1][1]:.4g} at step {points[-1][0]:g}")
     return f'<g><title>{label}</title><polyline points="{path}" stroke="{colour}"/>{dots}</g>'
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from running import Enc
 
+
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of commands: plain width, no colours, offline."""

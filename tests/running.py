@@ -45,7 +45,17 @@ class Enc:
 
 
 # What a metrics record says of the clock and the machine.
-_TIMES = {"time", "tokens_per_s", "mfu", "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb"}
+_TIMES = {
+    "time",
+    "tokens_per_s",
+    "mfu",
+    "data_wait_s",
+    "forward_s",
+    "backward_s",
+    "optimizer_s",
+    "step_s",
+    "max_memory_mb",
+}
 
 
 def exact(records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:

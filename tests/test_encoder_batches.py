@@ -1,8 +1,11 @@
 """Batches: what a step trains on is a function of (config, step), whatever the number of ranks."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+
 from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import TrainerConfig
 from enc.encoder.data.batches import IGNORE, EvalBatches, Rows, TrainBatches
@@ -88,7 +91,7 @@ def test_documents_and_positions_are_marked(rows: Rows, masker: Masker) -> None:
     bounds = batch.cu_seqlens.tolist()
     assert bounds[0] == 0
     assert bounds[-1] == batch.num_tokens
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         assert batch.input_ids[start] == 2
         assert batch.input_ids[end - 1] == 3
         assert batch.position_ids[start:end].tolist() == list(range(end - start))

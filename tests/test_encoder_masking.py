@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from enc.encoder.data.masking import Masker
 from enc.encoder.keyed import numpy_rng
 

@@ -1,9 +1,11 @@
 """Schedules and optimizer groups."""
 
+import itertools
 import math
 
 import pytest
 import torch
+
 from enc.encoder.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.optim.adamw import decays, make_optimizer
 from enc.encoder.optim.schedule import make_schedule
@@ -28,7 +30,7 @@ def test_decay_ends_at_the_final_ratio_and_stays(name: str) -> None:
     assert values[0] == pytest.approx(1e-4)
     assert values[10] == 1.0
     assert values[80:] == pytest.approx([0.1] * 25)
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
 
 
 def test_shapes_at_half_way() -> None:
@@ -58,7 +60,7 @@ def test_percentages_win_over_steps_and_refer_to_the_total() -> None:
 def test_warmup_longer_than_the_run() -> None:
     """The default warmup of 10000 steps in a run of 20 just rises."""
     values = rates(20, name="cosine", warmup_steps=10000)
-    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(values))
 
 
 def test_constant_after_warmup() -> None:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from enc.encoder.data.packing import cut_documents, pack_histogram, plan_rows
 from hypothesis import given
 from hypothesis import strategies as st
+
+from enc.encoder.data.packing import cut_documents, pack_histogram, plan_rows
 
 
 def covered(plan, document_lengths) -> list[np.ndarray]:

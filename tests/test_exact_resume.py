@@ -38,7 +38,12 @@ def test_killed_runs_repeat_every_bit(
     enc: Enc, smoke: Callable[..., list[str]], nproc: int, workers: int, eval_steps: int
 ) -> None:
     """60 steps in one go equal 60 steps with five SIGKILLs: losses, gradient norms, evaluations, weights file."""
-    options = [*COMMON, f"launch.nproc_per_node={nproc}", f"dataset.num_workers={workers}", f"trainer.eval_steps={eval_steps}"]
+    options = [
+        *COMMON,
+        f"launch.nproc_per_node={nproc}",
+        f"dataset.num_workers={workers}",
+        f"trainer.eval_steps={eval_steps}",
+    ]
     enc(*smoke("whole", *options))
     draw = random.Random(nproc * 10 + workers)
     kills = sorted(draw.sample(range(10, STEPS - 2), 5))

@@ -6,8 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import enc
 import pytest
+
+import enc
 
 ROOT = Path(enc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text()) if (ROOT / "pyproject.toml").exists() else None
@@ -78,7 +79,9 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
     assert not (ROOT / "tests" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["launch", "pretrain", "smoke", "--dry-run"], ["config", "check", "smoke"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["launch", "pretrain", "smoke", "--dry-run"], ["config", "check", "smoke"]]
+)
 def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
     """Help, checks and plans answer at once."""
     code = (

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from enc.encoder import checkpoint
 from running import Enc, exact
+
+from enc.encoder import checkpoint
 
 STEPS = 24
 OPTIONS = [

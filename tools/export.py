@@ -15,6 +15,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from enc.encoder.checkpoint import read_trainer_state
 from enc.encoder.config import ModelConfig
@@ -44,6 +45,11 @@ _COPIED = (
     "pad_token_id",
     "tie_word_embeddings",
 )
+_METRICS = {
+    "eval_loss": "Masked-token loss",
+    "eval_accuracy": "Masked-token accuracy",
+    "eval_perplexity": "Perplexity",
+}
 _AUTO_CLASSES = {
     "AutoConfig": "NeoBERTConfig",
     "AutoModel": "NeoBERTModel",
@@ -90,9 +96,8 @@ def _measured(metrics: Path, step: int) -> dict[str, Any]:
     """Return the last training loss up to a step, and the evaluation at it, as far as a run's metrics have them."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     losses = [r["loss"] for r in records if r["step"] <= step and r.get("loss") is not None]
-    names = {"eval_loss": "Masked-token loss", "eval_accuracy": "Masked-token accuracy", "eval_perplexity": "Perplexity"}
     evaluations = [r for r in records if r["step"] == step and "eval_loss" in r]
-    found = {label: evaluations[-1][key] for key, label in names.items()} if evaluations else {}
+    found = {label: evaluations[-1][key] for key, label in _METRICS.items()} if evaluations else {}
     return {"loss": losses[-1] if losses else None, "metrics": found}
 
 
@@ -241,6 +246,7 @@ def _number(value: float | None) -> str | None:
 
 def _check(folder: Path, trained: NeoBertForMaskedLM) -> float:
     """Return the largest relative difference of a logit between the folder, as transformers loads it, and training."""
+    transformers_logging.disable_progress_bar()
     exported = NeoBERTForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     longest = min(exported.config.max_position_embeddings, 512)

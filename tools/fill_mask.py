@@ -1,6 +1,6 @@
 """Show what an exported model guesses for masked words of held-out text.
 
-    python -m enc.tools.fill_mask runs/quickstart/hf/600 --store tokenized_data/quickstart
+python -m enc.tools.fill_mask runs/quickstart/hf/600 --store tokenized_data/quickstart
 """
 
 import argparse
@@ -36,8 +36,8 @@ def guesses(folder: Path, sentences: list[list[int]], top: int = 5) -> list[tupl
         place = (inputs[0] == tokenizer.mask_token_id).nonzero()[0, 0]
         with torch.no_grad():
             best = model(inputs).logits[0, place].topk(top).indices.tolist()
-        words = [tokenizer.decode([i]).strip() for i in best]
-        results.append((tokenizer.decode(masked), tokenizer.decode([ids[gap]]), words))
+        words = [str(tokenizer.decode([i])).strip() for i in best]
+        results.append((str(tokenizer.decode(masked)), str(tokenizer.decode([ids[gap]])), words))
     return results
 
 

@@ -10,8 +10,10 @@ from enc.encoder.checkpoint import read_trainer_state, verify
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return state, counters and, for each tensor of each safetensors file, its shape, dtype, bytes, norm and the number
-    of its values that are not finite."""
+    """Return a checkpoint's state, counters and tensors.
+
+    A tensor is described by name, shape, dtype, bytes, norm and the number of its values that are not finite.
+    """
     status = verify(folder)
     files = [folder / "model.safetensors", *sorted((folder / "state").glob("*.safetensors"))]
     tensors = {str(path.relative_to(folder)): _tensors(path) for path in files if path.is_file()}

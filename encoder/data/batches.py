@@ -147,7 +147,9 @@ def collate(rows: list[MaskedRow]) -> Microbatch:
     num_labels = sum(len(row.labels) for row in rows)
     places = -(-max(num_labels, 1) // _LABEL_BLOCK) * _LABEL_BLOCK
     positions, labels = np.zeros(places, np.int64), np.full(places, IGNORE, np.int64)
-    positions[:num_labels] = np.concatenate([row.positions + start for row, start in zip(rows, row_offsets, strict=True)])
+    positions[:num_labels] = np.concatenate(
+        [row.positions + start for row, start in zip(rows, row_offsets, strict=True)]
+    )
     labels[:num_labels] = np.concatenate([row.labels for row in rows])
     return Microbatch(
         input_ids=torch.from_numpy(np.concatenate([row.ids for row in rows])),

@@ -1,5 +1,6 @@
 """A whole copy of the model on each rank, gradients summed over ranks; one rank needs no process group."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -38,7 +39,7 @@ class DdpEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         with self._reduction(last):
-            (loss * self.world_size).backward()  # DDP averages over ranks; the losses are shares of one sum
+            torch.autograd.backward(loss * self.world_size)  # DDP averages over ranks; the losses are shares of one sum
 
     def _reduction(self, last: bool) -> Any:
         skips = isinstance(self.module, DistributedDataParallel) and not last
@@ -77,7 +78,7 @@ class DdpEngine:
                 parameter.copy_(state.weights[name])
         self._load_moments(state.moments, state.optimizer_steps)
 
-    def _load_moments(self, moments: dict[str, Tensor | None], steps: int) -> None:
+    def _load_moments(self, moments: Mapping[str, Tensor | None], steps: int) -> None:
         for name, parameter in self.parameters.items():
             entry: dict[str, Tensor] = {"step": torch.tensor(float(steps), device=parameter.device)}
             for kind in _MOMENTS:

@@ -1,5 +1,7 @@
 """AdamW over two groups of parameters: with and without weight decay."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ _EMBEDDINGS = frozenset({"model.encoder.weight", "model.positional_embedding.wei
 
 def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimizer named by the config; `adam` applies its decay as L2 to every parameter."""
-    settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.name == "adam":
         return torch.optim.Adam(named_parameters.values(), weight_decay=config.weight_decay, **settings)
     with_decay = [p for name, p in named_parameters.items() if decays(name, p)]

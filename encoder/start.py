@@ -1,0 +1,168 @@
+"""The training process: reads `config.yaml` of its run folder, nothing else.
+
+build -> restore -> announce -> train -> leave with an exit code
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from enc.encoder import checkpoint, checkpoint_io
+from enc.encoder.batch_split import split_batch
+from enc.encoder.build import Data, build_engine, build_model, eval_batches, num_workers, open_data, train_loader
+from enc.encoder.config import RunConfig
+from enc.encoder.config_load import load_text
+from enc.encoder.engine.interface import Engine
+from enc.encoder.errors import EncError, Stopped
+from enc.encoder.faults import StopFlag, die_with_parent
+from enc.encoder.hardware import Hardware
+from enc.encoder.metrics import RunLog, table
+from enc.encoder.ranks import Ranks
+from enc.encoder.sizes import num_parameters
+from enc.encoder.train import Run, TrainState, train
+from enc.kernels import varlen_attention
+
+
+def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run:
+    """Build every part of a run and restore its checkpoint, if it resumes from one."""
+    trainer = config.trainer
+    hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
+    data = open_data(config)
+    split = split_batch(config.trainer, ranks.world_size)
+    model, objective = build_model(config, data.tokenizer.num_tokens)
+    engine = build_engine(config, model, objective, hardware, ranks)
+    found = _checkpoint_to_resume(run_dir, config, ranks)
+    state = _restore(found, engine, data, ranks) if found else TrainState()
+    log = RunLog(run_dir, config, current_attempt(run_dir), ranks.is_main, state.step)
+    run = Run(
+        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), objective, engine, log, stop, state
+    )
+    if found and found.parent == checkpoint.checkpoints_dir(run_dir):
+        run.saved_step = state.step
+    return run
+
+
+def current_attempt(run_dir: Path) -> int:
+    """Return the number of the newest launch recorded in a run folder; 1 when there is none."""
+    return max((int(p.name) for p in (run_dir / "launches").glob("[0-9]*")), default=1)
+
+
+def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Path | None:
+    which = config.trainer.resume_from_checkpoint
+    if not which:
+        return None
+    found, error = None, None
+    if ranks.is_main:
+        try:
+            found, passed_over = checkpoint.find_checkpoint(run_dir, which)
+            for status in passed_over:
+                print(f"Passed over checkpoint {status.path}: {status.state}, {status.problems[0]}.", file=sys.stderr)
+        except EncError as problem:
+            error = problem
+    ranks.agree(error)
+    return ranks.from_main(found)
+
+
+def _restore(folder: Path, engine: Engine, data: Data, ranks: Ranks) -> TrainState:
+    saved = checkpoint_io.load(folder, engine, ranks)
+    if saved["data_fingerprint"] != data.fingerprint:
+        print(f"The token store differs from the one of {folder}: the run goes on with other data.", file=sys.stderr)
+    return TrainState.from_dict(saved)
+
+
+def _warm_up(run: Run) -> None:
+    """Run one microbatch through the engine where its first step would otherwise differ from later ones."""
+    with run.hardware.autocast():
+        batches = train_loader(run.data, run.config.changed({"dataset.num_workers": 0}), run.split, run.ranks, False, 0)
+        run.engine.warm_up(next(iter(batches)).to(run.hardware.device))
+
+
+def describe(run: Run) -> list[tuple[str, str]]:
+    """Return every choice that was resolved at start, with the reason a faster one is off."""
+    config, plan, split = run.config, run.data.train.plan, run.split
+    device = run.hardware.device.type
+    dtype = torch.bfloat16 if run.hardware.bf16 else torch.float32
+    why_not = varlen_attention.why_not(device, dtype)
+    steps = config.trainer.max_steps
+    epochs = steps * split.rows_per_step / plan.num_rows
+    return [
+        ("run", str(run.dir)),
+        ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
+        ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
+                  f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
+        ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
+        ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
+                       if config.trainer.eval_strategy != "no" else "off"),
+        ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
+                  f"x {split.rows_per_microbatch} rows"),
+        ("engine", run.engine.name if split.world_size > 1 else f"{run.engine.name}, one process"),
+        ("device", f"{run.hardware.name}, {'bf16 autocast' if run.hardware.bf16 else 'fp32'}"),
+        ("attention", f"per document{f'; {why_not}' if why_not else ''}"),
+        ("loss", f"logits of {'labelled tokens only' if config.trainer.masked_logits_only_loss else 'all tokens'}"),
+        ("compile", config.trainer.torch_compile_backend if config.trainer.torch_compile else "off"),
+        ("batch workers", str(num_workers(config, device == "cuda"))),
+        ("MFU against", f"{run.hardware.peak_flops / 1e12:.2f} TFLOP/s ({run.hardware.peak_source})"),
+    ]  # fmt: skip
+
+
+def main(run_dir: Path) -> NoReturn:
+    """Run the training process of this rank and leave it with exit code 0, 2, 3 or 75."""
+    stop = StopFlag()
+    stop.install()
+    if "ENC_LAUNCHER_PID" in os.environ:
+        die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
+    config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+    ranks = Ranks.join(use_cuda=not config.trainer.use_cpu and torch.cuda.is_available())
+    run: Run | None = None
+    code, message = 0, None
+    try:
+        run = build(run_dir, ranks, config, stop)
+        _announce(run)
+        _warm_up(run)
+        train(run)
+        run.log.event("finished", step=run.state.step)
+    except Stopped as error:
+        code, message = error.exit_code, str(error)
+    except EncError as error:
+        code, message = error.exit_code, str(error)
+        _record_failure(run, message)
+    except Exception as error:
+        code, message = 3, f"{type(error).__name__}: {error}"
+        _record_failure(run, message)
+        message += f" The traceback is in {_write_traceback(run_dir, ranks.rank)}."
+    if run is not None:
+        run.log.close(code)
+    if message and (ranks.is_main or code == 3):
+        print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No teardown: DDP's destructor joins gloo's threads while it holds the interpreter lock that they wait for, and one
+    # exit in ten or so hangs. Everything is on disk; batch workers die with their parent.
+    os._exit(code)
+
+
+def _announce(run: Run) -> None:
+    lines = describe(run)
+    run.log.say(table(lines))
+    event = "resumed" if run.state.step else "started"
+    run.log.event(event, step=run.state.step, world_size=run.ranks.world_size, **{"choices": dict(lines)})
+
+
+def _record_failure(run: Run | None, message: str) -> None:
+    if run is not None:
+        run.log.event("failed", step=run.state.step, error=message)
+
+
+def _write_traceback(run_dir: Path, rank: int) -> Path:
+    path = run_dir / "logs" / f"traceback-rank{rank}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(traceback.format_exc())
+    return path
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""Documentation: every command in it runs, every command of the program appears in it, every recipe loads."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from running import Enc
+from typer.main import get_command
+
+import enc as package
+from enc.encoder.config_load import RECIPES, load_config
+from enc.launcher.cli import app
+
+ROOT = Path(package.__file__).parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TESTED_PAGES = ["README.md", "docs/training.md", "docs/checkpoints.md", "docs/troubleshooting.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of every command in a page's bash blocks."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Enc:
+    """A folder as the README describes it: my.yaml and a corpus of some text files."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "my.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (folder / "corpus").mkdir()
+    for path in (ROOT / "docs").glob("*.md"):
+        for number, part in enumerate(path.read_text().split("\n## ")):
+            (folder / "corpus" / f"{path.stem}-{number}.txt").write_text(part)
+    return Enc(folder, environment)
+
+
+@pytest.mark.parametrize("name", TESTED_PAGES)
+def test_every_command_of_a_page_runs(reader: Enc, name: str) -> None:
+    """As written, one after the other (make is run by CI itself)."""
+    found = [words for words in commands(ROOT / name) if words[0] == "enc"]
+    assert found
+    assert all(words[0] in ("enc", "make") for words in commands(ROOT / name))
+    for words in found:
+        reader(*words[1:])
+
+
+def test_the_readme_loads_its_export(reader: Enc) -> None:
+    """The Python lines of the README, in the folder where its commands ran."""
+    code = blocks(ROOT / "README.md", "python")[0].replace("runs/my", str(reader.folder / "runs" / "my"))
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["model"].config.vocab_size == len(names["tokenizer"])  # type: ignore[attr-defined, arg-type]
+
+
+def all_commands() -> list[str]:
+    """Return every command path of the program, e.g. `ckpt export`."""
+    found = []
+
+    def walk(command, path: list[str]) -> None:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            found.append(" ".join(path))
+        for name, child in (inner or {}).items():
+            walk(child, [*path, name])
+
+    walk(get_command(app), [])
+    return found
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_appears_in_the_docs(command: str) -> None:
+    assert any(f"enc {command}" in page.read_text() for page in PAGES)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_recipes_load_without_a_note(recipe: str) -> None:
+    """Recipes are valid and their first line says what they are for."""
+    assert load_config(recipe).warnings == []
+    assert (RECIPES / f"{recipe}.yaml").read_text().startswith("# ")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
