@@ -1,0 +1,159 @@
+"""Checkpoint folders: complete or not there, damage is found, the right ones are kept."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import Enc
+
+from enc.encoder import checkpoint
+from enc.encoder.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
+    """A finished run with the checkpoints 2, 4, 6."""
+    enc = Enc(tmp_path_factory.mktemp("finished"), environment)
+    options = [f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", "trainer.max_steps=6",
+               "trainer.save_steps=2", "trainer.eval_strategy=no"]  # fmt: skip
+    enc("launch", "pretrain", "smoke", *options)
+    return enc.folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def flip_bit(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(len(data))
+    data[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_every_flipped_bit_is_found(run: Path) -> None:
+    """300 single-bit flips in any file of a checkpoint, the manifest included."""
+    rng = random.Random(0)
+    folder = run / "checkpoints" / "6"
+    for number in range(300):
+        path = files(folder)[number % len(files(folder))]
+        whole = path.read_bytes()
+        flip_bit(path, rng)
+        status = checkpoint.verify(folder)
+        assert status.state == "damaged", path
+        assert path.name in status.problems[0]
+        path.write_bytes(whole)
+    assert checkpoint.verify(folder).state == "complete"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "renamed", "extra"])
+def test_damaged_files_are_found_and_passed_over(run: Path, damage: str) -> None:
+    """Each kind of damage makes the folder damaged, and the one before it the latest."""
+    folder = run / "checkpoints" / "6"
+    path = folder / "model.safetensors"
+    match damage:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "empty":
+            path.write_bytes(b"")
+        case "missing":
+            path.unlink()
+        case "renamed":
+            path.rename(folder / "model2.safetensors")
+        case "extra":
+            (folder / "notes.txt").write_text("hello")
+    assert checkpoint.verify(folder).state == "damaged"
+    found, passed_over = checkpoint.newest_complete(run)
+    assert found == run / "checkpoints" / "4"
+    assert [status.step for status in passed_over] == [6]
+
+
+def test_without_a_manifest_a_folder_is_unverifiable(run: Path) -> None:
+    folder = run / "checkpoints" / "6"
+    (folder / "manifest.json").unlink()
+    assert checkpoint.verify(folder).state == "unverifiable"
+    with pytest.raises(UsageError, match="unverifiable"):
+        checkpoint.find_checkpoint(run, "6")
+
+
+def test_unfinished_folders_are_never_found(run: Path) -> None:
+    """A temporary folder is no checkpoint, and the next clean-up removes it."""
+    shutil.copytree(run / "checkpoints" / "6", run / "checkpoints" / ".8.tmp")
+    assert checkpoint.newest_complete(run)[0] == run / "checkpoints" / "6"
+    checkpoint.remove_leftovers(run)
+    assert not (run / "checkpoints" / ".8.tmp").exists()
+
+
+def test_prune_keeps_the_newest(run: Path) -> None:
+    deleted = checkpoint.prune(run, 2)
+    assert [path.name for path in deleted] == ["2"]
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "6"]
+    assert checkpoint.prune(run, 0) == []
+
+
+def test_prune_keeps_the_last_healthy_one(run: Path) -> None:
+    """When the newest checkpoints have a non-finite loss, the last finite one stays beside them."""
+    for step in ("4", "6"):
+        folder = run / "checkpoints" / step
+        state = json.loads((folder / "trainer_state.json").read_text())
+        (folder / "trainer_state.json").write_text(json.dumps({**state, "loss_is_finite": False}))
+        (folder / "manifest.json").unlink()
+        checkpoint.write_manifest(folder, int(step))
+    assert checkpoint.prune(run, 1) == [run / "checkpoints" / "4"]
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["2", "6"]
+
+
+def test_damaged_ones_do_not_count_as_kept(run: Path) -> None:
+    """A damaged newest checkpoint is neither deleted nor counted."""
+    (run / "checkpoints" / "6" / "model.safetensors").write_bytes(b"")
+    checkpoint.prune(run, 1)
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "6"]
+
+
+def test_a_checkpoint_holds_no_pickle(run: Path) -> None:
+    """Every file is JSON, YAML, text or safetensors."""
+    assert {path.suffix for path in files(run / "checkpoints" / "6")} <= {".json", ".yaml", ".safetensors", ".txt"}
+
+
+def test_sigkill_during_saves_never_leaves_a_half_written_one(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """A run that saves at every step is killed six times, at moments when it is saving."""
+    rng = random.Random(5)
+    options = [
+        "trainer.max_steps=100000",
+        "trainer.save_steps=1",
+        "trainer.eval_strategy=no",
+        "trainer.logging_steps=50",
+    ]
+    run = enc.folder / "run"
+    for number in range(6):
+        words = smoke("run", *options) if number == 0 else ["resume", "latest", "--run", "run"]
+        before = checkpoint.newest_complete(run)[0]
+        process = enc.start(*words)
+        limit = time.monotonic() + 120
+        while checkpoint.newest_complete(run)[0] == before and time.monotonic() < limit:
+            time.sleep(0.01)
+        while not list((run / "checkpoints").glob(".*.tmp")) and time.monotonic() < limit:
+            pass
+        time.sleep(rng.random() * 0.03)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # the trainer dies with its parent
+        assert all(checkpoint.verify(p).state == "complete" for p in checkpoint.list_checkpoints(run))
+        assert len(checkpoint.list_checkpoints(run)) >= 1
+    enc("resume", "latest", "--run", "run", f"trainer.max_steps={_last(run) + 2}", "--allow-change")
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def _last(run: Path) -> int:
+    return int(checkpoint.list_checkpoints(run)[-1].name)

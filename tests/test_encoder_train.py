@@ -1,0 +1,111 @@
+"""The loop: what is equal whatever the split, and what each switch does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import Enc
+
+STEPS = 8
+OPTIONS = [f"trainer.max_steps={STEPS}", "trainer.eval_steps=4", "trainer.save_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Enc:
+    """Eight fp32 steps of eight rows in one microbatch."""
+    enc = Enc(tmp_path_factory.mktemp("plain"), environment)
+    ready = [f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run"]
+    enc("launch", "pretrain", "smoke", *ready, *OPTIONS, "trainer.per_device_train_batch_size=8")
+    return enc
+
+
+def losses(enc: Enc, run: str = "run") -> list[float]:
+    return [record["loss"] for record in enc.records(run).values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        (["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=4"], 1e-5),
+        (["trainer.masked_logits_only_loss=false"], 1e-5),
+        (["trainer.gradient_checkpointing=true"], 1e-6),
+        (["trainer.torch_compile=true", "trainer.torch_compile_backend=aot_eager"], 1e-5),
+        (["trainer.mixed_precision=bf16"], 1e-2),
+    ],
+    ids=["accumulation", "all logits", "recompute", "compiled", "bf16"],
+)
+def test_same_losses_by_another_way(
+    enc: Enc, smoke: Callable[..., list[str]], plain: Enc, change: list[str], tolerance: float
+) -> None:
+    """Splitting, the ablation, recomputing and compiling change nothing but rounding; bf16 stays close."""
+    enc(*smoke("run", *OPTIONS, "trainer.per_device_train_batch_size=8", *change))
+    assert losses(enc) == pytest.approx(losses(plain), rel=tolerance)
+    norms = [[record["grad_norm"] for record in e.records("run").values()] for e in (enc, plain)]
+    assert norms[0] == pytest.approx(norms[1], rel=max(10 * tolerance, 1e-5))
+
+
+def test_records_and_events_are_complete(plain: Enc) -> None:
+    """Every metric that the docs name is in every record, and the events tell the run's story."""
+    keys = {"step", "time", "loss", "grad_norm", "learning_rate", "num_labels", "tokens", "tokens_per_s", "mfu", "fill",
+            "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb", "nonfinite_steps",
+            "weight_norm"}  # fmt: skip
+    records = plain.records("run")
+    assert all(record.keys() == keys for record in records.values())
+    assert list(records) == list(range(1, STEPS + 1))
+    assert all(record["fill"] > 0.98 for record in records.values())
+    assert [e["event"] for e in plain.events("run")] == ["started", "saved", "saved", "finished"]
+    evaluations = plain.records("run", "eval_loss")
+    assert list(evaluations) == [4, 8]
+    launch = json.loads((plain.folder / "run" / "launches" / "1" / "launch.json").read_text())
+    assert launch["attempt"] == 1
+    assert "torch" in (plain.folder / "run" / "launches" / "1" / "environment.txt").read_text()
+    assert list((plain.folder / "run" / "tensorboard").iterdir())
+
+
+def test_logged_losses_are_means_over_labels(enc: Enc, smoke: Callable[..., list[str]], plain: Enc) -> None:
+    """A log line every four steps is the label-weighted mean of the four."""
+    enc(*smoke("run", *OPTIONS, "trainer.per_device_train_batch_size=8", "trainer.logging_steps=4"))
+    records = list(plain.records("run").values())[:4]
+    expected = sum(r["loss"] * r["num_labels"] for r in records) / sum(r["num_labels"] for r in records)
+    assert losses(enc)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_evaluating_a_checkpoint_repeats_the_runs_number(plain: Enc) -> None:
+    """`enc eval mlm` gives the evaluation of the run, to the last bit."""
+    metrics = json.loads(plain("eval", "mlm", "run", "--json").stdout)
+    record = plain.records("run", "eval_loss")[STEPS]
+    assert metrics == {key: record[key] for key in metrics}
+
+
+def test_without_packing_each_piece_is_a_row(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """One document a row: fewer tokens, nothing padded."""
+    enc(*smoke("run", *OPTIONS, "datacollator.pack_sequences=false", "trainer.per_device_train_batch_size=8"))
+    assert all(record["fill"] < 0.95 for record in enc.records("run").values())
+
+
+def test_whole_words_and_untied_layernorm_model_train(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """The other architecture options run through the whole loop, export included."""
+    options = ["datacollator.whole_word=true", "datacollator.mask_all=true", "model.tie_word_embeddings=false",
+               "model.rms_norm=false", "model.rope=false", "model.hidden_act=gelu", "model.dropout_prob=0.1",
+               "optimizer.name=adam", "scheduler.name=warmup_stable_decay"]  # fmt: skip
+    enc(*smoke("run", *OPTIONS, *options))
+    assert (Path(enc("ckpt", "export", "run").stdout.strip()) / "model.safetensors").exists()
+
+
+def test_ngpt_trains(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    enc(*smoke("run", *OPTIONS, "model.ngpt=true"))
+    assert len(losses(enc)) == STEPS
+
+
+def test_overwriting_moves_the_older_run_aside(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """Nothing of the older run is lost."""
+    short = ["trainer.max_steps=2", "trainer.eval_strategy=no"]
+    enc(*smoke("run", *short))
+    before = (enc.folder / "run" / "metrics.jsonl").read_bytes()
+    done = enc(*smoke("run", *short, "trainer.overwrite_output_dir=true"))
+    moved = enc.folder / "run.replaced-1"
+    assert str(moved) in done.stderr
+    assert (moved / "metrics.jsonl").read_bytes() == before
+    assert (moved / "checkpoints" / "2" / "manifest.json").exists()
+    assert len(enc.records("run")) == 2
