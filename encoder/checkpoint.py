@@ -160,7 +160,7 @@ def newest_complete(run_dir: Path) -> tuple[Path | None, list[CheckpointStatus]]
     return None, passed_over
 
 
-def find_checkpoint(run_dir: Path, which: str | bool) -> tuple[Path, list[CheckpointStatus]]:
+def find_checkpoint(run_dir: Path, which: str | int | bool) -> tuple[Path, list[CheckpointStatus]]:
     """Return the checkpoint meant by `latest` (or True), a step or a path, and the newer ones passed over.
 
     Raises UsageError when there is none, or when the one asked for is not complete.
@@ -174,6 +174,7 @@ def find_checkpoint(run_dir: Path, which: str | bool) -> tuple[Path, list[Checkp
     if not path.is_dir():
         steps = ", ".join(p.name for p in list_checkpoints(run_dir)) or "none"
         raise UsageError(f"There is no checkpoint {path}. Checkpoints of {run_dir}: {steps}.")
+    refuse_other_folder(path)
     status = verify(path)
     if status.state != "complete":
         raise UsageError(
@@ -181,6 +182,15 @@ def find_checkpoint(run_dir: Path, which: str | bool) -> tuple[Path, list[Checkp
             "Choose another one (`enc ckpt ls` shows them) or `latest`, which passes over damaged ones."
         )
     return path, []
+
+
+def refuse_other_folder(path: Path) -> None:
+    """Raise UsageError when a folder has nothing of a checkpoint in it."""
+    if not any((path / name).is_file() for name in (MANIFEST, "trainer_state.json", "model.safetensors")):
+        raise UsageError(
+            f"{path} is not a checkpoint: it has neither {MANIFEST} nor trainer_state.json nor model.safetensors. "
+            "Name a folder <run>/checkpoints/<step>."
+        )
 
 
 def _nothing_to_resume(run_dir: Path, passed_over: list[CheckpointStatus]) -> str:

@@ -360,7 +360,7 @@ class TrainerConfig(Section):
     """Save portable weights."""
     min_free_disk_gb: NonNegativeFloat = 0.0
     """GB that must stay free on the disk after a checkpoint is written."""
-    resume_from_checkpoint: Annotated[bool | str | None, Field(union_mode="left_to_right")] = None
+    resume_from_checkpoint: Annotated[bool | int | str | None, Field(union_mode="left_to_right")] = None
     """`latest` (or true), a step, or a checkpoint folder."""
     disable_tqdm: Bool = False
     """No progress bar."""

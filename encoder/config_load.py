@@ -4,6 +4,8 @@
 """
 
 import difflib
+import functools
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -59,6 +61,9 @@ class Loaded:
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML whose `1e-4` is a float and whose `no` is a word, as in YAML 1.2."""
 
@@ -78,8 +83,8 @@ _Loader.add_implicit_resolver(
 def parse_value(text: str) -> Any:
     """Return the YAML value of a command-line word; a word that is no YAML is text."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
         return text
 
 
@@ -89,22 +94,49 @@ def read_yaml(text: str, name: str) -> Source:
         loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
-        raise UsageError(f"{place}: this is not valid YAML: {getattr(error, 'problem', error)}.") from None
+        raise _yaml_error(error, name) from None
     if node is not None and not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{name}: a config is a mapping of sections (model:, dataset:, trainer: ...), this is not one.")
     source = Source(name, {}, {})
     if node is not None:
+        _refuse_cycles(node, name, (), set())
         _note_lines(node, "", source)
-        source.tree = loader.construct_document(node)
+        try:
+            source.tree = loader.construct_document(node)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
+            raise _yaml_error(error, name) from None
     return source
+
+
+def _yaml_error(error: Exception, name: str) -> UsageError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+    return UsageError(f"{place}: this is not valid YAML: {getattr(error, 'problem', None) or _one_line(error)}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _refuse_cycles(node: yaml.Node, name: str, above: tuple[yaml.Node, ...], done: set[yaml.Node]) -> None:
+    """Raise UsageError when an alias stands for something that it is a part of."""
+    if node in above:
+        raise UsageError(f"{name}:{node.start_mark.line + 1}: the anchor is used inside of itself; a config must end.")
+    if node not in done and not isinstance(node, yaml.ScalarNode):
+        inner = [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else node.value
+        for value in inner:
+            _refuse_cycles(value, name, (*above, node), done)
+        done.add(node)
 
 
 def _note_lines(node: yaml.MappingNode, prefix: str, source: Source) -> None:
     for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UsageError(f"{source.name}:{line}: a list or a mapping is no key; write key: value.")
+        key_node.tag = "tag:yaml.org,2002:str" if key_node.tag != _MERGE else _MERGE  # 3: and null: are names too
         key = f"{prefix}{key_node.value}"
-        place = f"{source.name}:{key_node.start_mark.line + 1}"
+        place = f"{source.name}:{line}"
         if key in source.places:
             source.problems.append(Problem(key, f"is given twice, first at {source.places[key]}; keep one", place))
         source.places.setdefault(key, place)
@@ -119,6 +151,10 @@ def find_config(name: str) -> Path:
         return path
     if recipe.is_file():
         return recipe
+    if path.is_dir():
+        inside = path / "config.yaml"
+        hint = f"; did you mean {inside}?" if inside.is_file() else ". Name a YAML file or a recipe."
+        raise UsageError(f"{path} is a folder, not a config file{hint}")
     recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     raise UsageError(
         f"There is no config file {name!r} and no recipe of that name{_did_you_mean(name, recipes)}. "
@@ -170,6 +206,11 @@ _SILENT = {"trainer.max_ckpt": None, "trainer.train_batch_size": None, "trainer.
            "mteb_overwrite_results": False}  # fmt: skip
 
 
+def top_level_names() -> set[str]:
+    """Return the names that a config may have without a section: keys, sections and old names."""
+    return {*RunConfig.model_fields, "variables", *(old for old in _RENAMED if "." not in old)}
+
+
 def _get(tree: dict[str, Any], key: str) -> tuple[bool, Any]:
     node: Any = tree
     for part in key.split("."):
@@ -217,7 +258,8 @@ def apply_old_names(source: Source) -> None:
 def _rename(source: Source, old: str, new: str, value: Any) -> None:
     given, present = _get(source.tree, new)
     place = source.place(old)
-    if given and present != value:
+    overrides = place == COMMAND_LINE != source.place(new)
+    if given and present != value and not overrides:
         text = f"is {value!r}, but it is an old name of {new}, which is {present!r}; keep one of them"
         source.problems.append(Problem(old, text, place))
         return
@@ -236,12 +278,14 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     for word in rest:
         key, equals, text = word.removeprefix("--").partition("=")
         if not equals:
-            if not word.startswith("--"):
+            if not word.startswith("--") or not key:
                 raise UsageError(f"{word!r} is neither an option nor an override; write section.key=value.")
             following = next(rest, None)
-            if following is None or (following.startswith("--") and "." in following):
+            if following is None or following.startswith("--"):
                 raise UsageError(f"{word} has no value; write {word}=VALUE.")
             text = following
+        if not all(key.split(".")):
+            raise UsageError(f"{word!r} names no key; write section.key=value.")
         overrides[key] = parse_value(text)
     return overrides
 
@@ -263,6 +307,10 @@ _INLINE = re.compile(r"\$\{variables\.([\w.]+)\}|\{\$variables\.([\w.]+)\}")
 def substitute_variables(source: Source) -> None:
     """Replace references to the `variables:` mapping: a whole-string one keeps its type, one inside text becomes text."""
     variables = source.tree.pop("variables", None) or {}
+    if not isinstance(variables, dict):
+        text = f"is {variables!r}, must be a section of name: value lines"
+        source.problems.append(Problem("variables", text, source.place("variables")))
+        variables = {}
     source.tree = _substituted(source.tree, variables, source, "", ())
 
 
@@ -323,6 +371,8 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 def _nearest_key(key: str) -> str:
     """Suggest a known key: the same last word in another section first, then the closest spelling."""
+    if "." not in key and (hint := _did_you_mean(key, list(RunConfig.model_fields))):
+        return hint
     known = [name for name, info in all_fields() if section_class(info) is None]
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"; did you mean {elsewhere[0]}?" if elsewhere else _did_you_mean(key, known)
@@ -331,8 +381,11 @@ def _nearest_key(key: str) -> str:
 def _message(error: Any, key: str) -> str:
     """Return what a pydantic error means, in words."""
     given, context = error["input"], error.get("ctx", {})
-    shown = f"{given!r}" if not isinstance(given, str) else f"'{given}'"
+    shown = "empty (null)" if given is None else repr(given)
     match error["type"]:
+        case "extra_forbidden" if any(key == name for name, _ in all_fields()):  # written `trainer.max_steps: 3`
+            section, _, name = key.rpartition(".")
+            return f"is no key of a file in one word; write {section}: and, indented below it, {name}:"
         case "extra_forbidden":
             return f"is not a key{_nearest_key(key)}"
         case "literal_error":
@@ -350,7 +403,8 @@ def _message(error: Any, key: str) -> str:
         case "model_type" | "model_attributes_type":
             return f"is {shown}, must be a section of key: value lines"
         case _:
-            return f"is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+            text = error["msg"].removeprefix("Input should").removeprefix("Value should")
+            return f"is {shown}, must{text}" if text != error["msg"] else f"is {shown}: {text[0].lower()}{text[1:]}"
 
 
 def _validate(source: Source) -> tuple[RunConfig, set[str]]:
@@ -361,13 +415,14 @@ def _validate(source: Source) -> tuple[RunConfig, set[str]]:
         try:
             return RunConfig.model_validate(tree), bad
         except ValidationError as error:
-            for item in error.errors():
-                key = ".".join(str(part) for part in _known_path(tree, item["loc"]))
+            # all paths first: a key with two errors is gone from the tree when the second one is looked at
+            for item, path in [(item, _known_path(tree, item["loc"])) for item in error.errors()]:
+                key = ".".join(map(str, path))
                 if key not in bad:
                     bad.add(key)
                     source.problems.append(Problem(key, _message(item, key), source.place(key)))
-                if _get(tree, key)[0]:
-                    _remove(tree, key)
+                *parents, last = path
+                functools.reduce(operator.getitem, parents, tree).pop(last, None)
 
 
 def _known_path(tree: dict[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:
@@ -405,10 +460,15 @@ def _marker_problems(config: RunConfig, source: Source) -> None:
 def _raise_if_any(source: Source) -> None:
     if not source.problems:
         return
-    lines = [f"{p.where + ': ' if p.where else ''}{p.key} {p.text}{'' if p.text.endswith('?') else '.'}" for p in sorted(source.problems, key=_in_order)]
+    lines = [_line(problem) for problem in sorted(source.problems, key=_in_order)]
     if len(lines) == 1:
         raise UsageError(lines[0])
     raise UsageError(f"{source.name} has {len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+
+
+def _line(problem: Problem) -> str:
+    place = f"{problem.where}: " if problem.where else ""
+    return f"{place}{problem.key} {problem.text}{'' if problem.text.endswith('?') else '.'}"
 
 
 def _in_order(problem: Problem) -> tuple[bool, int, str]:

@@ -76,6 +76,8 @@ def verify(
     paths = folder.list_checkpoints(path) or [path]
     if not path.is_dir():
         raise UsageError(f"There is no checkpoint {path}.")
+    for found in paths:
+        folder.refuse_other_folder(found)
     statuses = [folder.verify(p) for p in paths]
     if as_json:
         rows = [{"path": str(s.path), "state": s.state, "problems": s.problems} for s in statuses]

@@ -13,7 +13,7 @@ app = typer.Typer(help="Look at configs without running anything.", no_args_is_h
 @app.command(context_settings=OVERRIDES)
 def check(context: typer.Context, config: ConfigArgument) -> None:
     """Check a config and report every problem of it at once."""
-    load(config, context.args)
+    load(config, context)
     typer.echo(f"{config}: no problems.")
 
 
@@ -24,7 +24,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print a config with all defaults, variables and overrides filled in."""
-    loaded = load(config, context.args)
+    loaded = load(config, context)
     typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else loaded.to_yaml(), nl=as_json)
 
 

@@ -31,7 +31,7 @@ def launch_pretrain(
 ) -> None:
     """Pretrain an encoder. Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."""
     wanted = {"launch.nproc_per_node": nproc, "launch.nodes": nodes}
-    loaded = load(config, context.args, {key: value for key, value in wanted.items() if value is not None})
+    loaded = load(config, context, {key: value for key, value in wanted.items() if value is not None})
     if dry_run:
         _show_plan(loaded, as_json)
     else:
@@ -70,12 +70,12 @@ def resume(
     more: dict[str, Any] = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
     if nproc is not None:
         more["launch.nproc_per_node"] = nproc
-    _launch(load(str(run_dir / "config.yaml"), context.args, more), allow_change)
+    _launch(load(str(run_dir / "config.yaml"), context, more), allow_change)
 
 
 def preprocess(context: typer.Context, config: ConfigArgument) -> None:
     """Tokenise the text of a config into a token store; print the store's path."""
-    typer.echo(str(_preprocess(load(config, context.args))))
+    typer.echo(str(_preprocess(load(config, context))))
 
 
 def _preprocess(config: "RunConfig") -> Any:
@@ -87,7 +87,8 @@ def _preprocess(config: "RunConfig") -> Any:
 
     existed = (store_path(config.dataset) / "manifest.json").is_file()
     columns = (TextColumn("Tokenising"), BarColumn(), TextColumn("{task.fields[tokens]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None, tokens="", visible=not existed)
 
         def show(done: int, total: int | None, tokens: int) -> None:

@@ -1,8 +1,11 @@
 """What several commands share: the config argument, overrides, how warnings are said."""
 
+import difflib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from enc.encoder.errors import UsageError
 
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
@@ -18,11 +21,25 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def load(name: str, words: list[str], more: dict[str, Any] | None = None) -> "RunConfig":
-    """Load a config with the overrides among `words`, and say its warnings."""
+def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) -> "RunConfig":
+    """Load a config with the overrides among the command's words, and say its warnings."""
     from enc.encoder.config_load import load_config, parse_overrides
 
-    loaded = load_config(name, parse_overrides(words) | (more or {}))
+    _refuse_unknown_options(context)
+    loaded = load_config(name, parse_overrides(context.args) | (more or {}))
     for warning in loaded.warnings:
         say(f"Note: {warning}")
     return loaded.config
+
+
+def _refuse_unknown_options(context: typer.Context) -> None:
+    """Raise UsageError on a mistyped option, which would otherwise be taken for an override."""
+    from enc.encoder.config_load import top_level_names
+
+    options = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+    for word in context.args:
+        name = word.partition("=")[0]
+        if word.startswith("--") and "." not in name and name[2:] not in top_level_names():
+            close = difflib.get_close_matches(name, options, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise UsageError(f"{name} is neither an option of this command nor a key of a config{hint}")

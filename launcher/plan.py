@@ -10,7 +10,7 @@ from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.data.preprocess import store_path
-from enc.encoder.data.store import read_manifest
+from enc.encoder.data.store import TokenStore
 from enc.encoder.errors import UsageError
 
 
@@ -67,7 +67,7 @@ def make_plan(config: RunConfig) -> Plan:
     world_size = config.launch.nproc_per_node or max(_num_gpus(config), 1)
     split = split_batch(config.trainer, world_size)
     store = store_path(config.dataset).absolute()
-    manifest = read_manifest(store) if store.exists() else None
+    manifest = TokenStore.open(store).manifest if store.exists() else None
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {

@@ -3,6 +3,7 @@
     <output_dir>/ config.yaml  launches/<n>/  logs/<n>/  metrics.jsonl  events.jsonl  tensorboard/  checkpoints/
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -27,12 +28,13 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         """Take the lock, making the folder if need be. Raises UsageError when it is taken or cannot be written."""
-        self.created = not run_dir.exists()
         self.run_dir = run_dir
+        self.created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self.file = (run_dir / ".lock").open("a+")
         except OSError as error:
+            self._remove_created()
             raise UsageError(f"The run folder {run_dir} cannot be written ({error.strerror}). Choose another "
                              "trainer.output_dir or mend its permissions.") from None  # fmt: skip
         self._take()
@@ -66,11 +68,16 @@ class RunLock:
         )
 
     def release(self, remove_if_created: bool = False) -> None:
-        """Give the lock back; with `remove_if_created` also a folder that holds nothing but the lock."""
+        """Give the lock back; with `remove_if_created` also remove folders made for it that hold nothing else."""
         if remove_if_created and self.created and [p.name for p in self.run_dir.iterdir()] == [".lock"]:
             (self.run_dir / ".lock").unlink()
-            self.run_dir.rmdir()
+            self._remove_created()
         self.file.close()
+
+    def _remove_created(self) -> None:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for folder in self.created:
+                folder.rmdir()
 
 
 def refuse_older_run(run_dir: Path) -> None:

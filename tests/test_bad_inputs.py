@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong ends in a message that says what, where and what to do, and nothing is lost or half-written.
+"""What a user gets wrong ends in a message that says what, where and what to do; nothing is lost or half-written.
 
 One table drives the real command line. A row names its bad input, how to set it up, the command, its exit code and what
 the message must contain. After each command the working folder is compared with what it was before, file by file.
@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,7 @@ class World:
     """The working folder of a row, and the finished things that it may copy and damage."""
 
     folder: Path
-    finished_run: Path
-    finished_store: Path
-    small_stores: Path
+    finished: Callable[[str], Path]  # name of a session fixture -> its folder, made when first asked for
 
     def write(self, name: str, content: str | bytes) -> Path:
         path = self.folder / name
@@ -38,11 +36,11 @@ class World:
 
     def run(self) -> Path:
         """Copy the finished run, of 6 steps with checkpoints 3 and 6, to `run`."""
-        return shutil.copytree(self.finished_run, self.folder / "run")
+        return shutil.copytree(self.finished("finished_run"), self.folder / "run")
 
     def store(self) -> Path:
         """Copy the token store of `smoke` to `store`."""
-        return shutil.copytree(self.finished_store, self.folder / "store")
+        return shutil.copytree(self.finished("store"), self.folder / "store")
 
 
 Setup = Callable[[World], object]
@@ -119,7 +117,7 @@ def only_checkpoint(damage: Callable[[Path], object]) -> Setup:
 
 
 def _no_mask(world: World) -> None:
-    tokenizer = json.loads((world.finished_store / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer = json.loads((world.finished("store") / "tokenizer" / "tokenizer.json").read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "[MASK]"]
     vocab = tokenizer["model"]["vocab"]
     vocab["other"] = vocab.pop("[MASK]")
@@ -148,8 +146,13 @@ ROWS = [
     config(
         "several at once",
         "seed: x\nmodel:\n  hiden_size: 1\n  rope: 7\ntrainer:\n  max_steps: 0\n  mixed_precision: fp16\n",
-        "5 problems", "cfg.yaml:1: seed", "cfg.yaml:3: model.hiden_size", "cfg.yaml:4: model.rope",
-        "cfg.yaml:6: trainer.max_steps is 0", "cfg.yaml:7: trainer.mixed_precision", "fp16 is not supported",
+        "5 problems",
+        "cfg.yaml:1: seed",
+        "cfg.yaml:3: model.hiden_size",
+        "cfg.yaml:4: model.rope",
+        "cfg.yaml:6: trainer.max_steps is 0",
+        "cfg.yaml:7: trainer.mixed_precision",
+        "fp16 is not supported",
     ),
     config("bad YAML", "model:\n  a: [1, 2\ntrainer: 3\n", "cfg.yaml, line 3", "not valid YAML"),
     config("tab in YAML", "model:\n\trope: true\n", "cfg.yaml, line 2", "not valid YAML"),
@@ -158,38 +161,83 @@ ROWS = [
     config("list as key of a section", "model:\n  ? [a]\n  : 3\n", "cfg.yaml:2"),
     config("number as key", "model: {3: 4}\n", "cfg.yaml:1", "3 is not a key"),
     config("object tag", "model: !!python/object:os.system {}\n", "cfg.yaml", "python/object"),
-    config("endless alias", "a: &a [*a]\n", "cfg.yaml:1", "a is not a"),
-    config("endless mapping", "model: &a {rope: *a}\n", "cfg.yaml:1", "model.rope"),
+    config("endless list", "seed: &a [*a]\n", "cfg.yaml:1", "the anchor is used inside of itself"),
+    config("endless mapping", "seed: 1\nmodel: &a {rope: *a}\n", "cfg.yaml:2", "the anchor is used inside of itself"),
+    config("dotted key", "seed: 1\ntrainer.max_steps: 3\n", "cfg.yaml:2", "write trainer: and", "max_steps:"),
+    config("unknown dotted key", "trainer.steps: 3\n", "cfg.yaml:1: trainer.steps is not a key"),
+    config("empty section", "model:\n", "cfg.yaml:1: model is empty (null), must be a section"),
     config("a list, no mapping", "- model\n- trainer\n", "cfg.yaml", "a config is a mapping of sections"),
     config("a word, no mapping", "hello\n", "cfg.yaml", "a config is a mapping of sections"),
-    config("undefined variable", "variables: {width: 64}\nmodel: {hidden_size: $variables.widht}\n",
-           "cfg.yaml:2", "variables.widht, which is not defined", "did you mean width?"),
-    config("cyclic variables", "variables: {a: $variables.b, b: $variables.a}\nseed: $variables.a\n",
-           "cfg.yaml:3", "seed refers to itself: a -> b -> a"),
+    config(
+        "undefined variable",
+        "variables: {width: 64}\nmodel: {hidden_size: $variables.widht}\n",
+        "cfg.yaml:2",
+        "variables.widht, which is not defined",
+        "did you mean width?",
+    ),
+    config(
+        "cyclic variables",
+        "variables: {a: $variables.b, b: $variables.a}\nseed: $variables.a\n",
+        "cfg.yaml:2",
+        "seed refers to itself: a -> b -> a",
+    ),
     config("variables no mapping", "variables: [1]\nseed: $variables.a\n", "cfg.yaml:1", "variables"),
-    config("old and new name", "trainer:\n  learning_rate: 1e-3\noptimizer:\n  lr: 1e-4\n",
-           "cfg.yaml:2", "trainer.learning_rate is 0.001", "optimizer.lr, which is 0.0001", "keep one"),
+    config(
+        "old and new name",
+        "trainer:\n  learning_rate: 1e-3\noptimizer:\n  lr: 1e-4\n",
+        "cfg.yaml:2",
+        "trainer.learning_rate is 0.001",
+        "optimizer.lr, which is 0.0001",
+        "keep one",
+    ),
     config("muonclip", "optimizer:\n  name: muonclip\n", "cfg.yaml:2", "'muonclip', but MuonClip is not built yet"),
     config("streaming", "dataset: {streaming: true}\n", "dataset.streaming is True, but streaming is not built yet"),
     config("fsdp", "parallel: {engine: fsdp}\n", "parallel.engine is 'fsdp'", "not built yet"),
-    config("contrastive", "task: contrastive\ncontrastive: {temperature: 0.1}\n", "cfg.yaml:1: task", "cfg.yaml:2",
-           "contrastive.temperature is 0.1", "contrastive training is not built yet"),
+    config(
+        "contrastive",
+        "task: contrastive\ncontrastive: {temperature: 0.1}\n",
+        "cfg.yaml:1: task",
+        "cfg.yaml:2",
+        "contrastive.temperature is 0.1",
+        "contrastive training is not built yet",
+    ),
     config("heads that do not divide", "model:\n  num_attention_heads: 7\n", "cfg.yaml:2", "does not divide", "768"),
     config("odd head size", "model: {hidden_size: 60, num_attention_heads: 4}\n", "heads of 15", "even"),
-    config("row longer than positions", "dataset:\n  max_seq_length: 1024\n", "cfg.yaml:2", "1024", "512 tokens", "raise"),
-    config("validation_split 1.5", "dataset: {validation_split: 1.5}\n", "dataset.validation_split is 1.5", "less than 1"),
+    config(
+        "row longer than positions", "dataset:\n  max_seq_length: 1024\n", "cfg.yaml:2", "1024", "512 tokens", "raise"
+    ),
+    config(
+        "validation_split 1.5", "dataset: {validation_split: 1.5}\n", "dataset.validation_split is 1.5", "less than 1"
+    ),
     config("negative max_steps", "trainer: {max_steps: -3}\n", "trainer.max_steps is -3", "greater than 0"),
     config("NaN", "optimizer: {lr: .nan}\n", "optimizer.lr is nan", "finite"),
-    Row("config: not text", "launch pretrain cfg.yaml", ("cfg.yaml cannot be read as text",),
-        setup=lambda world: world.write("cfg.yaml", b"model: \xff\xfe\x00")),
-    Row("config: control character", "launch pretrain cfg.yaml", ("cfg.yaml", "not valid YAML"),
-        setup=lambda world: world.write("cfg.yaml", "model: \x07\n")),
-    Row("config: empty file", "launch pretrain cfg.yaml", ("refinedweb", "dataset.path"), setup=yaml("")),
+    Row(
+        "config: not text",
+        "launch pretrain cfg.yaml",
+        ("cfg.yaml cannot be read as text",),
+        setup=lambda world: world.write("cfg.yaml", b"model: \xff\xfe\x00"),
+    ),
+    Row(
+        "config: control character",
+        "launch pretrain cfg.yaml",
+        ("cfg.yaml", "not valid YAML"),
+        setup=lambda world: world.write("cfg.yaml", "model: \x07\n"),
+    ),
+    Row("config: empty file", "launch pretrain cfg.yaml", ("'bert-base-uncased'", "tokenizer.path"), setup=yaml("")),
     Row("config: missing file", "launch pretrain nowhere/cfg.yaml", ("nowhere/cfg.yaml", "Recipes are", "smoke")),
-    Row("config: a folder", "launch pretrain folder", ("folder", "is a folder"),
-        setup=lambda world: (world.folder / "folder").mkdir()),
+    Row(
+        "config: a folder",
+        "launch pretrain folder",
+        ("folder", "is a folder"),
+        setup=lambda world: (world.folder / "folder").mkdir(),
+    ),
     Row("config: recipe typo", "launch pretrain smok", ("'smok'", "did you mean smoke?")),
-    Row("config check", "config check cfg.yaml", ("cfg.yaml:1: sead is not a key; did you mean seed?",), setup=yaml("sead: 1")),
+    Row(
+        "config check",
+        "config check cfg.yaml",
+        ("cfg.yaml:1: sead is not a key; did you mean seed?",),
+        setup=yaml("sead: 1"),
+    ),
     # ---- words on the command line -------------------------------------------------------------------------------
     override("without value", "--trainer.max_steps", "--trainer.max_steps has no value", "--trainer.max_steps=VALUE"),
     override("swallows the next", "--trainer.max_steps --seed=3", "--trainer.max_steps has no value"),
@@ -200,9 +248,11 @@ ROWS = [
     override("a section", "model=3", "command line: model is 3, must be a section"),
     override("empty key", "=3", "=3"),
     override("--nproc 0", "--nproc 0", "launch.nproc_per_node is 0", "greater than 0"),
-    override("--nproc two", "--nproc two", "Invalid value for '--nproc'", "'two' is not a valid int"),
+    override("--nproc two", "--nproc two", "Invalid value for '--nproc'", "integer"),
     override("--nodes 2", "--nodes 2", "launch.nodes is 2", "several nodes is not built yet"),
-    override("batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"),
+    override(
+        "batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"
+    ),
     override("no room for checkpoints", "trainer.min_free_disk_gb=1e9", "too full", "Free some space"),
     override("run folder below a file", "trainer.output_dir=a.txt/run", "a.txt/run", "Choose another"),
     override("a file as run folder", "trainer.output_dir=a.txt", "a.txt", "Choose another"),
@@ -213,95 +263,258 @@ ROWS = [
     source("empty folder", "books", None, "", "the folder books holds no text", ".jsonl"),
     source("no such suffix", "text.docx", "x", "", "text.docx", ".txt"),
     source("jsonl without a text column", "a.jsonl", '{"title": "x"}\n', "", "a.jsonl, line 1", "title", "text_column"),
-    source("text_column that is not there", "a.jsonl", '{"text": "x"}\n', "dataset.text_column=body",
-           "a.jsonl, line 1", "no column 'body'", "it has text"),
+    source(
+        "text_column that is not there",
+        "a.jsonl",
+        '{"text": "x"}\n',
+        "dataset.text_column=body",
+        "a.jsonl, line 1",
+        "no column 'body'",
+        "it has text",
+    ),
     source("jsonl with a broken line", "a.jsonl", '{"text": "x"}\n{"text": "y"\n', "", "a.jsonl, line 2", "not JSON"),
     source("text column of numbers", "a.jsonl", '{"text": 3}\n', "", "a.jsonl, line 1", "holds int, not text"),
     source("binary file as text", "a.txt", bytes(range(256)) * 40, "", "a.txt is not UTF-8", "offset 128", "Convert"),
     source("binary file as gzip", "a.txt.gz", b"plain", "", "a.txt.gz is damaged"),
     source("binary file as parquet", "a.parquet", b"plain", "", "a.parquet is not a readable Parquet file"),
-    source("eval_split of a source without", "a.txt", TEXT, "dataset.eval_split=validation dataset.eval_samples=null",
-           "a.txt", "'validation'", "validation_split"),
-    source("target below a file", "a.txt", TEXT, "dataset.pre_tokenize_output=a.txt/store", "a.txt/store", "pre_tokenize_output"),
-    source("tokenizer folder missing", "a.txt", TEXT, "tokenizer.train=null tokenizer.path=nothere", "nothere is not a folder"),
-    source("tokenizer hub name", "a.txt", TEXT, "tokenizer.train=null", "'bert-base-uncased'", "network", "tokenizer.path"),
-    source("empty after min_text_length", "a.txt", TEXT, "dataset.min_text_length=1000", "min_text_length=1000", "Lower"),
-    Row("source: hub name while offline", "launch pretrain smoke dataset.name=no/such dataset.pre_tokenize_output=new/store "
-        "trainer.output_dir=new/run", ("'no/such'", "network", "dataset.path")),
-    Row("source: tokenizer without mask token", "launch pretrain smoke tokenizer.train=null tokenizer.path=nomask "
+    source(
+        "eval_split of a source without",
+        "a.txt",
+        TEXT,
+        "dataset.eval_split=validation dataset.eval_samples=null",
+        "a.txt",
+        "'validation'",
+        "validation_split",
+    ),
+    source(
+        "target below a file",
+        "a.txt",
+        TEXT,
+        "dataset.pre_tokenize_output=a.txt/store",
+        "a.txt/store",
+        "pre_tokenize_output",
+    ),
+    source(
+        "tokenizer folder missing",
+        "a.txt",
+        TEXT,
+        "tokenizer.train=null tokenizer.path=nothere",
+        "nothere is not a folder",
+    ),
+    source(
+        "tokenizer hub name", "a.txt", TEXT, "tokenizer.train=null", "'bert-base-uncased'", "network", "tokenizer.path"
+    ),
+    source(
+        "empty after min_text_length", "a.txt", TEXT, "dataset.min_text_length=1000", "min_text_length=1000", "Lower"
+    ),
+    Row(
+        "source: hub name while offline",
+        "launch pretrain smoke dataset.name=no/such dataset.pre_tokenize_output=new/store trainer.output_dir=new/run",
+        ("'no/such'", "network", "dataset.path"),
+    ),
+    Row(
+        "source: tokenizer without mask token",
+        "launch pretrain smoke tokenizer.train=null tokenizer.path=nomask "
         "dataset.pre_tokenize_output=new/store trainer.output_dir=new/run",
-        ("nomask", "no mask token", "allow_special_token_rewrite"), setup=_no_mask),
+        ("nomask", "no mask token", "allow_special_token_rewrite"),
+        setup=_no_mask,
+    ),
     Row("preprocess: missing source", "preprocess smoke dataset.path=nothere", ("nothere does not exist",)),
     # ---- the token store -----------------------------------------------------------------------------------------
-    Row("store: of another tokenizer", f"{ON_STORE} tokenizer.train.vocab_size=512",
-        ("tokenizer.train was", "512", "pre_tokenize_output"), setup=World.store),
-    Row("store: of other text", f"{ON_STORE} dataset.eval_samples=7",
-        ("settings.eval_samples was 64, asked is 7", "delete"), setup=World.store),
-    Row("store: one flipped bit", ON_STORE, (TRAIN_DATA, "checksum", "damaged", "Delete"),
-        setup=in_store(lambda store: flip(store / TRAIN_DATA))),
-    Row("store: truncated", ON_STORE, ("data-00000.arrow has", "damaged", "Delete"),
-        setup=in_store(lambda store: cut(store / TRAIN_DATA))),
-    Row("store: file missing", ON_STORE, ("tokenizer.json is missing", "Delete"),
-        setup=in_store(lambda store: (store / "tokenizer/tokenizer.json").unlink())),
-    Row("store: info missing", ON_STORE, ("tokenizer_info.json is missing", "Delete"),
-        setup=in_store(lambda store: (store / "tokenizer_info.json").unlink())),
-    Row("store: manifest missing", ON_STORE, ("store is not a token store", "manifest.json"),
-        setup=in_store(lambda store: (store / "manifest.json").unlink())),
-    Row("store: manifest no JSON", ON_STORE, ("manifest.json is damaged",),
-        setup=in_store(lambda store: cut(store / "manifest.json"))),
-    Row("store: another folder", ON_STORE, ("store is not a token store",), setup=lambda w: w.write("store/a.txt", "x")),
+    Row(
+        "store: of another tokenizer",
+        f"{ON_STORE} tokenizer.train.vocab_size=512",
+        ("tokenizer.train was", "512", "pre_tokenize_output"),
+        setup=World.store,
+    ),
+    Row(
+        "store: of other text",
+        f"{ON_STORE} dataset.eval_samples=7",
+        ("settings.eval_samples was 64, asked is 7", "delete"),
+        setup=World.store,
+    ),
+    Row(
+        "store: one flipped bit",
+        ON_STORE,
+        (TRAIN_DATA, "checksum", "damaged", "Delete"),
+        setup=in_store(lambda store: flip(store / TRAIN_DATA)),
+    ),
+    Row(
+        "store: truncated",
+        ON_STORE,
+        ("data-00000.arrow has", "damaged", "Delete"),
+        setup=in_store(lambda store: cut(store / TRAIN_DATA)),
+    ),
+    Row(
+        "store: file missing",
+        ON_STORE,
+        ("tokenizer.json is missing", "Delete"),
+        setup=in_store(lambda store: (store / "tokenizer/tokenizer.json").unlink()),
+    ),
+    Row(
+        "store: info missing",
+        ON_STORE,
+        ("tokenizer_info.json is missing", "Delete"),
+        setup=in_store(lambda store: (store / "tokenizer_info.json").unlink()),
+    ),
+    Row(
+        "store: manifest missing",
+        ON_STORE,
+        ("store is not a token store", "manifest.json"),
+        setup=in_store(lambda store: (store / "manifest.json").unlink()),
+    ),
+    Row(
+        "store: manifest no JSON",
+        ON_STORE,
+        ("manifest.json is damaged",),
+        setup=in_store(lambda store: cut(store / "manifest.json")),
+    ),
+    Row(
+        "store: another folder", ON_STORE, ("store is not a token store",), setup=lambda w: w.write("store/a.txt", "x")
+    ),
     # ---- checkpoints and resuming --------------------------------------------------------------------------------
-    Row("resume: latest has a flipped bit", "resume latest --run run", ("Passed over checkpoint", "checkpoints/6",
-        "damaged", WEIGHTS, "Resuming from run/checkpoints/3"), code=0, writes=("run",),
-        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
-    Row("resume: the only one has a flipped bit", "resume latest --run run", ("no complete checkpoint", "6 is damaged",
-        "backup"), setup=only_checkpoint(lambda path: flip(path / WEIGHTS))),
-    Row("resume: truncated shard", "resume 6 --run run", ("damaged", SHARD, "latest"),
-        setup=in_run(lambda run: cut(run / "checkpoints/6" / SHARD))),
-    Row("resume: missing manifest", "resume latest --run run", ("6 is unverifiable", "manifest.json is missing"),
-        setup=only_checkpoint(lambda path: (path / "manifest.json").unlink())),
-    Row("resume: damaged manifest", "resume latest --run run", ("6 is damaged", "manifest.json does not match"),
-        setup=only_checkpoint(lambda path: flip(path / "manifest.json"))),
-    Row("resume: manifest of another kind", "resume latest --run run", ("6 is damaged", "manifest.json"),
-        setup=only_checkpoint(lambda path: (path / "manifest.json").write_text("[1, 2]"))),
-    Row("resume: no checkpoints", "resume latest --run run", ("nothing to resume", "enc launch"),
-        setup=in_run(lambda run: shutil.rmtree(run / "checkpoints"))),
-    Row("resume: a step that is not there", "resume 4 --run run", ("no checkpoint", "checkpoints/4", "3, 6"), setup=World.run),
-    Row("resume: a path that is no checkpoint", "resume text --run run", ("text", "not a checkpoint"),
-        setup=lambda world: (world.run(), world.write("text/a.txt", "x"))),
+    Row(
+        "resume: latest has a flipped bit",
+        "resume latest --run run",
+        ("Passed over checkpoint", "checkpoints/6", "damaged", WEIGHTS, "run/checkpoints/3."),
+        code=0,
+        writes=("run",),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS)),
+    ),
+    Row(
+        "resume: the only one has a flipped bit",
+        "resume latest --run run",
+        ("no complete checkpoint", "6 is damaged", "backup"),
+        setup=only_checkpoint(lambda path: flip(path / WEIGHTS)),
+    ),
+    Row(
+        "resume: truncated shard",
+        "resume 6 --run run",
+        ("damaged", SHARD, "latest"),
+        setup=in_run(lambda run: cut(run / "checkpoints/6" / SHARD)),
+    ),
+    Row(
+        "resume: missing manifest",
+        "resume latest --run run",
+        ("6 is unverifiable", "manifest.json is missing"),
+        setup=only_checkpoint(lambda path: (path / "manifest.json").unlink()),
+    ),
+    Row(
+        "resume: damaged manifest",
+        "resume latest --run run",
+        ("6 is damaged", "manifest.json does not match"),
+        setup=only_checkpoint(lambda path: flip(path / "manifest.json")),
+    ),
+    Row(
+        "resume: manifest of another kind",
+        "resume latest --run run",
+        ("6 is damaged", "manifest.json"),
+        setup=only_checkpoint(lambda path: (path / "manifest.json").write_text("[1, 2]")),
+    ),
+    Row(
+        "resume: no checkpoints",
+        "resume latest --run run",
+        ("nothing to resume", "enc launch"),
+        setup=in_run(lambda run: shutil.rmtree(run / "checkpoints")),
+    ),
+    Row(
+        "resume: a step that is not there",
+        "resume 4 --run run",
+        ("no checkpoint", "checkpoints/4", "3, 6"),
+        setup=World.run,
+    ),
+    Row(
+        "resume: a path that is no checkpoint",
+        "resume text --run run",
+        ("text", "not a checkpoint"),
+        setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
+    ),
     Row("resume: a path that is not there", "resume nothere --run run", ("nothere", "3, 6"), setup=World.run),
-    Row("resume: no such run folder", "resume latest --run nothere", ("nothere is not a run folder", "trainer.output_dir")),
+    Row(
+        "resume: no such run folder",
+        "resume latest --run nothere",
+        ("nothere is not a run folder", "trainer.output_dir"),
+    ),
     Row("resume: no run here", "resume latest", ("There is no run", "--run DIR")),
-    Row("resume: launch of what is not there", "SMOKE trainer.resume_from_checkpoint=latest trainer.output_dir=new/run",
-        ("nothing to resume", "enc launch")),
-    Row("resume: changed config", "resume latest --run run optimizer.lr=0.5 seed=3", ("optimizer.lr: 0.001 -> 0.5",
-        "seed: 1 -> 3", "--allow-change"), setup=World.run),
-    Row("resume: another model", "resume latest --run run --allow-change model.intermediate_size=256",
-        ("do not fit the model", "model.encoder", "(64, "), code=3, setup=World.run, writes=("run/!checkpoints",)),
-    Row("resume: ranks that do not divide", "resume latest --run run --nproc 3", ("4 rows", "3 ranks", "1, 2, 4"),
-        setup=World.run),
+    Row(
+        "resume: launch of what is not there",
+        "SMOKE trainer.resume_from_checkpoint=latest trainer.output_dir=new/run",
+        ("nothing to resume", "enc launch"),
+    ),
+    Row(
+        "resume: changed config",
+        "resume latest --run run optimizer.lr=0.5 seed=3",
+        ("optimizer.lr: 0.001 -> 0.5", "seed: 1 -> 3", "--allow-change"),
+        setup=World.run,
+    ),
+    Row(
+        "resume: another model",
+        "resume latest --run run --allow-change model.intermediate_size=256",
+        ("do not fit the model", "ffn.w1.weight", "(88, 64)", "(176, 64)"),
+        code=3,
+        setup=World.run,
+        writes=("run/!checkpoints",),
+    ),
+    Row(
+        "resume: ranks that do not divide",
+        "resume latest --run run --nproc 3",
+        ("4 rows", "3 ranks", "1, 2, 4"),
+        setup=World.run,
+    ),
     Row("resume: store lost", "resume latest --run run dataset.path=nothere", ("nothere",), setup=World.run),
-    Row("resume: damaged config.yaml", "resume latest --run run", ("run/config.yaml:1", "is not a key"),
-        setup=in_run(lambda run: (run / "config.yaml").write_text("sed: 1\n"))),
-    Row("launch: an older run lies there", "SMOKE trainer.output_dir=run", ("already holds a run", "step 6",
-        "enc resume latest --run", "overwrite_output_dir"), setup=World.run),
-    Row("ckpt verify: a flipped bit", "ckpt verify run", (), code=3, out=("checkpoints/6: damaged", WEIGHTS),
-        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
-    Row("ckpt verify: a folder without", "ckpt verify text", ("text", "no checkpoint"), setup=lambda w: w.write("text/a.txt", "x")),
+    Row(
+        "resume: damaged config.yaml",
+        "resume latest --run run",
+        ("run/config.yaml:1", "is not a key"),
+        setup=in_run(lambda run: (run / "config.yaml").write_text("sed: 1\n")),
+    ),
+    Row(
+        "launch: an older run lies there",
+        "SMOKE trainer.output_dir=run",
+        ("already holds a run", "step 6", "enc resume latest --run", "overwrite_output_dir"),
+        setup=World.run,
+    ),
+    Row(
+        "ckpt verify: a flipped bit",
+        "ckpt verify run",
+        (),
+        code=3,
+        out=("checkpoints/6: damaged", WEIGHTS),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS)),
+    ),
+    Row(
+        "ckpt verify: a folder without",
+        "ckpt verify text",
+        ("text is not a checkpoint",),
+        setup=lambda w: w.write("text/a.txt", "x"),
+    ),
     Row("ckpt verify: nothing there", "ckpt verify nothere", ("nothere",)),
     Row("ckpt ls: nothing there", "ckpt ls nothere", ("nothere is not a run folder",)),
     Row("ckpt inspect: nothing there", "ckpt inspect nothere", ("nothere",)),
     # ---- what is made from checkpoints ---------------------------------------------------------------------------
-    Row("export: folder not empty", "ckpt export run --out text", ("text", "not empty"),
-        setup=lambda world: (world.run(), world.write("text/a.txt", "x"))),
+    Row(
+        "export: folder not empty",
+        "ckpt export run --out text",
+        ("text", "not empty"),
+        setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
+    ),
     Row("export: fp8", "ckpt export run --dtype fp8", ("'fp8'", "fp32, bf16"), setup=World.run),
-    Row("export: damaged", "ckpt export run/checkpoints/6", ("damaged", WEIGHTS),
-        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS))),
-    Row("eval: store without eval split", "eval mlm run --store SMALL/same", ("no split 'eval'", "it has train"), setup=World.run),
+    Row(
+        "export: damaged",
+        "ckpt export run/checkpoints/6",
+        ("damaged", WEIGHTS),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS)),
+    ),
+    Row(
+        "eval: store without eval split",
+        "eval mlm run --store SMALL/same",
+        ("no split 'eval'", "it has train"),
+        setup=World.run,
+    ),
     Row("eval: store of another tokenizer", "eval mlm run --store SMALL/other", ("tokenizer", "128"), setup=World.run),
     Row("eval: no store", "eval mlm run --store nothere", ("nothere is not a token store",), setup=World.run),
     Row("report: no run", "report text", ("text is not a run folder",), setup=lambda w: w.write("text/a.txt", "x")),
-]  # fmt: skip
+]
 
 
 # --- what the rows share ---------------------------------------------------------------------------------------------
@@ -328,9 +541,9 @@ def small_stores(tmp_path_factory: pytest.TempPathFactory, environment: dict[str
 
 
 @pytest.fixture
-def world(enc: Enc, store: Path, finished_run: Path, small_stores: Path) -> World:
+def world(enc: Enc, request: pytest.FixtureRequest) -> World:
     """An empty working folder with the file `a.txt`."""
-    world = World(enc.folder, finished_run, store, small_stores)
+    world = World(enc.folder, request.getfixturevalue)
     world.write("a.txt", "A text.\n")
     return world
 
@@ -374,8 +587,11 @@ def test_bad_input(row: Row, enc: Enc, world: World) -> None:
     """The command ends with its exit code and a useful message, and changes nothing that it must not change."""
     row.setup(world)
     before = snapshot(enc.folder)
-    smoke = f"launch pretrain smoke dataset.pre_tokenize_output={world.finished_store} trainer.output_dir=new/run"
-    command = row.command.replace("SMOKE", smoke).replace("SMALL", str(world.small_stores))
+    command = row.command.replace("SMOKE", "launch pretrain smoke READY trainer.output_dir=new/run")
+    for word, fixture in {"READY": "store", "SMALL": "small_stores"}.items():
+        if word in command:
+            option = "dataset.pre_tokenize_output=" if word == "READY" else ""
+            command = command.replace(word, f"{option}{world.finished(fixture)}")
     done = enc(*shlex.split(command), code=row.code)
     if row.code == 2:
         check_message(done.stderr)
@@ -386,3 +602,83 @@ def test_bad_input(row: Row, enc: Enc, world: World) -> None:
         assert fragment in done.stdout, f"{fragment!r} is not in:\n{done.stdout}"
     assert "Traceback" not in done.stderr
     assert changes(before, snapshot(enc.folder), row.writes) == []
+
+
+# --- what takes more than one command --------------------------------------------------------------------------------
+
+
+def test_diverging_run_stops_and_keeps_a_good_checkpoint(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """A learning rate that is far too large ends with code 3 after the budget; the last good checkpoint stays."""
+    words = ["optimizer.lr=1e30", "scheduler.warmup_steps=0", "trainer.max_nonfinite_steps=2", "trainer.save_steps=1"]
+    done = enc(*smoke("run", *words, "trainer.save_total_limit=1", "trainer.eval_strategy=no"), code=3)
+    said = " ".join(done.stderr.split())
+    assert "Traceback" not in said
+    for fragment in ("3 steps had a non-finite loss", "allows 2", "Lower optimizer.lr", "enc ckpt ls"):
+        assert fragment in said
+    events = [event["event"] for event in enc.events("run")]
+    assert events.count("skipped_step") == 3
+    assert events[-1] == "failed"
+    listed = json.loads(enc("ckpt", "ls", "run", "--json").stdout)
+    assert all(row["state"] == "complete" for row in listed)
+    states = [json.loads((enc.folder / row["path"] / "trainer_state.json").read_text()) for row in listed]
+    assert [state["step"] for state in states if state["loss_is_finite"]] == [1]
+
+
+def test_second_run_in_a_folder_is_refused(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """While a run is at work its folder is taken; the refusal names the process and disturbs nothing."""
+    first = enc.start(*smoke("run", "trainer.max_steps=100000", "trainer.save_steps=100000", "dataset.num_workers=0"))
+    try:
+        _wait_for(enc.folder / "run" / "metrics.jsonl", first)
+        config_text = (enc.folder / "run" / "config.yaml").read_text()
+        for words in (smoke("run", "seed=2"), ["resume", "latest", "--run", "run"]):
+            said = " ".join(enc(*words, code=2).stderr.split())
+            assert "is in use by process" in said
+            assert "choose another trainer.output_dir" in said
+            assert first.poll() is None
+        assert (enc.folder / "run" / "config.yaml").read_text() == config_text
+        assert [path.name for path in (enc.folder / "run" / "launches").iterdir()] == ["1"]
+    finally:
+        first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 75
+    steps = list(enc.records("run"))
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+    limit = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < limit and not (path.exists() and path.stat().st_size):
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def small_disk(enc: Enc) -> Iterator[Path]:
+    """A file system of 8 MB, mounted at `disk`."""
+    folder = enc.folder / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "enc-test", str(folder)]
+    try:
+        mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_fills_during_a_run(enc: Enc, smoke: Callable[..., list[str]], small_disk: Path) -> None:
+    """When no checkpoint fits any more the run ends with code 3, the earlier ones are whole, and room lets it go on."""
+    words = ["trainer.save_steps=1", "trainer.save_total_limit=0", "trainer.max_steps=12", "dataset.num_workers=0"]
+    said = " ".join(enc(*smoke("disk/run", *words, "trainer.eval_strategy=no"), code=3).stderr.split())
+    assert "Traceback" not in said
+    for fragment in ("too full for a checkpoint", "are missing", "Nothing was written", "enc resume latest"):
+        assert fragment in said
+    assert enc.events("disk/run")[-1]["event"] == "failed"
+    run = small_disk / "run"
+    enc("ckpt", "verify", "disk/run")
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert steps == list(range(1, len(steps) + 1))
+    for step in steps[:-1]:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    enc("resume", "latest", "--run", "disk/run", "trainer.save_total_limit=1")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["12"]

@@ -75,6 +75,11 @@ class Source:
     files: tuple[SourceFile, ...] = ()
 
     @property
+    def place(self) -> str:
+        """What to call the source in a message: its only file, or its root."""
+        return str(Path(self.location, self.files[0].name)) if len(self.files) == 1 else self.location
+
+    @property
     def unit(self) -> str:
         """What positions and totals count: "bytes" of local files, else "documents"."""
         return "bytes" if self.kind == "files" else "documents"
@@ -213,14 +218,15 @@ def read_documents(source: Source, dataset: DatasetConfig, seed: int) -> Iterato
         yield document
     if not counts["train"]:
         raise UsageError(
-            f"No usable document for training in {source.location}: every text is shorter than dataset.min_text_length="
-            f"{dataset.min_text_length} or was held out. Lower min_text_length or the evaluation share, or add text."
+            f"No usable document for training in {source.place}: it is empty, or every text is shorter than "
+            f"dataset.min_text_length={dataset.min_text_length} or was held out. Lower min_text_length or the "
+            "evaluation share, or add text."
         )
     if (dataset.eval_split or dataset.validation_split) and not counts["eval"]:
         setting = "eval_split" if dataset.eval_split else "validation_split"
         raise UsageError(
             f"dataset.{setting}={getattr(dataset, setting)} holds out none of the {counts['train']} documents of "
-            f"{source.location}. Choose another value, or set dataset.eval_samples to reserve a fixed number."
+            f"{source.place}. Choose another value, or set dataset.eval_samples to reserve a fixed number."
         )
 
 

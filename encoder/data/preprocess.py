@@ -126,15 +126,15 @@ def preprocess(
 
 
 def reusable(target: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether a complete store is at `target`, made from what is wanted.
+    """Return whether a complete store is at `target`, made from what is wanted; every byte of it is read and compared.
 
     Raises:
         UsageError: something else is there: a store of another request, a damaged one, or another kind of folder.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    opened = store.TokenStore.open(target)
-    store.check_matches(opened.manifest, wanted, target)
+    store.check_matches(store.TokenStore.open(target).manifest, wanted, target)
+    store.verify(target)
     return True
 
 
@@ -159,18 +159,32 @@ def _partial(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """Hold `.<store>.lock` beside the store; the kernel lets go of it when the process ends in whatever way."""
+    """Hold `.<store>.lock` beside the store; the kernel lets go of it when the process ends in whatever way.
+
+    A failure that leaves no work behind leaves no lock file and no new folder either.
+    """
+    created = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.lock")
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # removed by a failure, then made anew
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError) as error:
             raise UsageError(
                 f"Another preprocess is writing {target} (it holds {path}). Wait for it to finish, or set "
                 "dataset.pre_tokenize_output to another folder."
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if not target.exists() and not _partial(target).exists():
+                path.unlink()
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    for folder in created:
+                        folder.rmdir()
+            raise
 
 
 def _build(

@@ -14,6 +14,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -321,10 +322,13 @@ def verify(path: str | Path) -> TokenStore:
         UsageError: as `TokenStore.open`, or names the files whose content has changed.
     """
     store = TokenStore.open(path)
+    files = store.manifest["files"]
+    with ThreadPoolExecutor() as threads:  # hashing and reading let go of the interpreter
+        checksums = list(threads.map(file_checksum, [store.path / name for name in files]))
     damage = [
         f"{name} has checksum {found}, not {file['xxh3_64']}"
-        for name, file in store.manifest["files"].items()
-        if (found := file_checksum(store.path / name)) != file["xxh3_64"]
+        for (name, file), found in zip(files.items(), checksums, strict=True)
+        if found != file["xxh3_64"]
     ]
     if damage:
         raise UsageError(f"The token store {store.path} is damaged: {_first(damage)}. {_rebuild(store.path)}")

@@ -1,0 +1,329 @@
+"""Loading a config: YAML, old names, variables, overrides; and what the schema promises."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
+from running import Enc
+
+from enc.encoder.config import NotBuilt, RunConfig, differences, flatten, keeps_numbers
+from enc.encoder.config_checks import UNBUILT
+from enc.encoder.config_load import (
+    RECIPES,
+    all_fields,
+    load_config,
+    load_text,
+    parse_overrides,
+    parse_value,
+    section_class,
+)
+from enc.encoder.errors import UsageError
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+
+
+def load(text: str = "", *words: str) -> RunConfig:
+    return load_text(text, "cfg.yaml", parse_overrides(list(words))).config
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--optimizer.lr", "3e-4"],
+        ["--optimizer.lr=3e-4"],
+        ["optimizer.lr=3e-4"],
+        ["optimizer.lr=1", "optimizer.lr=3e-4"],
+    ],
+)
+def test_three_spellings_of_an_override(words: list[str]) -> None:
+    """All spellings set the key over what the file says; the last one wins."""
+    assert load("optimizer: {lr: 1}", *words).optimizer.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("trainer.save_total_limit=null", "trainer.save_total_limit", None),
+        ("trainer.save_total_limit=", "trainer.save_total_limit", None),
+        ("optimizer.betas=[0.9, 0.98]", "optimizer.betas", (0.9, 0.98)),
+        ("wandb.tags=[a, b c]", "wandb.tags", ["a", "b c"]),
+        ("wandb.tags=[]", "wandb.tags", []),
+        ("wandb.name=a: b", "wandb.name", None),  # a mapping, and no text
+        ("wandb.name='a: b'", "wandb.name", "a: b"),
+        ("wandb.name=x=y", "wandb.name", "x=y"),
+        ("trainer.resume_from_checkpoint=true", "trainer.resume_from_checkpoint", True),
+        ("trainer.resume_from_checkpoint=latest", "trainer.resume_from_checkpoint", "latest"),
+        ("trainer.resume_from_checkpoint=400", "trainer.resume_from_checkpoint", 400),
+        ("trainer.mixed_precision=no", "trainer.mixed_precision", "no"),
+        ("trainer.mixed_precision=true", "trainer.mixed_precision", "bf16"),
+        ("tokenizer.train.vocab_size=512", "tokenizer.train.vocab_size", 512),
+        ("tokenizer.train={vocab_size: 256}", "tokenizer.train.vocab_size", 256),
+        ("seed=0", "seed", 0),
+    ],
+)
+def test_values_of_overrides(word: str, key: str, value: Any) -> None:
+    """Null, lists, mappings, text with special characters and plain words mean what YAML says."""
+    if word == "wandb.name=a: b":
+        with pytest.raises(UsageError, match="must be text"):
+            load("", word)
+    else:
+        assert value_of(load("", word), key) == value
+
+
+def test_an_override_replaces_a_null_section() -> None:
+    """A key below a section that the file sets to null makes the section."""
+    assert load("tokenizer: {train: null}", "tokenizer.train.vocab_size=512").tokenizer.train.vocab_size == 512
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1E4", 1e4), ("1.e3", 1e3), (".5", 0.5), ("-2e+3", -2e3), ("1_000", 1000), ("0x10", 16),
+        (".inf", math.inf), ("-.INF", -math.inf), ("no", "no"), ("off", "off"), ("Yes", "Yes"), ("true", True),
+        ("FALSE", False), ("e5", "e5"), ("1e", "1e"), ("1.2.3", "1.2.3"), ("~", None), ("null", None), ("", None),
+        ("'7'", "7"), ("12", 12), ("[", "["),
+        ("2024-13-45", "2024-13-45"),
+    ],
+)  # fmt: skip
+def test_words_and_numbers_of_yaml(text: str, value: Any) -> None:
+    """`1e-4` is a float and `no` a word, as in YAML 1.2; what is no YAML is text."""
+    parsed = parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("word", ["no", "off", "false", "NO", "False"])
+def test_words_for_false(word: str) -> None:
+    """A switch takes the usual words, although YAML 1.2 gives them as text."""
+    assert load(f"model: {{rope: {word}}}").model.rope is False
+
+
+def test_empty_file_is_all_defaults() -> None:
+    """An empty config is valid: every key has a default."""
+    assert load("") == load("# nothing\n") == load("{}") == RunConfig()
+
+
+def test_merge_keys_of_yaml() -> None:
+    """Anchors and merge keys of YAML work."""
+    assert load("variables:\n  a: &a {rope: false}\nmodel:\n  <<: *a\n").model.rope is False
+
+
+def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
+    """One error lists everything, with lines; overrides come last."""
+    with pytest.raises(UsageError) as error:
+        load("trainer:\n  max_steps: 0\n  save_step: 1\nsead: 1\n", "model.rope=7")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "cfg.yaml has 4 problems:"
+    assert [line.split()[1] for line in lines[1:]] == ["cfg.yaml:2:", "cfg.yaml:3:", "cfg.yaml:4:", "command"]
+
+
+# --- variables -------------------------------------------------------------------------------------------------------
+
+VARIABLES = 'variables: {width: 128, name: books, deep: {path: "x/${variables.name}"}, off: false, betas: [0.8, 0.9]}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("model: {hidden_size: $variables.width, num_attention_heads: 4}", "model.hidden_size", 128),
+        ('model: {hidden_size: "${variables.width}", num_attention_heads: 4}', "model.hidden_size", 128),
+        ("model: {rope: $variables.off}", "model.rope", False),
+        ("optimizer: {betas: $variables.betas}", "optimizer.betas", (0.8, 0.9)),
+        ('trainer: {output_dir: "runs/${variables.name}-${variables.width}"}', "trainer.output_dir", "runs/books-128"),
+        ('trainer: {output_dir: "runs/{$variables.name}"}', "trainer.output_dir", "runs/books"),
+        ("dataset: {path: $variables.deep.path}", "dataset.path", "x/books"),
+        ("wandb: {tags: [$variables.name, b]}", "wandb.tags", ["books", "b"]),
+    ],
+)
+def test_variables(text: str, key: str, value: Any) -> None:
+    """A variable as a whole value keeps its type; inside a text it becomes text; variables may use others."""
+    assert value_of(load(VARIABLES + text), key) == value
+
+
+def test_a_variable_on_the_command_line() -> None:
+    """An override can set a variable, and use one."""
+    assert load(VARIABLES + "seed: $variables.width", "variables.width=256").seed == 256
+    assert load(VARIABLES, "seed=$variables.width").seed == 128
+
+
+# --- old names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("trainer: {learning_rate: 1e-3}", "optimizer.lr", 1e-3),
+        ("trainer: {bf16: false}", "trainer.mixed_precision", "no"),
+        ("trainer: {max_ckpt: 5}", "trainer.save_total_limit", 5),
+        ("trainer: {dir: x}", "trainer.output_dir", "x"),
+        ("optimizer: {hparams: {lr: 2e-4, betas: [0.9, 0.95]}}", "optimizer.betas", (0.9, 0.95)),
+        ("dataset: {column: body}", "dataset.text_column", "body"),
+        ("tokenizer: {tokenizer_name_or_path: x}", "tokenizer.name", "x"),
+        ("model: {xformers_attention: false}", "model.attn_backend", "sdpa"),
+        ("mixed_precision: bf16", "trainer.mixed_precision", "bf16"),
+    ],
+)
+def test_old_names(text: str, key: str, value: Any) -> None:
+    """An old name sets the present key and says so."""
+    loaded = load_text(text, "cfg.yaml")
+    assert value_of(loaded.config, key) == value
+    assert any("old name" in warning for warning in loaded.warnings)
+
+
+def test_old_name_on_the_command_line_wins_over_the_file() -> None:
+    """An override under an old name replaces the file's value, whichever name that has."""
+    assert load("trainer: {learning_rate: 1e-3}", "trainer.learning_rate=2e-3").optimizer.lr == 2e-3
+    assert load("optimizer: {lr: 1e-3}", "trainer.learning_rate=2e-3").optimizer.lr == 2e-3
+    assert load("trainer: {learning_rate: 1e-3}", "optimizer.lr=2e-3").optimizer.lr == 2e-3
+
+
+def test_conflict_of_old_and_new_name() -> None:
+    """Two names with two values are an error; with one value they are not."""
+    with pytest.raises(UsageError, match=r"cfg.yaml:1: trainer.learning_rate is 0.001.*optimizer.lr, which is 0.002"):
+        load("trainer: {learning_rate: 1e-3}\noptimizer: {lr: 2e-3}")
+    assert load("trainer: {learning_rate: 1e-3}\noptimizer: {lr: 1e-3}").optimizer.lr == 1e-3
+
+
+def test_saved_config_of_neobert_loads() -> None:
+    """A config that NeoBERT wrote into a checkpoint loads, and its values arrive."""
+    loaded = load_config(str(GOLDEN / "neobert-config.yaml"))
+    config = loaded.config
+    assert (config.model.hidden_size, config.trainer.max_steps, config.optimizer.lr) == (64, 20, 1e-3)
+    assert config.datacollator.mlm_probability == 0.2
+    assert config.tokenizer.path == "tok"
+    assert not [warning for warning in loaded.warnings if "old name" in warning]
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_load(path: Path) -> None:
+    """Every recipe is valid, draws no warning, and opens with a line that says what it is for."""
+    assert load_config(path.stem).warnings == []
+    assert path.read_text().startswith("# ")
+    assert load_config(str(path)).config == load_config(path.stem).config
+
+
+def test_every_field_is_described() -> None:
+    """Each key has a help text that ends as a sentence."""
+    fields = [(key, info) for key, info in all_fields() if section_class(info) is None]
+    assert len(fields) > 150
+    assert [key for key, info in fields if not (info.description or "").rstrip().endswith((".", ")"))] == []
+
+
+def test_configuration_page_is_up_to_date(enc: Enc) -> None:
+    """docs/configuration.md is the output of the command that it names."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert enc("config", "schema", "--markdown").stdout == page
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.yaml")])
+def test_yaml_round_trip(name: str) -> None:
+    """What `to_yaml` writes loads back to an equal config, without a warning of its own."""
+    config = load_config(name).config
+    assert load_text(config.to_yaml(), "again.yaml").config == config
+
+
+def test_differences() -> None:
+    """Differences name dotted keys and both values, through optional sections too."""
+    old = load("", "optimizer.lr=1e-3")
+    new = load("", "optimizer.lr=2e-3", "tokenizer.train.vocab_size=512")
+    found = differences(old, new)
+    assert found["optimizer.lr"] == (1e-3, 2e-3)
+    assert found["tokenizer.train.vocab_size"] == (None, 512)
+    assert all(key.startswith(("optimizer.lr", "tokenizer.train")) for key in found)
+    assert differences(old, load(old.to_yaml())) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "keeps"),
+    [
+        ("trainer.save_steps", True), ("launch.nproc_per_node", True), ("wandb.name", True),
+        ("dataset.num_workers", True),
+        ("trainer.per_device_train_batch_size", True), ("trainer.global_batch_size", False), ("seed", False),
+        ("optimizer.lr", False), ("model.dropout_prob", False), ("dataset.max_seq_length", False),
+        ("trainer.mixed_precision", False), ("datacollator.mlm_probability", False), ("trainer.max_steps", False),
+    ],
+)  # fmt: skip
+def test_keeps_numbers(key: str, keeps: bool) -> None:
+    """Keys of place and display may change on resume; those that numbers depend on may not."""
+    assert key in dict(all_fields())
+    assert keeps_numbers(key) is keeps
+
+
+# --- any key ---------------------------------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), max_size=12)
+
+
+def values(info: FieldInfo) -> st.SearchStrategy:
+    """Draw values that a field's type and limits allow."""
+    kinds = [kind for kind in (get_args(info.annotation) or (info.annotation,)) if kind is not type(None)]
+    limits = {type(mark): mark for mark in _marks(info)}
+    low = getattr(limits.get(annotated_types.Ge), "ge", getattr(limits.get(annotated_types.Gt), "gt", None))
+    high = getattr(limits.get(annotated_types.Le), "le", getattr(limits.get(annotated_types.Lt), "lt", None))
+    if get_origin(info.annotation) is Literal:
+        return st.sampled_from(get_args(info.annotation))
+    if get_origin(info.annotation) is tuple:
+        return st.lists(st.floats(0, 0.99), min_size=2, max_size=2)
+    if bool in kinds:
+        return st.booleans()
+    if int in kinds:
+        start = 1 if low is None else int(low) + 1
+        return st.integers(start, start + 100 if high is None else int(high))
+    if float in kinds:
+        ends = {"exclude_min": low is not None, "exclude_max": high is not None}
+        return st.floats(low, high, allow_nan=False, allow_infinity=False, **ends)
+    if str in kinds:
+        return TEXTS
+    return st.just(info.get_default(call_default_factory=True))
+
+
+def _marks(info: FieldInfo) -> list[Any]:
+    inner = [mark for kind in get_args(info.annotation) for mark in getattr(kind, "__metadata__", ())]
+    nested = [part for mark in inner for part in getattr(mark, "metadata", [mark])]
+    return [*info.metadata, *nested]
+
+
+SETTABLE = [
+    (key, info)
+    for key, info in all_fields()
+    if section_class(info) is None
+    and not any(isinstance(mark, NotBuilt) for mark in info.metadata)
+    and not key.startswith("optimizer.muon_config.")
+    and key not in UNBUILT
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(SETTABLE).flatmap(lambda field: st.tuples(st.just(field[0]), values(field[1]))))
+def test_any_override_round_trips(pair: tuple[str, Any]) -> None:
+    """One key, set to any value that the config takes, is the same after it was written and read again."""
+    key, value = pair
+    try:
+        config = load_text("", "cfg.yaml", {key: value}).config
+    except UsageError:  # a rule that spans fields, such as heads that do not divide
+        reject()
+    again = load_text(config.to_yaml(), "again.yaml").config
+    assert again == config
+    assert flatten(again.model_dump(mode="json")).keys() == flatten(config.model_dump(mode="json")).keys()
