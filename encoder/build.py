@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from enc.encoder.batch_split import BatchSplit
@@ -41,7 +40,9 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """A hash of the store's tokens and tokenizer."""
-        files = sorted((name, file["xxh3_64"]) for name, file in self.store.manifest["files"].items() if "data-" in name)
+        files = sorted(
+            (name, file["xxh3_64"]) for name, file in self.store.manifest["files"].items() if "data-" in name
+        )
         return xxhash.xxh3_64_hexdigest(f"{files} {self.store.manifest['tokenizer']['fingerprint']}".encode())
 
     @property
@@ -56,8 +57,8 @@ def open_data(config: RunConfig) -> Data:
     tokenizer = EncoderTokenizer.load(store.tokenizer_dir)
     if padded_vocab_size(tokenizer.num_tokens) != config.model.vocab_size:
         raise UsageError(
-            f"The token store {store.path} was made with a tokenizer of {tokenizer.num_tokens} tokens, the model of this "
-            f"run has {config.model.vocab_size} embedding rows. Use the store that the run was started with."
+            f"The token store {store.path} was made with a tokenizer of {tokenizer.num_tokens} tokens, the model of "
+            f"this run has {config.model.vocab_size} embedding rows. Use the store that the run was started with."
         )
     collator = config.datacollator
     masker = Masker.of(tokenizer, collator.mlm_probability, collator.mask_all, collator.whole_word)
@@ -88,7 +89,9 @@ def eval_batches(data: Data, config: RunConfig) -> EvalBatches | None:
     return EvalBatches(data.eval, data.masker, config.seed, config.trainer.per_device_eval_batch_size)
 
 
-def train_loader(data: Data, config: RunConfig, split: BatchSplit, ranks: Ranks, cuda: bool, first_step: int) -> DataLoader:
+def train_loader(
+    data: Data, config: RunConfig, split: BatchSplit, ranks: Ranks, cuda: bool, first_step: int
+) -> DataLoader:
     """Return this rank's microbatches from `first_step` (counted from 0) to the end of the run, in order."""
     batches: Dataset = TrainBatches(data.train, data.masker, config.seed, split, ranks.rank)
     workers = num_workers(config, cuda)
@@ -118,7 +121,7 @@ def _init_worker(worker_id: int) -> None:
     shield_worker(worker_id)
 
 
-def build_model(config: RunConfig, num_tokens: int) -> tuple[nn.Module, MlmObjective]:
+def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM, MlmObjective]:
     """Return the model with its first weights, and its training objective."""
     model = NeoBertForMaskedLM(config.model, num_tokens)
     init_weights(model, config.model, config.seed)
@@ -126,10 +129,15 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[nn.Module, MlmObjec
     return model, MlmObjective(model, num_tokens, full_logits=not config.trainer.masked_logits_only_loss)
 
 
-def build_engine(config: RunConfig, model: nn.Module, objective: MlmObjective, hardware: Hardware, ranks: Ranks) -> Engine:
+def build_engine(
+    config: RunConfig, model: NeoBertForMaskedLM, objective: MlmObjective, hardware: Hardware, ranks: Ranks
+) -> Engine:
     """Put the model on its device, compile it if asked, and wrap it in the engine of the config."""
     objective.to(hardware.device)
     trainer = config.trainer
     if trainer.torch_compile:
-        model.model.compile(backend=trainer.torch_compile_backend, dynamic=trainer.torch_compile_dynamic)
+        # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones
+        # first and dynamic ones later would differ in its last bits from one that was resumed in between.
+        dynamic = True if trainer.torch_compile_dynamic is None else trainer.torch_compile_dynamic
+        model.model.compile(backend=trainer.torch_compile_backend, dynamic=dynamic)
     return DdpEngine(objective, model, config.optimizer, trainer.gradient_clipping, ranks.world_size)

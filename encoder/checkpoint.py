@@ -151,7 +151,7 @@ def _size(folder: Path) -> int:
 
 def newest_complete(run_dir: Path) -> tuple[Path | None, list[CheckpointStatus]]:
     """Return the newest complete checkpoint of a run and the newer ones that were passed over."""
-    passed_over = []
+    passed_over: list[CheckpointStatus] = []
     for path in reversed(list_checkpoints(run_dir)):
         status = verify(path)
         if status.state == "complete":

@@ -137,7 +137,11 @@ def _write_moments(folder: Path, moments: dict[str, Tensor], ranks: Ranks) -> No
 
 def _first_cause(error: BaseException) -> BaseException:
     """Return the first rank's own error from what DCP raises."""
-    return next((cause for cause, _ in error.failures.values()), error) if isinstance(error, CheckpointException) else error
+    return (
+        next((cause for cause, _ in error.failures.values()), error)
+        if isinstance(error, CheckpointException)
+        else error
+    )
 
 
 def _write_rest(folder: Path, state: NamedState, trainer_state: dict[str, Any], attachments: list[Path]) -> None:

@@ -71,7 +71,7 @@ class ModelConfig(Section):
     num_attention_heads: PositiveInt = 12
     """Number of attention heads; must divide `hidden_size`."""
     intermediate_size: PositiveInt = 3072
-    """Feed-forward width before the SwiGLU rule: with `swiglu` the hidden width is 2/3 of it, rounded up to a multiple of 8."""
+    """Feed-forward width before the SwiGLU rule: `swiglu` makes it 2/3 of this, rounded up to a multiple of 8."""
     max_position_embeddings: PositiveInt = 512
     """Longest document piece, in tokens, that the model has positions for."""
     vocab_size: PositiveInt = 30522
@@ -140,7 +140,7 @@ class DatasetConfig(Section):
     num_proc: Count = 4
     """Processes that tokenise; at most one a core is used, 0 means all cores."""
     num_workers: Count | None = None
-    """Processes a rank that prepare batches, 0 for none; by default 1 on the CPU, and on GPUs 16 or one a core if fewer."""
+    """Processes a rank that prepare batches, 0 for none; by default 1 on the CPU, on GPUs 16 or one a core if fewer."""
     pin_memory: Bool = False
     """Copy batches into page-locked memory; always done on CUDA."""
     persistent_workers: Annotated[Bool, NoEffect("batch workers live as long as the run")] = True
@@ -290,7 +290,7 @@ class SchedulerConfig(Section):
     decay_steps: PositiveInt | None = None
     """Step at which the decay ends (the total by default); with `warmup_stable_decay` the length of the last decay."""
     decay_percent: Percent | None = None
-    """The same in percent of the total; wins over `decay_steps`. `warmup_stable_decay` decays over the last 10 by default."""
+    """The same in percent of the total; wins over `decay_steps`. By default `warmup_stable_decay` uses 10."""
     final_lr_ratio: Fraction = 0.1
     """Last learning rate as a share of the peak."""
     power: PositiveFloat = 1.0
@@ -333,7 +333,7 @@ class TrainerConfig(Section):
     torch_compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
     """Backend of `torch.compile`."""
     torch_compile_dynamic: Bool | None = None
-    """Dynamic shapes in `torch.compile`; decided by torch by default."""
+    """Dynamic shapes in `torch.compile`; true by default, since the number of tokens differs from batch to batch."""
     logging_steps: PositiveInt = 100
     """Steps between log lines."""
     log_train_accuracy: Bool = False
@@ -552,24 +552,20 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # Keys that decide where a run happens and what it shows, but not which numbers it computes.
-_FREE_SECTIONS = ("launch.", "parallel.", "wandb.", "debug")
-_FREE_KEYS = frozenset(
-    """
-    dataset.path dataset.pre_tokenize_output dataset.num_proc dataset.num_workers dataset.pin_memory
-    dataset.persistent_workers dataset.prefetch_factor dataset.cache_dir
-    trainer.output_dir trainer.overwrite_output_dir trainer.resume_from_checkpoint
-    trainer.per_device_train_batch_size trainer.gradient_accumulation_steps trainer.per_device_eval_batch_size
-    trainer.logging_steps trainer.log_train_accuracy trainer.log_weight_norms
-    trainer.eval_strategy trainer.eval_steps trainer.eval_on_start trainer.eval_max_batches
-    trainer.save_strategy trainer.save_steps trainer.save_total_limit trainer.min_free_disk_gb
-    trainer.disable_tqdm trainer.max_nonfinite_steps
-    """.split()
-)
+_FREE_SECTIONS = ("launch", "parallel", "wandb", "debug")
+_FREE_KEYS = {
+    "dataset": "path pre_tokenize_output num_proc num_workers pin_memory persistent_workers prefetch_factor cache_dir",
+    "trainer": """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
+        per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
+        logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
+        save_strategy save_steps save_total_limit min_free_disk_gb""",
+}
 
 
 def keeps_numbers(key: str) -> bool:
     """Tell whether a change of this dotted key leaves data, masks and maths of the run the same."""
-    return key in _FREE_KEYS or key.startswith(_FREE_SECTIONS)
+    section, _, name = key.partition(".")
+    return section in _FREE_SECTIONS or name in _FREE_KEYS.get(section, "").split()
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

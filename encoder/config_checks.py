@@ -50,9 +50,12 @@ def _model_rules(config: RunConfig) -> Iterator[Finding]:
     if model.hidden_size % model.num_attention_heads:
         good = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(good, key=lambda h: abs(h - model.num_attention_heads))[:3]
-        yield keys, (
-            f"is {model.num_attention_heads}, which does not divide model.hidden_size {model.hidden_size}; "
-            f"{', '.join(map(str, sorted(near)))} would"
+        yield (
+            keys,
+            (
+                f"is {model.num_attention_heads}, which does not divide model.hidden_size {model.hidden_size}; "
+                f"{', '.join(map(str, sorted(near)))} would"
+            ),
         )
     elif model.rope and (model.hidden_size // model.num_attention_heads) % 2:
         size = model.hidden_size // model.num_attention_heads
@@ -66,9 +69,12 @@ def _data_rules(config: RunConfig) -> Iterator[Finding]:
     packs = config.datacollator.pack_sequences and config.datacollator.max_length
     key = "datacollator.max_length" if packs else "dataset.max_seq_length"
     if config.row_length > limit:
-        yield (key, "model.max_position_embeddings"), (
-            f"is {config.row_length}, but the model has positions for {limit} tokens; "
-            f"raise model.max_position_embeddings or lower {key}"
+        yield (
+            (key, "model.max_position_embeddings"),
+            (
+                f"is {config.row_length}, but the model has positions for {limit} tokens; "
+                f"raise model.max_position_embeddings or lower {key}"
+            ),
         )
     if config.row_length < 8:
         yield (key,), f"is {config.row_length}; a row needs at least 8 tokens"
@@ -76,8 +82,9 @@ def _data_rules(config: RunConfig) -> Iterator[Finding]:
     if dataset.eval_split and dataset.validation_split:
         yield ("dataset.validation_split", "dataset.eval_split"), "and dataset.eval_split exclude each other; keep one"
     if dataset.validation_split and dataset.eval_samples:
-        yield ("dataset.eval_samples", "dataset.validation_split"), (
-            "and dataset.validation_split exclude each other; keep one"
+        yield (
+            ("dataset.eval_samples", "dataset.validation_split"),
+            ("and dataset.validation_split exclude each other; keep one"),
         )
     if not (dataset.name or dataset.path):
         yield ("dataset.name", "dataset.path"), "is empty, and so is dataset.path; name a source"
@@ -86,7 +93,11 @@ def _data_rules(config: RunConfig) -> Iterator[Finding]:
 def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
     scheduler = config.scheduler
     total = scheduler.total_steps or config.trainer.max_steps
-    if scheduler.name == "warmup_stable_decay" and scheduler.decay_percent is None and scheduler.decay_steps is not None:
+    if (
+        scheduler.name == "warmup_stable_decay"
+        and scheduler.decay_percent is None
+        and scheduler.decay_steps is not None
+    ):
         keys = ("scheduler.decay_steps", "trainer.max_steps", "scheduler.total_steps")
         if scheduler.decay_steps > total:
             yield keys, f"is {scheduler.decay_steps}, longer than the whole schedule of {total} steps"
@@ -95,9 +106,11 @@ def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
 def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
     trainer = config.trainer
     key = "trainer.global_batch_size"
-    if trainer.global_batch_size and trainer.global_batch_size < (config.launch.nproc_per_node or 1):
-        yield (key, "launch.nproc_per_node"), (
-            f"is {trainer.global_batch_size}, fewer rows than the {config.launch.nproc_per_node} ranks; each needs one"
+    ranks = config.launch.nproc_per_node or 1
+    if trainer.global_batch_size and trainer.global_batch_size < ranks:
+        yield (
+            (key, "launch.nproc_per_node"),
+            f"is {trainer.global_batch_size}, but each of the {ranks} ranks needs a row",
         )
     if trainer.save_strategy == "steps" and trainer.save_steps == 0:
         yield ("trainer.save_steps",), "is 0; use trainer.save_strategy no to save at the end only"

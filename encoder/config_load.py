@@ -1,6 +1,6 @@
 """From YAML and command-line words to a `RunConfig`, with every problem of the input reported together.
 
-    read (lines, duplicate keys) -> old names -> overrides -> variables -> sections -> rules -> RunConfig | UsageError
+read (lines, duplicate keys) -> old names -> overrides -> variables -> sections -> rules -> RunConfig | UsageError
 """
 
 import difflib
@@ -69,13 +69,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -96,7 +102,9 @@ def read_yaml(text: str, name: str) -> Source:
     except yaml.YAMLError as error:
         raise _yaml_error(error, name) from None
     if node is not None and not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{name}: a config is a mapping of sections (model:, dataset:, trainer: ...), this is not one.")
+        raise UsageError(
+            f"{name}: a config is a mapping of sections (model:, dataset:, trainer: ...), this is not one."
+        )
     source = Source(name, {}, {})
     if node is not None:
         _refuse_cycles(node, name, (), set())
@@ -201,9 +209,17 @@ _DROPPED = {
 }
 _ATTENTION_SWITCHES = ("model.flash_attention", "model.use_flash_attention", "model.xformers_attention")
 # The old default of these says nothing: NeoBERT writes them into every saved config.
-_SILENT = {"trainer.max_ckpt": None, "trainer.train_batch_size": None, "trainer.eval_batch_size": None, "trainer.report_to": [],
-           "wandb.log_interval": 100, "mteb_task_type": "all", "mteb_batch_size": 32, "mteb_pooling": "mean",
-           "mteb_overwrite_results": False}  # fmt: skip
+_SILENT: dict[str, Any] = {
+    "trainer.max_ckpt": None,
+    "trainer.train_batch_size": None,
+    "trainer.eval_batch_size": None,
+    "trainer.report_to": [],
+    "wandb.log_interval": 100,
+    "mteb_task_type": "all",
+    "mteb_batch_size": 32,
+    "mteb_pooling": "mean",
+    "mteb_overwrite_results": False,
+}
 
 
 def top_level_names() -> set[str]:
@@ -305,7 +321,7 @@ _INLINE = re.compile(r"\$\{variables\.([\w.]+)\}|\{\$variables\.([\w.]+)\}")
 
 
 def substitute_variables(source: Source) -> None:
-    """Replace references to the `variables:` mapping: a whole-string one keeps its type, one inside text becomes text."""
+    """Replace references to the `variables:` mapping: a whole-string one keeps its type, one in a text becomes text."""
     variables = source.tree.pop("variables", None) or {}
     if not isinstance(variables, dict):
         text = f"is {variables!r}, must be a section of name: value lines"
@@ -325,7 +341,7 @@ def _substituted(value: Any, variables: dict[str, Any], source: Source, key: str
     def look_up(name: str) -> Any:
         found, result = _get(variables, name)
         if name in trail:
-            text = f"refers to itself: {' -> '.join((*trail[trail.index(name):], name))}"
+            text = f"refers to itself: {' -> '.join((*trail[trail.index(name) :], name))}"
         elif not found:
             text = f"refers to variables.{name}, which is not defined{_did_you_mean(name, _names(variables))}"
         else:
@@ -422,7 +438,8 @@ def _validate(source: Source) -> tuple[RunConfig, set[str]]:
                     bad.add(key)
                     source.problems.append(Problem(key, _message(item, key), source.place(key)))
                 *parents, last = path
-                functools.reduce(operator.getitem, parents, tree).pop(last, None)
+                section: Any = functools.reduce(operator.getitem, parents, tree)  # type: ignore[arg-type]
+                section.pop(last, None)
 
 
 def _known_path(tree: dict[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:

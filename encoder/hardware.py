@@ -1,10 +1,12 @@
 """What a rank runs on: device, arithmetic, peak rate, memory."""
 
+import os
 import resource
 import time
 from dataclasses import dataclass
 
 import torch
+from torch.utils import deterministic
 
 # Dense peak rates in FLOP/s (bf16 tensor cores, TF32) from the vendors' data sheets.
 _PEAKS = {
@@ -32,7 +34,8 @@ class Hardware:
 
     @classmethod
     def detect(cls, use_cpu: bool, local_rank: int, bf16: bool, tf32: bool) -> "Hardware":
-        """Choose the device of a local rank and set its fp32 arithmetic."""
+        """Choose the device of a local rank and set up its arithmetic."""
+        _compute_deterministically()
         if use_cpu or not torch.cuda.is_available():
             device = torch.device("cpu")
         else:
@@ -60,6 +63,16 @@ class Hardware:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _compute_deterministically() -> None:
+    """Ask for algorithms that give the same bits each time; an operation without one warns and runs all the same.
+
+    Without this, compiled CPU code and several CUDA backward passes add with atomics, in any order.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and hides nothing here
 
 
 def _peak(device: torch.device, bf16: bool) -> tuple[float, str]:

@@ -131,7 +131,7 @@ def main(run_dir: Path) -> NoReturn:
         code, message = error.exit_code, str(error)
         _record_failure(run, message)
     except Exception as error:
-        code, message = 3, f"{type(error).__name__}: {error}"
+        code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         _record_failure(run, message)
         message += f" The traceback is in {_write_traceback(run_dir, ranks.rank)}."
     if run is not None:

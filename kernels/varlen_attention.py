@@ -79,6 +79,7 @@ def _heads_first(x: Tensor, rows: slice) -> Tensor:
     return x[rows].transpose(0, 1).unsqueeze(0)  # (1, H, len, D)
 
 
+@torch.compiler.disable  # a traced loop over documents would recompile for each batch
 def _sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float) -> Tensor:
     outputs = []
     for rows in _documents(cu_seqlens, len(q)):
@@ -88,7 +89,7 @@ def _sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, drop
     return torch.cat([o[0].transpose(0, 1) for o in outputs]) if outputs else q + k + v
 
 
-# Opaque to torch.compile: document lengths are data, and a traced loop would recompile for each batch.
+# Opaque to torch.compile for the same reason.
 @torch.library.custom_op("enc::varlen_attention", mutates_args=(), device_types="cpu")
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return the output (T, H, D) and the logsumexp of the scores (T, H), fp32 or fp64."""

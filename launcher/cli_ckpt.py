@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,9 @@ from enc.launcher.options import say
 
 app = typer.Typer(help="Look at checkpoints and turn them into models.", no_args_is_help=True)
 
-CheckpointArgument = Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,7 +33,9 @@ def checkpoint_folder(name: str) -> Path:
 
 @app.command("ls")
 def list_all(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a run: step, state, size, tokens seen."""
@@ -39,7 +43,7 @@ def list_all(
     from enc.launcher.run_folder import find_run
 
     statuses = [verify(path) for path in list_checkpoints(find_run(run))]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for status in statuses:
         tokens = read_trainer_state(status.path)["tokens"] if status.state == "complete" else None
         rows.append({"step": status.step, "state": status.state, "bytes": status.num_bytes, "tokens": tokens,
@@ -94,7 +98,9 @@ def verify(
 @app.command()
 def export(
     checkpoint: CheckpointArgument,
-    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="New folder; by default <run>/hf/<step>.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="New folder; by default <run>/hf/<step>.")
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
 ) -> None:
     """Write a folder that transformers loads, after comparing its logits with the training model's; print its path."""
@@ -102,7 +108,7 @@ def export(
 
     result = export_checkpoint(checkpoint_folder(checkpoint), Path(out) if out else None, dtype)
     say(
-        f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ from "
-        f"the training model's by at most {result.max_difference:.1e} of the largest logit."
+        f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "
+        f"from the training model's by at most {result.max_difference:.1e} of the largest logit."
     )
     typer.echo(str(result.folder))

@@ -36,7 +36,9 @@ def schema(
     from enc.encoder.config import RunConfig
     from enc.launcher.config_page import configuration_page
 
-    typer.echo(configuration_page() if markdown else json.dumps(RunConfig.model_json_schema(), indent=1), nl=not markdown)
+    typer.echo(
+        configuration_page() if markdown else json.dumps(RunConfig.model_json_schema(), indent=1), nl=not markdown
+    )
 
 
 @app.command()

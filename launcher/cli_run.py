@@ -16,7 +16,9 @@ eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
 
 NprocOption = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Processes on this machine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunOption = Annotated[str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")
+]
 
 
 @launch_app.command("pretrain", context_settings=OVERRIDES)
@@ -104,9 +106,13 @@ def _preprocess(config: "RunConfig") -> Any:
 @eval_app.command("mlm")
 def eval_mlm(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")],
-    store: Annotated[str | None, typer.Option("--store", metavar="DIR", help="Another token store to evaluate on.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="DIR", help="Another token store to evaluate on.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the token store.")] = "eval",
-    max_batches: Annotated[int | None, typer.Option("--max-batches", metavar="N", help="Evaluate at most so many.")] = None,
+    max_batches: Annotated[
+        int | None, typer.Option("--max-batches", metavar="N", help="Evaluate at most so many.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Loss, accuracy and perplexity of masked tokens, with fixed masks."""
@@ -121,7 +127,9 @@ def eval_mlm(
 
 
 def report(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")
+    ] = None,
 ) -> None:
     """Write one HTML page with a run's curves, events and settings; print its path."""
     from enc.launcher.report import write_report

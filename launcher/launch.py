@@ -56,12 +56,13 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
 
 def _check_disk(plan: Plan) -> None:
     needed = 2 * checkpoint_bytes(plan.config.model)  # a new checkpoint is written before an old one is deleted
-    missing = free_bytes_missing(plan.run_dir, needed, plan.config.trainer.min_free_disk_gb * 1e9)
+    reserve = plan.config.trainer.min_free_disk_gb
+    missing = free_bytes_missing(plan.run_dir, needed, reserve * 1e9)
     if missing:
         raise UsageError(
-            f"The disk of {plan.run_dir} is too full: this run needs {needed / 1e6:.1f} MB for two checkpoints "
-            f"(and trainer.min_free_disk_gb {plan.config.trainer.min_free_disk_gb:g} left free), {missing / 1e6:.1f} MB are "
-            "missing. Free some space or choose a trainer.output_dir on another disk."
+            f"The disk of {plan.run_dir} is too full: two checkpoints of this run need {needed / 1e6:.1f} MB "
+            f"(with trainer.min_free_disk_gb {reserve:g} left free), {missing / 1e6:.1f} MB "
+            "are missing. Free some space or choose a trainer.output_dir on another disk."
         )
 
 
@@ -80,7 +81,9 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
     config = make_plan(_inherit(config, old)).config
     changes = {key: pair for key, pair in differences(old, config).items() if not _is_bookkeeping(key)}
     if changes:
-        say("Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items()))
+        say(
+            "Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items())
+        )
     breaking = [key for key in changes if not keeps_numbers(key) and not _schedule_is_fixed(key, old, config)]
     if breaking and not allow_change:
         listed = "\n".join(f"- {key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in breaking)
@@ -105,7 +108,12 @@ def _inherit(config: RunConfig, old: RunConfig) -> RunConfig:
 
 
 def _is_bookkeeping(key: str) -> bool:
-    return key in ("trainer.resume_from_checkpoint", "trainer.output_dir", "dataset.path", "trainer.overwrite_output_dir")
+    return key in (
+        "trainer.resume_from_checkpoint",
+        "trainer.output_dir",
+        "dataset.path",
+        "trainer.overwrite_output_dir",
+    )
 
 
 def _schedule_is_fixed(key: str, old: RunConfig, new: RunConfig) -> bool:

@@ -80,7 +80,7 @@ def make_plan(config: RunConfig) -> Plan:
     device = "cuda" if _num_gpus(config) else "cpu"
     if world_size > 1 and device == "cuda" and world_size > _num_gpus(config):
         raise UsageError(
-            f"launch.nproc_per_node is {world_size}, but this machine has {_num_gpus(config)} GPUs; each rank needs one."
+            f"launch.nproc_per_node is {world_size}, but this machine has {_num_gpus(config)} GPUs; a rank needs one."
         )
     run_dir = Path(config.trainer.output_dir).absolute()
     return Plan(config.changed(updates), run_dir, store, manifest is not None, num_tokens, split, device, tokens)

@@ -1,6 +1,6 @@
 """The run folder: its lock, its launch records, and finding runs on disk.
 
-    <output_dir>/ config.yaml  launches/<n>/  logs/<n>/  metrics.jsonl  events.jsonl  tensorboard/  checkpoints/
+<output_dir>/ config.yaml  launches/<n>/  logs/<n>/  metrics.jsonl  events.jsonl  tensorboard/  checkpoints/
 """
 
 import contextlib
@@ -30,30 +30,34 @@ class RunLock:
         """Take the lock, making the folder if need be. Raises UsageError when it is taken or cannot be written."""
         self.run_dir = run_dir
         self.created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            self.file = (run_dir / ".lock").open("a+")
-        except OSError as error:
-            self._remove_created()
-            raise UsageError(f"The run folder {run_dir} cannot be written ({error.strerror}). Choose another "
-                             "trainer.output_dir or mend its permissions.") from None  # fmt: skip
-        self._take()
-        os.set_inheritable(self.file.fileno(), True)
-
-    def _take(self) -> None:
         give_up = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise UsageError(self._taken()) from None
-                time.sleep(0.1)
+        while not self._try():
+            if time.monotonic() > give_up:
+                raise UsageError(self._taken())
+            time.sleep(0.1)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
         self.file.truncate(0)
         self.file.write(json.dumps(owner))
         self.file.flush()
+        os.set_inheritable(self.file.fileno(), True)
+
+    def _try(self) -> bool:
+        """Lock the file once; a file that its last owner removed meanwhile does not count."""
+        path = self.run_dir / ".lock"
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a+")
+        except OSError as error:
+            self._remove_created()
+            raise UsageError(
+                f"The run folder {self.run_dir} cannot be written ({error.strerror}). Choose another "
+                "trainer.output_dir or mend its permissions."
+            ) from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fstat(self.file.fileno()).st_ino == path.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     def _taken(self) -> str:
         self.file.seek(0)
@@ -155,7 +159,9 @@ def find_run(run: str | None) -> Path:
     if run is not None:
         path = Path(run)
         if not (path / "config.yaml").is_file():
-            raise UsageError(f"{path} is not a run folder: it has no config.yaml. Name the trainer.output_dir of a run.")
+            raise UsageError(
+                f"{path} is not a run folder: it has no config.yaml. Name the trainer.output_dir of a run."
+            )
         return path
     runs = find_runs(Path.cwd())
     if not runs:

@@ -1,6 +1,7 @@
 """A run that is killed and resumed goes through the same numbers, to the last bit, as one that was left alone."""
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -60,4 +61,17 @@ def test_killed_runs_repeat_every_bit(
     assert exact(enc.records("killed", "eval_loss")) == exact(enc.records("whole", "eval_loss"))
     assert len(enc.records("whole")) == STEPS
     files = [Path(enc.folder, run, "checkpoints", str(STEPS), "model.safetensors") for run in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_compiled_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """The same with torch.compile: a run that was stopped half way ends in the same weights."""
+    options = ["trainer.max_steps=12", "trainer.save_steps=6", "trainer.torch_compile=true"]
+    enc(*smoke("whole", *options), timeout=600)
+    enc(*smoke("resumed", *options), timeout=600)
+    shutil.rmtree(enc.folder / "resumed" / "checkpoints" / "12")
+    enc("resume", "latest", "--run", "resumed", timeout=600)
+    assert exact(enc.records("resumed")) == exact(enc.records("whole"))
+    files = [Path(enc.folder, run, "checkpoints", "12", "model.safetensors") for run in ("whole", "resumed")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -43,8 +43,8 @@ class Microbatch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> "Microbatch":
-        """Return the batch on a device; cu_seqlens stay on the CPU too where attention runs there."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return the batch on a device; cu_seqlens stay on the CPU, where attention reads the document lengths."""
+        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), cu_seqlens=self.cu_seqlens)
 
     def pin_memory(self) -> "Microbatch":
         return self._map(lambda tensor: tensor.pin_memory())

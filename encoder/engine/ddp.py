@@ -42,8 +42,9 @@ class DdpEngine:
             torch.autograd.backward(loss * self.world_size)  # DDP averages over ranks; the losses are shares of one sum
 
     def _reduction(self, last: bool) -> Any:
-        skips = isinstance(self.module, DistributedDataParallel) and not last
-        return self.module.no_sync() if skips else nullcontext()
+        if isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
+        return nullcontext()
 
     def step(self, lr: float) -> float:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
+from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.kernels.masked_ce import masked_ce
 
 
@@ -27,7 +28,7 @@ class MlmOutput:
 class MlmObjective(nn.Module):
     """A masked-language model with its loss, so that an engine can wrap both as one module."""
 
-    def __init__(self, model: nn.Module, num_tokens: int, full_logits: bool = False) -> None:
+    def __init__(self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = num_tokens

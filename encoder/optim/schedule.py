@@ -1,7 +1,8 @@
 """Learning rate as a pure function of the step: nothing to save, nothing to restore.
 
 Update number `step` (counted from 0) uses ``lr * multiplier(step)``: linear warmup from 1e-4 to 1 over `warmup`, then
-the named shape down to `final_lr_ratio` at `decay_end`, then constant. These are NeoBERT's sequences, update for update.
+the named shape down to `final_lr_ratio` at `decay_end`, then constant. These are NeoBERT's learning rates, update for
+update.
 """
 
 import math
