@@ -222,8 +222,8 @@ def trainer_side(
             weight_decay=config.optimizer.weight_decay,
             adam_beta1=config.optimizer.betas[0],
             adam_beta2=config.optimizer.betas[1],
-            max_grad_norm=trainer.gradient_clipping,
-            dataloader_num_workers=config.dataset.num_workers,
+            max_grad_norm=trainer.gradient_clipping or 0.0,
+            dataloader_num_workers=config.dataset.num_workers or 0,
             dataloader_pin_memory=False,
             remove_unused_columns=False,  # it would take away the special-token masks, which save the collator work
             seed=config.seed + round_,
