@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
 from torch.utils.data import DataLoader, Dataset
 
 from enc.encoder.batch_split import BatchSplit
@@ -12,7 +11,7 @@ from enc.encoder.config import RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
-from enc.encoder.data.store import TokenStore
+from enc.encoder.data.store import TokenStore, data_fingerprint
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.engine.interface import Engine
@@ -40,10 +39,7 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """A hash of the store's tokens and tokenizer."""
-        files = sorted(
-            (name, file["xxh3_64"]) for name, file in self.store.manifest["files"].items() if "data-" in name
-        )
-        return xxhash.xxh3_64_hexdigest(f"{files} {self.store.manifest['tokenizer']['fingerprint']}".encode())
+        return data_fingerprint(self.store.manifest)
 
     @property
     def tokenizer_files(self) -> list[Path]:

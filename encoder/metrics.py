@@ -6,6 +6,7 @@
 
 import json
 import math
+import secrets
 import textwrap
 import time
 from contextlib import contextmanager
@@ -217,16 +218,11 @@ def _tensorboard(run_dir: Path, start_step: int) -> Any:
 
 def _wandb(run_dir: Path, config: RunConfig) -> Any:
     """Start or continue the run's W&B run: its id lives in the run folder."""
-    from enc.encoder.errors import UsageError
+    import wandb
 
-    try:
-        import wandb
-    except ImportError:
-        message = "wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'."
-        raise UsageError(message) from None
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(secrets.token_hex(4))
     settings = config.wandb
     folder = Path(settings.dir) if Path(settings.dir).is_absolute() else run_dir / settings.dir
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,9 @@ import torch
 
 from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import split_batch
-from enc.encoder.build import Data, build_engine, build_model, eval_batches, num_workers, open_data, train_loader
+from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_text
-from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import EncError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
@@ -36,7 +35,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run
     model, objective = build_model(config, data.tokenizer.num_tokens)
     engine = build_engine(config, model, objective, hardware, ranks)
     found = _checkpoint_to_resume(run_dir, config, ranks)
-    state = _restore(found, engine, data, ranks) if found else TrainState()
+    state = TrainState.from_dict(checkpoint_io.load(found, engine, ranks)) if found else TrainState()
     log = RunLog(run_dir, config, current_attempt(run_dir), ranks.is_main, state.step)
     run = Run(
         run_dir, config, ranks, hardware, data, split, eval_batches(data, config), objective, engine, log, stop, state
@@ -65,13 +64,6 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
             error = problem
     ranks.agree(error)
     return ranks.from_main(found)
-
-
-def _restore(folder: Path, engine: Engine, data: Data, ranks: Ranks) -> TrainState:
-    saved = checkpoint_io.load(folder, engine, ranks)
-    if saved["data_fingerprint"] != data.fingerprint:
-        print(f"The token store differs from the one of {folder}: the run goes on with other data.", file=sys.stderr)
-    return TrainState.from_dict(saved)
 
 
 def _warm_up(run: Run) -> None:
@@ -133,7 +125,7 @@ def main(run_dir: Path) -> NoReturn:
     except Exception as error:
         code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         _record_failure(run, message)
-        message += f" The traceback is in {_write_traceback(run_dir, ranks.rank)}."
+        message += f". The traceback is in {_write_traceback(run_dir, ranks.rank)}."
     if run is not None:
         run.log.close(code)
     if message and (ranks.is_main or code == 3):

@@ -12,17 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from enc.encoder import checkpoint
-from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing
+from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing, read_trainer_state
 from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
-from enc.launcher.plan import Plan, make_plan, render
+from enc.launcher.plan import Plan, make_plan, render, self_contained, store_fingerprint
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
 
 _GRACE_S = 20.0
@@ -44,6 +45,8 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         prepare(config)
         plan = make_plan(config)
         _check_disk(plan)
+        if config.wandb.enabled and find_spec("wandb") is None:
+            raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
         relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
@@ -78,8 +81,12 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
     for status in passed_over:
         say(passed_over_text(status))
     old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
-    config = make_plan(_inherit(config, old)).config
+    plan = make_plan(_inherit(config, old))
+    config = self_contained(plan)
     changes = {key: pair for key, pair in differences(old, config).items() if not _is_bookkeeping(key)}
+    made_from, tokens = read_trainer_state(folder)["data_fingerprint"], store_fingerprint(plan)
+    if tokens not in (None, made_from):
+        changes["the token store's contents"] = (made_from, tokens)
     if changes:
         say(
             "Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items())
@@ -111,7 +118,6 @@ def _is_bookkeeping(key: str) -> bool:
     return key in (
         "trainer.resume_from_checkpoint",
         "trainer.output_dir",
-        "dataset.path",
         "trainer.overwrite_output_dir",
     )
 

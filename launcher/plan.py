@@ -10,7 +10,7 @@ from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.data.preprocess import store_path
-from enc.encoder.data.store import TokenStore
+from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.errors import UsageError
 
 
@@ -102,8 +102,23 @@ def _num_gpus(config: RunConfig) -> int:
 
 def render(plan: Plan) -> dict[str, str]:
     """Return the files of a run folder that the trainer reads, as text; a pure function of the plan."""
-    absolute = plan.config.changed({"trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store)})
-    return {"config.yaml": absolute.to_yaml()}
+    return {"config.yaml": self_contained(plan).to_yaml()}
+
+
+def self_contained(plan: Plan) -> RunConfig:
+    """Return the plan's config with absolute folders, and text and tokenizer taken from the token store.
+
+    A run can then go on from any working directory, whatever became of its source.
+    """
+    updates = {"trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store)}
+    if plan.config.tokenizer.train is None:
+        updates["tokenizer.path"] = str(plan.store / "tokenizer")
+    return plan.config.changed(updates)
+
+
+def store_fingerprint(plan: Plan) -> str | None:
+    """Return the fingerprint of a plan's tokens, or None while they are not made."""
+    return data_fingerprint(read_manifest(plan.store)) if plan.store_ready else None
 
 
 def plan_table(plan: Plan) -> list[tuple[str, str]]:

@@ -33,8 +33,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
     folder = tmp_path_factory.mktemp("reader")
     (folder / "my.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     (folder / "corpus").mkdir()
-    for path in (ROOT / "docs").glob("*.md"):
-        for number, part in enumerate(path.read_text().split("\n## ")):
+    for path in PAGES:
+        for number, part in enumerate(path.read_text().split("\n\n")):
             (folder / "corpus" / f"{path.stem}-{number}.txt").write_text(part)
     return Enc(folder, environment)
 

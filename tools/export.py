@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from enc.encoder.checkpoint import read_trainer_state
 from enc.encoder.config import ModelConfig
 from enc.encoder.config_load import load_text
+from enc.encoder.data.store import read_manifest
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models import modeling_neobert
 from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
@@ -81,7 +82,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
     num_tokens = json.loads((folder / "tokenizer_info.json").read_text())["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
-        "dataset": config.dataset.name,
+        "dataset": _dataset_name(Path(config.dataset.path)),
         "row_length": config.row_length,
         "steps": step,
         "tokens": read_trainer_state(folder)["tokens"],
@@ -90,6 +91,18 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
     weights = load_file(folder / "model.safetensors")
     target = out or run_dir / "hf" / str(step)
     return export_model(weights, config.model, folder / "tokenizer", num_tokens, target, card, _DTYPES[dtype])
+
+
+def _dataset_name(store: Path) -> str | None:
+    """Return what a token store was made from, without the folders of this machine; None when the store is gone."""
+    if not (store / "manifest.json").is_file():
+        return None
+    source = read_manifest(store)["request"]["source"]
+    return source["location"] if source["kind"] == "hub" else _local_name(source)
+
+
+def _local_name(source: dict[str, Any]) -> str:
+    return "python-docs" if source["kind"] == "python-docs" else Path(source["location"]).name
 
 
 def _measured(metrics: Path, step: int) -> dict[str, Any]:

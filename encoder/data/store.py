@@ -155,6 +155,12 @@ def _rebuild(path: Path) -> str:
     return f"Delete {path} and run `enc preprocess` again."
 
 
+def data_fingerprint(manifest: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits that are equal for stores with the same tokens and the same tokenizer."""
+    files = sorted((name, file["xxh3_64"]) for name, file in manifest["files"].items() if "/data-" in name)
+    return xxhash.xxh3_64_hexdigest(f"{files} {manifest['tokenizer']['fingerprint']}".encode())
+
+
 def check_matches(manifest: dict[str, Any], wanted: dict[str, Any], path: str | Path) -> None:
     """Check that the store at `path` is the one that a config asks for.
 
