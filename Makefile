@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := build/venv
 BIN := $(VENV)/bin
-SLOW ?= not slow and not gpu
+TESTS ?= not slow
 
 .PHONY: quickstart test check check-all bench lint types clean
 
@@ -14,12 +14,12 @@ quickstart: $(VENV)/installed  ## a small encoder from text to an exported model
 	$(BIN)/enc report runs/quickstart
 
 test: $(VENV)/installed-test  ## all tests that run in a few minutes
-	$(BIN)/python -m pytest -m "$(SLOW)"
+	$(BIN)/python -m pytest -m "$(TESTS)"
 
 check: lint types test  ## what CI runs
 
 check-all: lint types  ## the slow tests too
-	$(MAKE) test SLOW="not gpu"
+	$(MAKE) test TESTS="slow or not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

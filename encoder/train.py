@@ -98,7 +98,7 @@ def train(run: Run) -> None:
     watch, work = Stopwatch(run.hardware.device.type == "cuda"), StepWork()
     batches = iter(train_loader(run.data, config, run.split, ranks, watch.cuda, state.step))
     run.log.start()
-    _boundary(run, watch, work, before_first_step=True)
+    _boundary(run, before_first_step=True)
     while state.step < config.trainer.max_steps:
         began = time.perf_counter()
         # ---- one training step --------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def train(run: Run) -> None:
         if state.step % config.trainer.logging_steps == 0 or state.step == config.trainer.max_steps:
             _log_step(run, watch, work, learning_rate, grad_norm, int(num_labels))
             work = StepWork()
-        _boundary(run, watch, work)
+        _boundary(run)
 
 
 def _sizes(microbatches: list[Microbatch]) -> tuple[float, float, float]:
@@ -167,7 +167,7 @@ def _text(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _boundary(run: Run, watch: Stopwatch, work: StepWork, before_first_step: bool = False) -> None:
+def _boundary(run: Run, before_first_step: bool = False) -> None:
     """Evaluate and save when this step asks for it; at the last step always."""
     trainer, state = run.config.trainer, run.state
     last = state.step == trainer.max_steps
@@ -177,7 +177,6 @@ def _boundary(run: Run, watch: Stopwatch, work: StepWork, before_first_step: boo
     due = trainer.save_strategy == "steps" and state.step % trainer.save_steps == 0 and not before_first_step
     if (due or last) and run.saved_step != state.step:
         _save(run)
-    watch.read()
 
 
 def _evaluate(run: Run, batches: EvalBatches) -> None:

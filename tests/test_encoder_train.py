@@ -71,6 +71,14 @@ def test_logged_losses_are_means_over_labels(enc: Enc, smoke: Callable[..., list
     assert losses(enc)[0] == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_parts_of_a_step_add_up_to_it(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """Waiting, forward, backward and update make up most of the step's time, however many steps a line covers."""
+    enc(*smoke("run", *OPTIONS, "trainer.per_device_train_batch_size=16", "trainer.logging_steps=4"))
+    for record in enc.records("run").values():
+        parts = sum(record[f"{part}_s"] for part in ("data_wait", "forward", "backward", "optimizer"))
+        assert 0.5 * record["step_s"] < parts <= record["step_s"]
+
+
 def test_evaluating_a_checkpoint_repeats_the_runs_number(plain: Enc) -> None:
     """`enc eval mlm` gives the evaluation of the run, to the last bit."""
     metrics = json.loads(plain("eval", "mlm", "run", "--json").stdout)
