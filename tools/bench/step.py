@@ -323,7 +323,7 @@ def measure(sides: dict[str, Side], steps: int, seconds: float, min_rounds: int,
     """Run the sides in turn until the time is up, at least so many rounds, after one that is not counted."""
     blocks: dict[str, list[Block]] = {name: [] for name in sides}
     for side in sides.values():
-        side(0, 1)
+        side(0, 0)
     start = time.perf_counter()
     done = 0
     while done < min_rounds or (time.perf_counter() - start) * (done + 1) / done < seconds:
