@@ -26,13 +26,13 @@ def held_out_sentences(store: Path, count: int) -> list[list[int]]:
 
 def guesses(folder: Path, sentences: list[list[int]], top: int = 5) -> list[tuple[str, str, list[str]]]:
     """Mask the middle token of each sentence; return (text with the gap, the word that stood there, the guesses)."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
     results = []
     for ids in sentences:
         gap = len(ids) // 2
         masked = [*ids[:gap], tokenizer.mask_token_id, *ids[gap + 1 :]]
-        inputs = torch.tensor([tokenizer.build_inputs_with_special_tokens(masked)])
+        inputs = torch.tensor([[tokenizer.cls_token_id, *masked, tokenizer.sep_token_id]])
         place = (inputs[0] == tokenizer.mask_token_id).nonzero()[0, 0]
         with torch.no_grad():
             best = model(inputs).logits[0, place].topk(top).indices.tolist()

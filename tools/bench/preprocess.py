@@ -103,10 +103,17 @@ def train_for(source: str, model: str, vocab_size: int, folder: str) -> None:
     )
 
 
+def python_docs_file(path: Path, copies: int = 10) -> str:
+    """Write the built-in source ten times over, about 30 MB, so that start-up does not decide; return the path."""
+    documents = [json.dumps({"text": text}) + "\n" for text in corpus.python_docs()]
+    path.write_text("".join(documents * copies))
+    return str(path)
+
+
 def main() -> None:
     """Parse the command line; with --side, run that side alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="file, folder or glob of text")
+    parser.add_argument("--source", default="", help="file, folder or glob of text; by default Python's documentation")
     parser.add_argument("--tokenizer", default="", help="tokenizer folder; by default one is trained on the source")
     parser.add_argument("--model", default="wordpiece", choices=["wordpiece", "bpe"], help="what to train")
     parser.add_argument("--vocab-size", type=int, default=30522)
@@ -120,9 +127,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="enc-bench-") as folder:
         tokenizer = args.tokenizer or str(Path(folder, "tokenizer"))
+        source = args.source or python_docs_file(Path(folder, "python-docs.jsonl"))
         if not args.tokenizer:
-            train_for(args.source, args.model, args.vocab_size, tokenizer)
-        compare(args.source, tokenizer, args.num_proc, args.repeats)
+            train_for(source, args.model, args.vocab_size, tokenizer)
+        compare(source, tokenizer, args.num_proc, args.repeats)
 
 
 if __name__ == "__main__":
