@@ -82,8 +82,8 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
         say(passed_over_text(status))
     old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
     plan = make_plan(_inherit(config, old))
-    config = self_contained(plan)
-    changes = {key: pair for key, pair in differences(old, config).items() if not _is_bookkeeping(key)}
+    new = self_contained(plan)
+    changes = {key: pair for key, pair in differences(old, new).items() if not _is_bookkeeping(key)}
     made_from, tokens = read_trainer_state(folder)["data_fingerprint"], store_fingerprint(plan)
     if tokens not in (None, made_from):
         changes["the token store's contents"] = (made_from, tokens)
@@ -91,7 +91,7 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
         say(
             "Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items())
         )
-    breaking = [key for key in changes if not keeps_numbers(key) and not _schedule_is_fixed(key, old, config)]
+    breaking = [key for key in changes if not keeps_numbers(key) and not _schedule_is_fixed(key, old, new)]
     if breaking and not allow_change:
         listed = "\n".join(f"- {key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in breaking)
         raise UsageError(
@@ -99,7 +99,7 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
             "Undo them for an exact continuation, or add --allow-change to go on with the new values."
         )
     say(f"Resuming from {folder}.")
-    return config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+    return plan.config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
 
 
 def passed_over_text(status: CheckpointStatus) -> str:
