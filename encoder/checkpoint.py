@@ -20,10 +20,10 @@ from typing import Any
 import xxhash
 
 from enc.encoder.errors import UsageError
+from enc.encoder.files import file_checksum, fsync_directory
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,6 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 # --- manifest --------------------------------------------------------------------------------------------------------
 
 
-def checksum(path: Path) -> str:
-    """Return the xxh3-64 of a file's bytes as hex."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _files_below(folder: Path) -> list[str]:
     files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(name for name in files if name != MANIFEST)
@@ -82,22 +73,13 @@ def write_manifest(folder: Path, step: int) -> None:
         path = folder / name
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "xxh3_64": checksum(path)}
+        files[name] = {"bytes": path.stat().st_size, "xxh3_64": file_checksum(path)}
     with (folder / MANIFEST).open("w") as file:
         file.write(_manifest_text({"format": FORMAT, "step": step, "files": files}))
         file.flush()
         os.fsync(file.fileno())
     for directory in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         fsync_directory(directory)
-
-
-def fsync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def verify(folder: Path, contents: bool = True) -> CheckpointStatus:
@@ -137,7 +119,7 @@ def _file_problems(path: Path, name: str, expected: dict[str, Any], contents: bo
     size = path.stat().st_size
     if size != expected["bytes"]:
         return [f"{name} has {size} bytes, the manifest says {expected['bytes']}"]
-    if contents and checksum(path) != expected["xxh3_64"]:
+    if contents and file_checksum(path) != expected["xxh3_64"]:
         return [f"{name} has other contents than the manifest says"]
     return []
 

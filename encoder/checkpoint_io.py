@@ -17,13 +17,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from enc.encoder.checkpoint import (
     checkpoints_dir,
     free_bytes_missing,
-    fsync_directory,
     read_trainer_state,
     remove_leftovers,
     write_manifest,
 )
 from enc.encoder.engine.interface import Engine, NamedState
 from enc.encoder.errors import EncError, RunError
+from enc.encoder.files import fsync_directory
 from enc.encoder.ranks import Ranks
 
 

@@ -42,6 +42,7 @@ import xxhash
 from enc.encoder.data import corpus, store
 from enc.encoder.data.tokenizer import DocumentEncoder, EncoderTokenizer, identity, obtain_tokenizer
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.files import file_checksum, fsync_directory
 
 if TYPE_CHECKING:
     from enc.encoder.config import DatasetConfig, TokenizerConfig
@@ -207,9 +208,9 @@ def _build(
             raise
     for name in (StoreWriter.REQUEST, StoreWriter.LOG):
         (partial / name).unlink(missing_ok=True)
-    _sync_folder(partial)
+    fsync_directory(partial)
     partial.rename(target)
-    _sync_folder(target.parent)
+    fsync_directory(target.parent)
 
 
 def _fill(
@@ -261,14 +262,6 @@ def _prepare(
     store.write_json(partial / "tokenizer_info.json", tokenizer.info())
     store.write_json(request, wanted)
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------------------------- chunks
@@ -477,7 +470,7 @@ class StoreWriter:
 
     def _entry(self, name: str) -> dict[str, Any]:
         path = self._folder / name
-        digest = self._digests[name].hexdigest() if name in self._digests else store.file_checksum(path)
+        digest = self._digests[name].hexdigest() if name in self._digests else file_checksum(path)
         return {"bytes": self._sizes.get(name, path.stat().st_size), "xxh3_64": digest}
 
 

@@ -25,13 +25,13 @@ import pyarrow as pa
 import xxhash
 
 from enc.encoder.errors import UsageError
+from enc.encoder.files import file_checksum
 
 FORMAT = "enc-token-store"
 VERSION = 1
 COLUMN = "input_ids"
 SHARD_BYTES = 512 * 2**20  # a data file is closed once it is this large
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow IPC: continuation marker, then an empty message
-READ_BLOCK = 8 * 2**20
 
 
 # ------------------------------------------------------------------------------------------------------- bytes on disk
@@ -72,15 +72,6 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def file_checksum(path: Path) -> str:
-    """Return the xxh3_64 of a file as 16 hexadecimal digits."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) -> None:
