@@ -17,6 +17,7 @@ def rule_problems(config: RunConfig) -> Iterator[Finding]:
     yield from _data_rules(config)
     yield from _schedule_rules(config)
     yield from _trainer_rules(config)
+    yield from _parallel_rules(config)
 
 
 UNBUILT = {
@@ -29,7 +30,6 @@ UNBUILT = {
     "model.attn_backend": {"flash_attn_varlen": "the flash-attn backend"},
     "model.kernel_backend": {"liger": "the liger backend"},
     "optimizer.name": {"muonclip": "MuonClip"},
-    "parallel.engine": {"fsdp": "the FSDP engine", "deepspeed": "the DeepSpeed engine"},
     "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
     "trainer.save_strategy": {"epoch": "saving by epochs", "best": "saving the best model"},
 }
@@ -116,3 +116,31 @@ def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
         yield ("trainer.save_steps",), "is 0; use trainer.save_strategy no to save at the end only"
     if trainer.resume_from_checkpoint == "":
         yield ("trainer.resume_from_checkpoint",), "is empty; write latest, a step, a checkpoint folder or null"
+
+
+def _parallel_rules(config: RunConfig) -> Iterator[Finding]:
+    parallel, engine = config.parallel, config.parallel.engine
+    if parallel.offload == "optimizer" and engine in ("ddp", "fsdp"):
+        other = "; fsdp offloads everything or nothing: use `parameters`" if engine == "fsdp" else ""
+        yield ("parallel.offload", "parallel.engine"), f"is optimizer, which needs parallel.engine deepspeed{other}"
+    if parallel.offload == "parameters" and engine == "ddp":
+        yield ("parallel.offload", "parallel.engine"), "is parameters, which needs parallel.engine fsdp or deepspeed"
+    if engine == "deepspeed" and parallel.offload == "parameters" and parallel.zero_stage != 3:
+        yield (
+            ("parallel.offload", "parallel.zero_stage"),
+            f"is parameters, which needs parallel.zero_stage 3, not {parallel.zero_stage}",
+        )
+    if engine == "deepspeed" and parallel.offload == "optimizer" and parallel.zero_stage == 0:
+        yield ("parallel.offload", "parallel.zero_stage"), "is optimizer, which needs parallel.zero_stage 1, 2 or 3"
+    if parallel.replicate > 1 and engine in ("ddp", "deepspeed"):
+        yield ("parallel.replicate", "parallel.engine"), f"is {parallel.replicate}, which needs parallel.engine fsdp"
+    ranks = config.launch.nproc_per_node
+    if ranks and ranks % parallel.replicate:
+        yield (
+            ("parallel.replicate", "launch.nproc_per_node"),
+            f"is {parallel.replicate}, which does not divide the {ranks} ranks",
+        )
+    if parallel.reduce_dtype == "bf16" and engine == "ddp":
+        yield ("parallel.reduce_dtype", "parallel.engine"), "is bf16, which needs parallel.engine fsdp or deepspeed"
+    if parallel.deepspeed_config is not None and engine != "deepspeed":
+        yield ("parallel.deepspeed_config", "parallel.engine"), "needs parallel.engine deepspeed"
