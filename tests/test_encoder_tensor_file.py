@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from enc.encoder.files import file_checksum
-from enc.encoder.tensor_file import TensorSpec, file_order, write_tensors
+from enc.encoder.tensor_file import DTYPES, TensorSpec, file_order, write_tensors
 
 
 def test_bytes_and_checksum_are_the_librarys(tmp_path: Path) -> None:
     """Many dtypes, empty tensors, scalars, names that are not ASCII: the same bytes as save_file writes."""
-    dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.int16, torch.uint8, torch.bool]
+    dtypes = list(DTYPES.values())
     tensors = {f"t{n}": torch.randn(n % 5, 3).to(dtypes[n % len(dtypes)]) for n in range(30)}
     tensors |= {"scalar": torch.tensor(3.0), "naïve.weight": torch.randn(4, 4).T, "tab\t": torch.ones(1)}
     specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
