@@ -1,0 +1,80 @@
+"""What a sharding engine is told, as the JSON that lies in the run folder: `ds_config.json` or `fsdp.json`. No torch.
+
+base in ds_configs/ -> values of the run config -> the user's own DeepSpeed JSON -> what the engine is built with
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from enc.encoder.batch_split import BatchSplit
+from enc.encoder.config import RunConfig
+from enc.encoder.errors import UsageError
+
+BASES = Path(__file__).parents[2] / "ds_configs"
+DEEPSPEED_FILE, FSDP_FILE = "ds_config.json", "fsdp.json"
+
+
+def to_json(settings: dict[str, Any]) -> str:
+    """Return settings as the text of a file; the order of keys is that of the base."""
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def _base(name: str) -> dict[str, Any]:
+    return json.loads((BASES / f"{name}.json").read_text())
+
+
+def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return the contents of `fsdp.json`: the mesh, dtypes, and what is kept or offloaded.
+
+    Raises UsageError when `parallel.replicate` does not divide the number of ranks.
+    """
+    parallel, world = config.parallel, split.world_size
+    if world % parallel.replicate:
+        raise UsageError(
+            f"parallel.replicate is {parallel.replicate}, which does not divide the {world} ranks; use a divisor of "
+            f"{world}."
+        )
+    return _base("fsdp") | {
+        "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
+        "reshard_after_forward": parallel.reshard_after_forward,
+        "param_dtype": "bf16" if config.trainer.mixed_precision == "bf16" else "fp32",
+        "reduce_dtype": parallel.reduce_dtype,
+        "cpu_offload": parallel.offload == "parameters",
+    }
+
+
+def deepspeed_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets."""
+    settings = _base(_base_name(config))
+    settings |= {
+        "train_batch_size": split.rows_per_step,
+        "train_micro_batch_size_per_gpu": split.rows_per_microbatch,
+        "gradient_accumulation_steps": split.accumulation,
+        "gradient_clipping": config.trainer.gradient_clipping or 0.0,
+        "communication_data_type": config.parallel.reduce_dtype,
+    }
+    if "bf16" in settings:
+        if config.trainer.mixed_precision == "bf16":
+            settings["bf16"] = {"enabled": True}
+        else:
+            del settings["bf16"], settings["data_types"]
+    settings["zero_optimization"] = _zero_section(settings["zero_optimization"], config)
+    return settings
+
+
+def _base_name(config: RunConfig) -> str:
+    stage = config.parallel.zero_stage
+    return f"zero{stage}_offload" if stage == 3 and config.parallel.offload != "none" else f"zero{stage}"
+
+
+def _zero_section(base: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    bucket, offload = config.parallel.bucket_size, config.parallel.offload
+    section = dict(base)
+    for key in base:
+        if key.endswith("bucket_size"):
+            section[key] = bucket + bucket % 2  # ZeRO 1 and 2 assert that it is even
+    if offload == "optimizer":
+        section["offload_optimizer"] = _base("zero3_offload")["zero_optimization"]["offload_optimizer"]
+        section.pop("offload_param", None)
+    return section
