@@ -51,9 +51,6 @@ class Hardware:
             return torch.cuda.get_device_name(self.device)
         return f"CPU, {torch.get_num_threads()} threads"
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
     def max_memory_mb(self) -> float:
         """Return the peak so far: allocated on the GPU, resident in the process on the CPU."""
         if self.device.type == "cuda":

@@ -186,8 +186,8 @@ def test_gradient_checkpointing_changes_no_gradient():
     """With dropout on, the second forward of each block draws the same masks."""
     model = tiny_model(dropout_prob=0.3).train()
     expected = None
-    for on in (False, True):
-        model.gradient_checkpointing = on
+    for what, every in ((None, 1), ("full", 1), ("full", 2), ("selective", 1)):
+        model.recompute(what, every)
         torch.manual_seed(1)
         grads = gradients(model, *flat_batch())
         expected = expected or grads

@@ -7,6 +7,7 @@ gradient does not depend on how the batch is split. Only labelled rows go throug
 Legend: T tokens, M label places, H hidden size, V vocabulary rows.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +27,27 @@ class MlmOutput:
 
 
 class MlmObjective(nn.Module):
-    """A masked-language model with its loss, so that an engine can wrap both as one module."""
+    """A masked-language model with its loss, so that an engine can wrap both as one module.
 
-    def __init__(self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False) -> None:
+    With `bf16` matrix products run in bfloat16 under autocast. It is entered here, inside of the engine's module, for
+    DeepSpeed switches off one that surrounds it.
+    """
+
+    def __init__(
+        self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False, bf16: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = num_tokens
         self.full_logits = full_logits
+        self.bf16 = bf16
 
     def forward(self, batch: Microbatch) -> MlmOutput:
+        device = batch.input_ids.device.type
+        with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
+            return self._loss(batch)
+
+    def _loss(self, batch: Microbatch) -> MlmOutput:
         hidden = self.model(batch.input_ids, batch.cu_seqlens, batch.position_ids)  # (T, H)
         decoder = self.model.head_weight  # (V, H)
         if self.full_logits:
