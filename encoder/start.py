@@ -113,7 +113,7 @@ def main(run_dir: Path) -> NoReturn:
     code, message = 0, None
     try:
         run = build(run_dir, ranks, config, stop)
-        _announce(run)
+        announce(run)
         train(run)
         run.log.event("finished", step=run.state.step)
     except Stopped as error:
@@ -137,7 +137,8 @@ def main(run_dir: Path) -> NoReturn:
     os._exit(code)
 
 
-def _announce(run: Run) -> None:
+def announce(run: Run) -> None:
+    """Say and record what was resolved at start."""
     lines = describe(run)
     run.log.say(table(lines))
     event = "resumed" if run.state.step else "started"

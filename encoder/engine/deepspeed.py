@@ -9,6 +9,7 @@ DeepSpeed cuts the state into flat partitions; here it is read and written by pa
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,11 @@ class DeepSpeedEngine:
         """Make the moments exist, all zero: one update with no gradient at learning rate 0."""
         self.backward(self.forward(batch, last=True).loss_sum * 0.0, last=True)
         self.step(0.0)
+        if self.stage in (1, 2):
+            # DeepSpeed names the moments after the update of the first parameter group, before the others have any.
+            self.module.optimizer._hp_optimizer_states_linked = False
+            self.module.optimizer._lazy_init_hp_params_optimizer_state()
+        self._set_steps(0)
 
     def weight_norm(self) -> float:
         squares = torch.zeros((), dtype=torch.float64)
@@ -103,8 +109,11 @@ class DeepSpeedEngine:
     def load(self, tensor_of: Callable[[str], Tensor], optimizer_steps: int) -> None:
         for name, parameter, moment in self._places():
             self._set(parameter, moment, tensor_of(name))
+        self._set_steps(optimizer_steps)
+
+    def _set_steps(self, steps: int) -> None:
         for entry in self.inner.state.values():
-            entry["step"].fill_(optimizer_steps)
+            entry["step"].fill_(steps)
 
     def _places(self) -> Iterator[tuple[str, nn.Parameter, str | None]]:
         """Yield every tensor of the state as (name, its parameter, which moment of it)."""
@@ -151,6 +160,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed quietly, for this device, on the process group that is there already."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls functions of torch under their old names, at every step.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     # Its shared-memory collectives for the CPU are compiled for minutes at first use, and a build that is killed leaves
