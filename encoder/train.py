@@ -104,7 +104,7 @@ def train(run: Run) -> None:
         # ---- one training step --------------------------------------------------------------------------------------
         with watch("data_wait", on_device=False):
             microbatches = [next(batches) for _ in range(run.split.accumulation)]
-        stopping, num_labels, *sizes = ranks.sum(run.stop or run.saver.failed, *_sizes(microbatches))
+        stopping, num_labels, *sizes = ranks.sum(bool(run.stop) or run.saver.failed, *_sizes(microbatches))
         if stopping:
             _save_and_stop(run)
         loss_sum = num_correct = 0.0

@@ -666,6 +666,28 @@ def small_disk(enc: Enc) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_disk_that_fills_during_a_save(enc: Enc, smoke: Callable[..., list[str]], small_disk: Path) -> None:
+    """The tensors still fit, the files beside them do not: code 3, nothing half-written, the one before is whole."""
+    words = ["trainer.save_steps=20", "trainer.max_steps=30", "trainer.eval_strategy=no", "dataset.num_workers=0"]
+    enc(*smoke("disk/run", *words, "trainer.max_steps=20"))
+    first = small_disk / "run" / "checkpoints" / "20"
+    resume = ["resume", "latest", "--run", "disk/run", "--allow-change", "trainer.max_steps=100000"]
+    process = enc.start(*resume, "trainer.save_steps=100000")
+    _wait_for(small_disk / "run" / "logs" / "2" / "console.log", process)
+    tensors = sum(path.stat().st_size for path in first.rglob("*.safetensors"))
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - tensors - 2**15))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 3
+    said = " ".join((enc.folder / "background.log").read_text().split())
+    assert "Traceback" not in said
+    for fragment in ("could not be written and was removed again", "No space left", "Earlier checkpoints are intact"):
+        assert fragment in said
+    assert list((small_disk / "run" / "checkpoints").iterdir()) == [first]
+    enc("ckpt", "verify", "disk/run")
+    (small_disk / "ballast").unlink()
+    enc(*resume[:5], "trainer.max_steps=22", "trainer.save_total_limit=1")
+
+
 def test_disk_that_fills_during_a_run(enc: Enc, smoke: Callable[..., list[str]], small_disk: Path) -> None:
     """When no checkpoint fits any more the run ends with code 3, the earlier ones are whole, and room lets it go on."""
     words = ["trainer.save_steps=1", "trainer.save_total_limit=0", "trainer.max_steps=12", "dataset.num_workers=0"]

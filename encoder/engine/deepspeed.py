@@ -136,22 +136,24 @@ class DeepSpeedEngine:
         if self.stage == 0:
             self._get(parameter, moment).copy_(value)
         elif self.stage == 3:
-            self._set_partition(parameter, moment, value.flatten())
+            self._set_partition(parameter, moment, value)
         elif moment is not None:
             self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
         else:
             self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
             parameter.copy_(value)
 
-    def _set_partition(self, parameter: nn.Parameter, moment: str | None, flat: Tensor) -> None:
+    def _set_partition(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
         """Write this rank's part of a ZeRO-3 tensor. DeepSpeed's own setter fails where the last part is padded."""
         utils = self.deepspeed.utils
         size = utils.safe_get_local_fp32_param(parameter).numel()
-        part = flat[size * self.module.global_rank :][:size]
+        part = value.flatten()[size * self.module.global_rank :][:size]
         part = nn.functional.pad(part, (0, size - part.numel()))
         if moment is None:
             utils.safe_set_local_fp32_param(parameter, part)
             parameter.ds_tensor.copy_(part)
+            if parameter.shape == value.shape:  # small weights stay gathered
+                parameter.copy_(value)
         else:
             utils.safe_set_local_optimizer_state(parameter, part, moment)
 

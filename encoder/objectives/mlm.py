@@ -8,7 +8,7 @@ Legend: T tokens, M label places, H hidden size, V vocabulary rows.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,8 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.kernels.masked_ce import masked_ce
 
 
-@dataclass(frozen=True)
-class MlmOutput:
-    """What one microbatch gives."""
+class MlmOutput(NamedTuple):
+    """What one microbatch gives; a tuple, since engines look for tensors inside of it to hang their hooks on."""
 
     loss_sum: Tensor  # () fp32
     num_correct: Tensor  # () int64: labels whose token has the largest logit
