@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,9 @@ def measure(overrides: list[str], folder: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
     saves = [event for event in events if event["event"] == "saved"]
     steps = {record["step"]: record for record in records if "loss" in record}
-    ends = {step: datetime.fromtimestamp(record["time"]) for step, record in steps.items()}
     quiet = [steps[step]["step_s"] for step in range(2, _SAVE_STEPS + 1)]
-    beside = [
-        steps[step]["step_s"] - statistics.median(quiet)
-        for save in saves[:-1]
-        for step in range(save["step"] + 1, save["step"] + _SAVE_STEPS + 1)
-        if step in ends and (ends[step] - ends[save["step"]]).total_seconds() < save["seconds"] + steps[step]["step_s"]
-    ]
-    step_s, count = statistics.median(quiet), max(len(saves) - 1, 1)
-    waited, slower = statistics.median(save["stall_seconds"] for save in saves), max(sum(beside), 0.0) / count
+    step_s, waited = statistics.median(quiet), statistics.median(save["stall_seconds"] for save in saves)
+    slower = statistics.median(_slower(save, steps, step_s) for save in saves[:-1])
     return {
         "step_s": step_s,
         "waited_s": waited,
@@ -53,6 +45,13 @@ def measure(overrides: list[str], folder: Path) -> dict[str, Any]:
         "share_waited": waited / (100 * step_s),
         "share": (waited + slower) / (100 * step_s),
     }
+
+
+def _slower(save: dict[str, Any], steps: dict[int, dict[str, Any]], step_s: float) -> float:
+    """Return how many seconds longer than usual the steps took that began while a checkpoint was written."""
+    began = steps[save["step"]]["time"]
+    after = (steps[save["step"] + n] for n in range(1, _SAVE_STEPS + 1))
+    return max(0.0, sum(s["step_s"] - step_s for s in after if s["time"] - s["step_s"] < began + save["seconds"]))
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
