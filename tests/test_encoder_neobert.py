@@ -291,7 +291,7 @@ def test_recomputation_does_again_what_it_says(what, every, products, activation
             model(ids, cu_seqlens, positions).sum().backward()
         counted[setting] = mode.counts
     plain, found = counted[None, 1], counted[what, every]
-    # Each of the five products of a forward pass takes two in the backward pass; a block's last one is not needed again.
+    # Each of a block's five products takes two in the backward pass; the last one is not needed a second time.
     assert found["mm"] - plain["mm"] == products * plain["mm"] / 3 * 4 / 5
     assert found["silu"] - plain["silu"] == activations * plain["silu"]
     assert found["varlen_attention"] - plain["varlen_attention"] == products * plain["varlen_attention"]
