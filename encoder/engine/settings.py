@@ -9,6 +9,7 @@ from typing import Any
 
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config import RunConfig
+from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
 
 BASES = Path(__file__).parents[2] / "ds_configs"
@@ -45,7 +46,21 @@ def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
 
 
 def deepspeed_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
-    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets."""
+    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets.
+
+    Raises UsageError that lists every problem of the user's own JSON (`parallel.deepspeed_config`).
+    """
+    ours = _our_settings(config, split)
+    return merged(ours, own_settings(config, split))
+
+
+def own_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return what the user's own JSON adds to ours; it is the same for any number of ranks. Raises UsageError."""
+    own = config.parallel.deepspeed_config
+    return {} if own is None else user_settings(read_user_json(own), _our_settings(config, split), config)
+
+
+def _our_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     settings = _base(_base_name(config))
     settings |= {
         "train_batch_size": split.rows_per_step,
