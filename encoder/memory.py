@@ -81,6 +81,20 @@ def step_bytes(config: RunConfig, world_size: int, rows: int) -> StepBytes:
     )
 
 
+def peak_parts(config: RunConfig, world_size: int, rows: int) -> dict[str, int]:
+    """Return the estimated peak of one device by part; `host` is beside it, in CPU memory."""
+    held, added = static_bytes(config, world_size), step_bytes(config, world_size, rows)
+    return {
+        "weights": held.weights + held.master_weights + added.copies,
+        "gradients": held.gradients + added.gradients,
+        "moments": held.moments,
+        "buffers": held.buffers + added.buckets,
+        "activations": added.activations,
+        "loss": added.loss,
+        "host": held.host,
+    }
+
+
 def device_bytes(config: RunConfig, world_size: int, rows: int) -> int:
     """Return the estimated peak of one device."""
     return static_bytes(config, world_size).device + step_bytes(config, world_size, rows).device

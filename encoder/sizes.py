@@ -84,12 +84,6 @@ def training_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int
     return matrices + attention + head
 
 
-def state_bytes(model: ModelConfig) -> dict[str, int]:
-    """Return the bytes of fp32 weights, gradients and the two AdamW moments."""
-    size = 4 * num_parameters(model)
-    return {"weights": size, "gradients": size, "moments": 2 * size}
-
-
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Return the size of one checkpoint: weights and moments in fp32."""
     return 12 * num_parameters(model)

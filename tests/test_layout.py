@@ -33,7 +33,7 @@ ALLOWED = {
               "encoder.optim", "tools", "tools.bench"},
     "tools.bench": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
                     "encoder.optim", "tools", "tools.bench", "launcher"},
-    "launcher": {"encoder", "encoder.data", "encoder.evaluate", "tools", "launcher", ""},
+    "launcher": {"encoder", "encoder.data", "encoder.engine", "encoder.evaluate", "tools", "launcher", ""},
 }  # fmt: skip
 
 

@@ -21,6 +21,16 @@ def to_json(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
+def engine_files(config: RunConfig, split: BatchSplit) -> dict[str, str]:
+    """Return what the engine of a config reads beside `config.yaml`: {file name: text}. Raises UsageError."""
+    match config.parallel.engine:
+        case "deepspeed":
+            return {DEEPSPEED_FILE: to_json(deepspeed_settings(config, split))}
+        case "fsdp":
+            return {FSDP_FILE: to_json(fsdp_settings(config, split))}
+    return {}
+
+
 def _base(name: str) -> dict[str, Any]:
     return json.loads((BASES / f"{name}.json").read_text())
 
