@@ -107,6 +107,11 @@ def _expected_tokens(config: RunConfig) -> int:
     return config.tokenizer.train.vocab_size if config.tokenizer.train else config.model.vocab_size
 
 
+def with_expected_vocabulary(config: RunConfig) -> RunConfig:
+    """Return the config with the embedding rows that it will have, as far as is known without a token store."""
+    return config.changed({"model.vocab_size": sizes.padded_vocab_size(_expected_tokens(config))})
+
+
 def render(plan: Plan) -> dict[str, str]:
     """Return the files of a run folder that the trainer reads, as text; a pure function of the plan."""
     return {"config.yaml": self_contained(plan).to_yaml(), **engine_files(plan.config, plan.split)}
