@@ -159,7 +159,7 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
 def engine_name(config: RunConfig) -> str:
     """Return the engine with what tells it from its variants, e.g. `deepspeed, ZeRO 2`."""
     parallel = config.parallel
-    words = [parallel.engine]
+    words: list[str] = [parallel.engine]
     if parallel.engine == "deepspeed":
         words.append(f"ZeRO {parallel.zero_stage}")
     if parallel.replicate > 1:
