@@ -56,7 +56,11 @@ class StepBytes:
 
 
 def static_bytes(config: RunConfig, world_size: int) -> StaticBytes:
-    """Return what a rank holds between two steps; `parallel.engine` must be a real one, not `auto`."""
+    """Return what a rank holds between two steps; `parallel.engine` must be a real one, not `auto`.
+
+    Two things are left out: what the user's own DeepSpeed JSON changes, and a second copy of a rank's gradients in CPU
+    memory, which ZeRO 1 and 2 with offloading keep in fp32 when they accumulate.
+    """
     match config.parallel.engine:
         case "ddp":
             return _ddp_static(config, world_size)
@@ -234,11 +238,23 @@ def _buckets(config: RunConfig, params: int) -> int:
 
 
 def _activations(config: RunConfig, rows: int) -> int:
-    trainer = config.trainer
-    tokens = rows * config.row_length
-    return sizes.activation_bytes(
-        config.model, tokens, trainer.mixed_precision == "bf16", trainer.gradient_checkpointing
-    )
+    """Estimate what is kept for the backward pass.
+
+    Of each block: the fp32 residual stream before both norms; what the norms and attention gave; q, k and v before and
+    after rotation; four feed-forward tensors. A recomputed block keeps its input, the fp32 residual stream, and with
+    `selective` also what its matrix products and its attention gave; one block at a time is there in full.
+    """
+    model, trainer, parallel = config.model, config.trainer, config.parallel
+    tokens, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
+    hidden, layers, inner = model.hidden_size, model.num_hidden_layers, sizes.feed_forward_width(model)
+    block = tokens * (2 * 4 * hidden + (8 * hidden + 4 * inner) * width)
+    if not trainer.gradient_checkpointing:
+        return layers * block
+    recomputed = ceil(layers / parallel.activation_checkpointing_every)
+    kept = tokens * 4 * hidden
+    if parallel.activation_checkpointing == "selective":
+        kept += tokens * (6 * hidden + 2 * inner) * width
+    return (layers - recomputed) * block + recomputed * kept + block
 
 
 def _loss(config: RunConfig, rows: int) -> int:

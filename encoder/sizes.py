@@ -87,12 +87,3 @@ def training_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Return the size of one checkpoint: weights and moments in fp32."""
     return 12 * num_parameters(model)
-
-
-def activation_bytes(model: ModelConfig, tokens: int, bf16: bool, recompute: bool) -> int:
-    """Estimate the bytes kept for the backward pass of one microbatch (about 20 % accurate)."""
-    width = 2 if bf16 else 4
-    per_block = tokens * (11 * model.hidden_size * width + 4 * feed_forward_width(model) * width)
-    if recompute:
-        return per_block + model.num_hidden_layers * tokens * model.hidden_size * 4
-    return per_block * model.num_hidden_layers

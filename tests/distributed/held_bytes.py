@@ -1,6 +1,6 @@
 """One rank that trains two steps under an engine and counts the bytes of every tensor alive afterwards, case by case.
 
-    RANK=0 WORLD_SIZE=2 python held_bytes.py PORT CASE...      a case: ENGINE,ZERO_STAGE,PRECISION,OFFLOAD
+    RANK=0 WORLD_SIZE=2 python held_bytes.py PORT CASE...      a case: ENGINE,ZERO_STAGE,PRECISION,OFFLOAD,REDUCE
 
 Prints one line a case: the case, its bytes, and the bytes that `static_bytes` computes. Each case runs in a process of
 its own, forked after the slow imports.
@@ -33,11 +33,12 @@ NUM_TOKENS = 1000
 
 def case_config(case: str) -> RunConfig:
     """Return the run config of a case."""
-    engine, stage, precision, offload = case.split(",")
+    engine, stage, precision, offload, reduce_dtype = case.split(",")
     return RunConfig(model=MODEL).changed(
         {
             "parallel.engine": engine, "parallel.zero_stage": int(stage), "parallel.offload": offload,
-            "parallel.bucket_size": 100_000, "trainer.mixed_precision": precision, "trainer.gradient_clipping": 1.0,
+            "parallel.reduce_dtype": reduce_dtype, "parallel.bucket_size": 100_000,
+            "trainer.mixed_precision": precision, "trainer.gradient_clipping": 1.0,
         }
     )  # fmt: skip
 

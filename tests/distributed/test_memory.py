@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "held_bytes.py"
-STAGES = [f"deepspeed,{stage},{precision},none" for stage in (1, 2, 3) for precision in ("bf16", "no")]
-OFFLOADS = ["deepspeed,2,bf16,optimizer", "deepspeed,3,bf16,optimizer", "deepspeed,3,bf16,parameters"]
-CASES = ["ddp,0,no,none", "fsdp,0,bf16,none", "deepspeed,0,no,none", *STAGES, *OFFLOADS]
+STAGES = [f"deepspeed,{stage},{precision},none,fp32" for stage in (1, 2, 3) for precision in ("bf16", "no")]
+OFFLOADS = ["deepspeed,2,bf16,optimizer,fp32", "deepspeed,3,bf16,optimizer,fp32", "deepspeed,3,bf16,parameters,fp32"]
+CASES = [
+    "ddp,0,no,none,fp32",
+    "fsdp,0,bf16,none,fp32",
+    "deepspeed,0,no,none,fp32",
+    "deepspeed,3,bf16,none,bf16",
+    *STAGES,
+    *OFFLOADS,
+]
 
 
 def measure(cases: list[str], world_size: int) -> dict[str, tuple[int, int]]:
@@ -45,7 +52,9 @@ def measure(cases: list[str], world_size: int) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "cases"), [(2, CASES), (3, ["fsdp,0,no,none", "deepspeed,3,bf16,none"])])
+@pytest.mark.parametrize(
+    ("world_size", "cases"), [(2, CASES), (3, ["fsdp,0,no,none,fp32", "deepspeed,3,bf16,none,fp32"])]
+)
 def test_static_bytes_are_what_engines_hold(world_size: int, cases: list[str]) -> None:
     """To 1 %, counting the storage of every tensor that is alive after two steps on gloo."""
     held = measure(cases, world_size)
