@@ -4,6 +4,12 @@ from enc.encoder.batch_split import split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.memory import device_bytes as needed_bytes
 
+# Settings that only one engine has: (key of the parallel section, value) -> engine.
+_ASKS = {
+    ("offload", "optimizer"): "deepspeed",
+    ("offload", "parameters"): "fsdp",
+    ("reduce_dtype", "bf16"): "fsdp",
+}
 USABLE = 0.9  # of a device's memory; the rest is for CUDA itself and for gaps between tensors
 
 
@@ -14,11 +20,10 @@ def choose_engine(config: RunConfig, world_size: int, device_bytes: int | None) 
     """
     parallel = config.parallel
     if parallel.engine != "auto":
-        return parallel.engine, "as the config says"
-    for key, engine in _ASKS.items():
-        value = getattr(parallel, key[0])
-        if value == key[1]:
-            return engine, f"parallel.{key[0]} {value} needs it"
+        return parallel.engine, "as the config says" + _warning(config, parallel.engine, world_size, device_bytes)
+    for (key, value), engine in _ASKS.items():
+        if getattr(parallel, key) == value:
+            return engine, f"parallel.{key} {value} needs it"
     if parallel.replicate > 1:
         return "fsdp", f"parallel.replicate {parallel.replicate} needs it"
     if world_size == 1:
@@ -29,13 +34,6 @@ def choose_engine(config: RunConfig, world_size: int, device_bytes: int | None) 
         return "ddp", f"a whole copy fits: {_of(config, 'ddp', world_size, device_bytes)}"
     why = f"a whole copy needs {_of(config, 'ddp', world_size, device_bytes)}"
     return "fsdp", why + _warning(config, "fsdp", world_size, device_bytes)
-
-
-_ASKS = {
-    ("offload", "optimizer"): "deepspeed",
-    ("offload", "parameters"): "fsdp",
-    ("reduce_dtype", "bf16"): "fsdp",
-}
 
 
 def fits(config: RunConfig, engine: str, world_size: int, device_bytes: int) -> bool:
@@ -56,8 +54,9 @@ def _warning(config: RunConfig, engine: str, world_size: int, device_bytes: int 
     """Return what to do where not even this engine fits, or an empty text."""
     if device_bytes is None or fits(config, engine, world_size, device_bytes):
         return ""
-    steps = ["trainer.gradient_checkpointing true"] * (not config.trainer.gradient_checkpointing)
-    steps.append("a smaller trainer.per_device_train_batch_size")
-    steps.append("parallel.offload parameters" if engine == "fsdp" else "parallel.offload optimizer")
-    needs = _of(config, engine, world_size, device_bytes)
-    return f"; it may not fit ({needs}): try {', '.join(steps[:-1])} or {steps[-1]}"
+    steps = ["a smaller trainer.per_device_train_batch_size"]
+    if not config.trainer.gradient_checkpointing:
+        steps.insert(0, "trainer.gradient_checkpointing true")
+    if config.parallel.offload == "none":
+        steps.append("parallel.offload parameters" if engine == "fsdp" else "parallel.offload optimizer")
+    return f"; it may not fit ({_of(config, engine, world_size, device_bytes)}): try {' or '.join(steps)}"

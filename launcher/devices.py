@@ -1,5 +1,6 @@
 """The devices of this machine, looked at without starting CUDA."""
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -29,6 +30,7 @@ def device_bytes(config: RunConfig, ranks: int) -> int | None:
     return _gpu_bytes() if num_gpus(config) else _ram_bytes() // ranks
 
 
+@functools.cache
 def _gpu_bytes() -> int | None:
     """Return the memory of the smallest GPU."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

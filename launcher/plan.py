@@ -10,7 +10,7 @@ from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
-from enc.encoder.engine.settings import engine_files, own_settings
+from enc.encoder.engine.settings import check_replicas, engine_files, own_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.memory import peak_parts
 from enc.launcher.choose import choose_engine
@@ -66,7 +66,7 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
     world_size = default_ranks(config)
-    _check_devices(config, world_size)
+    _check_ranks(config, world_size)
     split = split_batch(config.trainer, world_size)
     store = store_path(config.dataset).absolute()
     manifest = TokenStore.open(store).manifest if store.exists() else None
@@ -85,7 +85,8 @@ def make_plan(config: RunConfig) -> Plan:
     return Plan(config, run_dir, store, manifest is not None, num_tokens, split, device, reason, tokens)
 
 
-def _check_devices(config: RunConfig, world_size: int) -> None:
+def _check_ranks(config: RunConfig, world_size: int) -> None:
+    check_replicas(config, world_size)
     gpus = num_gpus(config)
     if 0 < gpus < world_size:
         raise UsageError(f"launch.nproc_per_node is {world_size}, but this machine has {gpus} GPUs; a rank needs one.")
@@ -93,13 +94,10 @@ def _check_devices(config: RunConfig, world_size: int) -> None:
 
 def _with_engine(config: RunConfig, split: BatchSplit) -> tuple[RunConfig, str]:
     """Return the config with its engine chosen and its own DeepSpeed JSON read, and why that engine."""
-    automatic = config.parallel.engine == "auto"
-    memory = device_bytes(config, split.world_size) if automatic else None
-    engine, reason = choose_engine(config, split.world_size, memory)
+    engine, reason = choose_engine(config, split.world_size, device_bytes(config, split.world_size))
     config = config.changed({"parallel.engine": engine})
     if engine == "deepspeed":
         config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
-    engine_files(config, split)  # raises what does not go together before anything is started
     return config, reason
 
 

@@ -272,6 +272,7 @@ ROWS = [
     ),
     override("DeepSpeed JSON without DeepSpeed", "parallel.deepspeed_config=x", "needs parallel.engine deepspeed"),
     override("replicas do not divide", "--nproc 2 parallel.engine=fsdp parallel.replicate=3", "does not divide the 2"),
+    override("replicas of one rank", "parallel.engine=fsdp parallel.replicate=3", "does not divide the 1 ranks"),
     Row("render: replicas", "render fsdp smoke --nodes 4 parallel.replicate=3", ("does not divide the 4 ranks",)),
     Row("render: offload", "render fsdp smoke parallel.offload=optimizer", ("needs parallel.engine deepspeed",)),
     Row("render: batch", "render deepspeed smoke --nodes 3 trainer.global_batch_size=4", ("4 rows", "3 ranks")),

@@ -27,7 +27,7 @@ def changed(**parallel: object) -> RunConfig:
     [
         (CONFIG, 8, 80, "ddp", "a whole copy fits: about 36.6 of 80.0 GB"),
         (CONFIG, 8, 38, "fsdp", "a whole copy needs about 36.6 of 38.0 GB"),
-        (CONFIG, 8, 20, "fsdp", "it may not fit (about 33.1 of 20.0 GB): try trainer.gradient_checkpointing true, "
+        (CONFIG, 8, 20, "fsdp", "it may not fit (about 33.1 of 20.0 GB): try trainer.gradient_checkpointing true or "
                                 "a smaller trainer.per_device_train_batch_size or parallel.offload parameters"),
         (CONFIG, 1, 80, "ddp", "one process"),
         (CONFIG, 1, 20, "ddp", "one process; it may not fit"),
@@ -37,6 +37,7 @@ def changed(**parallel: object) -> RunConfig:
         (changed(replicate=2), 8, 80, "fsdp", "parallel.replicate 2 needs it"),
         (changed(reduce_dtype="bf16"), 8, 80, "fsdp", "parallel.reduce_dtype bf16 needs it"),
         (changed(engine="deepspeed"), 8, 80, "deepspeed", "as the config says"),
+        (changed(engine="deepspeed"), 8, 20, "deepspeed", "as the config says; it may not fit"),
     ],
 )  # fmt: skip
 def test_auto_chooses_the_simplest_engine_that_fits(

@@ -35,17 +35,23 @@ def _base(name: str) -> dict[str, Any]:
     return json.loads((BASES / f"{name}.json").read_text())
 
 
+def check_replicas(config: RunConfig, world_size: int) -> None:
+    """Raise UsageError when `parallel.replicate` does not divide the number of ranks."""
+    replicas = config.parallel.replicate
+    if world_size % replicas:
+        raise UsageError(
+            f"parallel.replicate is {replicas}, which does not divide the {world_size} ranks; use a divisor of "
+            f"{world_size}."
+        )
+
+
 def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     """Return the contents of `fsdp.json`: the mesh, dtypes, and what is kept or offloaded.
 
     Raises UsageError when `parallel.replicate` does not divide the number of ranks.
     """
     parallel, world = config.parallel, split.world_size
-    if world % parallel.replicate:
-        raise UsageError(
-            f"parallel.replicate is {parallel.replicate}, which does not divide the {world} ranks; use a divisor of "
-            f"{world}."
-        )
+    check_replicas(config, world)
     return _base("fsdp") | {
         "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
         "reshard_after_forward": parallel.reshard_after_forward,
