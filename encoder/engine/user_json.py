@@ -6,7 +6,6 @@ Values that say what the run config says too, and `"auto"`, add nothing. Anythin
 contradiction: the config wins nowhere silently. DeepSpeed's keys are in `ds_configs/keys.json` (see tests).
 """
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +72,7 @@ def read_user_json(given: str | Settings) -> Source:
         raise UsageError(f"parallel.deepspeed_config {given} cannot be read: {reason}; name a JSON file.") from None
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{given}: this is not valid JSON: {error}; mend it or leave the file out.") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{given}: DeepSpeed's settings are an object, {{...}}; this is not one.")
@@ -95,7 +94,7 @@ def user_settings(source: Source, ours: Settings, config: RunConfig) -> Settings
             continue
         if _offload_section(key) and _offload_section(key) not in ours["zero_optimization"]:
             continue
-        whole = isinstance(value, float) and value.is_integer() and _get(known, key) == "int"
+        whole = isinstance(value, float) and value.is_integer() and flatten(known).get(key) == "int"
         _set(added, key, int(value) if whole else value)
     return added
 
@@ -107,10 +106,6 @@ def merged(ours: Settings, added: Settings) -> Settings:
         below = ours.get(key)
         result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
-
-
-def _get(tree: Settings, key: str) -> Any:
-    return functools.reduce(lambda node, name: node[name], key.split("."), tree)
 
 
 def _set(tree: Settings, key: str, value: Any) -> None:
@@ -178,7 +173,7 @@ def _fits(value: Any, kind: str) -> bool:
         case "bool":
             return isinstance(value, bool)
         case "int":
-            return number and float(value).is_integer()  # 5e8 is common
+            return number and (isinstance(value, int) or value.is_integer())  # 5e8 is common
         case "float":
             return number
         case "str":
@@ -187,7 +182,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value)
+    return json.dumps(value, default=str)  # contents in a YAML config may hold a date
 
 
 def _unused_problems(tree: Settings) -> Iterator[tuple[str, str]]:
