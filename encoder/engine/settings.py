@@ -9,6 +9,7 @@ from typing import Any
 
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config import RunConfig
+from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
 
 BASES = Path(__file__).parents[2] / "ds_configs"
@@ -20,8 +21,28 @@ def to_json(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
+def engine_files(config: RunConfig, split: BatchSplit) -> dict[str, str]:
+    """Return what the engine of a config reads beside `config.yaml`: {file name: text}. Raises UsageError."""
+    match config.parallel.engine:
+        case "deepspeed":
+            return {DEEPSPEED_FILE: to_json(deepspeed_settings(config, split))}
+        case "fsdp":
+            return {FSDP_FILE: to_json(fsdp_settings(config, split))}
+    return {}
+
+
 def _base(name: str) -> dict[str, Any]:
     return json.loads((BASES / f"{name}.json").read_text())
+
+
+def check_replicas(config: RunConfig, world_size: int) -> None:
+    """Raise UsageError when `parallel.replicate` does not divide the number of ranks."""
+    replicas = config.parallel.replicate
+    if world_size % replicas:
+        raise UsageError(
+            f"parallel.replicate is {replicas}, which does not divide the {world_size} ranks; use a divisor of "
+            f"{world_size}."
+        )
 
 
 def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
@@ -30,11 +51,7 @@ def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     Raises UsageError when `parallel.replicate` does not divide the number of ranks.
     """
     parallel, world = config.parallel, split.world_size
-    if world % parallel.replicate:
-        raise UsageError(
-            f"parallel.replicate is {parallel.replicate}, which does not divide the {world} ranks; use a divisor of "
-            f"{world}."
-        )
+    check_replicas(config, world)
     return _base("fsdp") | {
         "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
         "reshard_after_forward": parallel.reshard_after_forward,
@@ -45,7 +62,21 @@ def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
 
 
 def deepspeed_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
-    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets."""
+    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets.
+
+    Raises UsageError that lists every problem of the user's own JSON (`parallel.deepspeed_config`).
+    """
+    ours = _our_settings(config, split)
+    return merged(ours, own_settings(config, split))
+
+
+def own_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return what the user's own JSON adds to ours; it is the same for any number of ranks. Raises UsageError."""
+    own = config.parallel.deepspeed_config
+    return {} if own is None else user_settings(read_user_json(own), _our_settings(config, split), config)
+
+
+def _our_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     settings = _base(_base_name(config))
     settings |= {
         "train_batch_size": split.rows_per_step,
