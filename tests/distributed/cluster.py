@@ -17,6 +17,12 @@ COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_l
           "parallel.bucket_size=100000"]  # fmt: skip
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Cluster:
     """Prepares run folders and trains them on a number of ranks."""
 
@@ -46,12 +52,9 @@ class Cluster:
     def act(self, action: str, world_size: int, runs: list[Path]) -> None:
         """Do one of the actions of runs.py with each of the runs."""
         listing = self.folder / f"runs-{world_size}.json"
-        listing.write_text(json.dumps([str(run) for run in runs]))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        listing.write_text(json.dumps([(str(run), free_port()) for run in runs]))
         place = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}  # fmt: skip
+                 "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}  # fmt: skip
         processes = []
         for rank in range(world_size):
             words = [sys.executable, str(SCRIPT), action, str(listing)]

@@ -1,6 +1,7 @@
-"""One rank of several runs, one after the other in the same processes: starting DeepSpeed for each takes too long.
+"""One rank of several runs, one after the other, each in a process that is forked after the slow imports.
 
-Usage: runs.py ACTION FILE, where FILE lists run folders that hold a rendered config.yaml. ACTION is a function below.
+Usage: runs.py ACTION FILE, where FILE lists run folders that hold a rendered config.yaml, each with a free port. ACTION
+is a function below.
 """
 
 import gc
@@ -11,13 +12,15 @@ import sys
 import traceback
 from pathlib import Path
 
+import deepspeed  # noqa: F401
 import torch
-import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from enc.encoder.build import build_model, train_loader
 from enc.encoder.config_load import load_text
 from enc.encoder.engine.interface import state_names
 from enc.encoder.faults import StopFlag
+from enc.encoder.memory import static_bytes
 from enc.encoder.ranks import Ranks
 from enc.encoder.start import announce, build
 from enc.encoder.train import Run, train
@@ -79,20 +82,50 @@ def check_contract(run_dir: Path, ranks: Ranks) -> None:
     assert math.isclose(loss, expected, rel_tol=1e-5), "the loaded weights are those that the model computes with"
 
 
-def main(action: str, file: Path) -> None:
+def count_bytes(run_dir: Path, ranks: Ranks) -> None:
+    """Write the bytes of all tensors that two updates leave alive, beside those that `static_bytes` computes."""
+    before = held_bytes()
+    run = open_run(run_dir, ranks)
+    batch = next(iter(train_loader(run.data, run.config, run.split, ranks, False, 0)))
+    for _ in range(2):
+        run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
+        run.engine.step(1e-3)
+    static = static_bytes(run.config, ranks.world_size)
+    held = held_bytes() - before
+    (run_dir / "bytes.json").write_text(json.dumps({"held": held, "computed": static.device + static.host}))
+
+
+def held_bytes() -> int:
+    """Return the bytes of all storages that live tensors point to, each counted once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and not thing.is_meta:
+            local = thing.to_local() if isinstance(thing, DTensor) else thing
+            storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def act(action: str, run_dir: Path, port: int) -> None:
+    """Do one action with one run on this rank; what goes wrong is written into the run folder."""
+    os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    ranks = Ranks.join(use_cuda=False, needs_group=True)
-    for name in json.loads(file.read_text()):
-        failed = None
-        try:
-            globals()[action](Path(name), ranks)
-        except Exception:
-            failed = traceback.format_exc()
-            (Path(name) / f"failed-{ranks.rank}.txt").write_text(failed)
-        gc.collect()
-        dist.barrier()
+    ranks = Ranks.join(use_cuda=torch.cuda.is_available(), needs_group=True)
+    try:
+        globals()[action](run_dir, ranks)
+        ranks.barrier()
+    except Exception:
+        (run_dir / f"failed-{ranks.rank}.txt").write_text(traceback.format_exc())
+
+
+def main(action: str, file: Path) -> None:
+    for name, port in json.loads(file.read_text()):
+        child = os.fork()
+        if child == 0:
+            act(action, Path(name), port)
+            os._exit(0)
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    os._exit(0)

@@ -1,63 +1,42 @@
 """The memory that `static_bytes` computes is the memory that the real engines hold."""
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import pytest
+from cluster import Cluster
 
-WORKER = Path(__file__).parent / "held_bytes.py"
-STAGES = [f"deepspeed,{stage},{precision},none,fp32" for stage in (1, 2, 3) for precision in ("bf16", "no")]
-OFFLOADS = ["deepspeed,2,bf16,optimizer,fp32", "deepspeed,3,bf16,optimizer,fp32", "deepspeed,3,bf16,parameters,fp32"]
-CASES = [
-    "ddp,0,no,none,fp32",
-    "fsdp,0,bf16,none,fp32",
-    "deepspeed,0,no,none,fp32",
-    "deepspeed,3,bf16,none,bf16",
-    *STAGES,
-    *OFFLOADS,
-]
-
-
-def measure(cases: list[str], world_size: int) -> dict[str, tuple[int, int]]:
-    """Return the bytes that rank 0 held after two steps of each case, and those that `static_bytes` computes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = min(probe.getsockname()[1], 60_000)
-    places = {
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "GOMP_SPINCOUNT": "100",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(port), *cases], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    try:
-        outputs = [rank.communicate(timeout=400) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), outputs[0][1][-3000:]
-    held = [line.split()[1:] for line in outputs[0][0].splitlines() if line.startswith("held ")]
-    return {case: (int(size), int(computed)) for case, size, computed in held}
+MODEL = ["model.hidden_size=96", "model.num_hidden_layers=3", "model.intermediate_size=200"]
+ENGINES = {
+    "ddp": ["parallel.engine=ddp"],
+    "fsdp": ["parallel.engine=fsdp"],
+    "fsdp-offload": ["parallel.engine=fsdp", "parallel.offload=parameters"],
+    **{f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in range(4)},
+}
+OFFLOAD = {
+    "zero2-offload": [*ENGINES["zero2"], "parallel.offload=optimizer"],
+    "zero3-offload-optimizer": [*ENGINES["zero3"], "parallel.offload=optimizer"],
+    "zero3-offload": [*ENGINES["zero3"], "parallel.offload=parameters"],
+    "zero3-reduced": [*ENGINES["zero3"], "parallel.reduce_dtype=bf16"],
+}
+CASES = {
+    2: [
+        *((name, words, precision) for name, words in ENGINES.items() for precision in ("no", "bf16")),
+        *((name, words, "bf16") for name, words in OFFLOAD.items()),
+    ],
+    3: [(name, ENGINES[name], "bf16") for name in ("fsdp", "zero2", "zero3")],
+}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("world_size", "cases"), [(2, CASES), (3, ["fsdp,0,no,none,fp32", "deepspeed,3,bf16,none,fp32"])]
-)
-def test_static_bytes_are_what_engines_hold(world_size: int, cases: list[str]) -> None:
-    """To 1 %, counting the storage of every tensor that is alive after two steps on gloo."""
-    held = measure(cases, world_size)
-    assert set(held) == set(cases)
-    for case, (size, computed) in held.items():
-        assert computed == pytest.approx(size, rel=0.01), case
+@pytest.mark.parametrize("world_size", CASES)
+def test_static_bytes_are_what_engines_hold(cluster: Cluster, world_size: int) -> None:
+    """To 1 %, counting the storage of every tensor that two updates leave alive."""
+    runs = {}
+    for name, words, precision in CASES[world_size]:
+        options = [*MODEL, *words, f"trainer.mixed_precision='{precision}'"]
+        runs[f"{name}-{precision}"] = cluster.prepare(f"bytes-{name}-{precision}-{world_size}", world_size, *options)
+    cluster.act("count_bytes", world_size, list(runs.values()))
+    found = {name: json.loads((run / "bytes.json").read_text()) for name, run in runs.items()}
+    for name, count in found.items():
+        print(f"{name} on {world_size} ranks: {count['held']:,} bytes held, {count['computed']:,} computed")
+    wrong = {name: c for name, c in found.items() if c["computed"] != pytest.approx(c["held"], rel=0.01)}
+    assert not wrong
