@@ -226,7 +226,7 @@ def load(folder: Path, engine: Engine) -> dict[str, Any]:
     trainer_state = read_trainer_state(folder)
     wanted = {name: engine.shapes[_parameter(name, engine.shapes)] for name in state_names(list(engine.shapes))}
     with ExitStack() as files:
-        places = {}
+        places: dict[str, Any] = {}
         for path in [folder / WEIGHTS, *sorted((folder / "state").glob("*.safetensors"))]:
             file = files.enter_context(safe_open(path, framework="pt"))
             places |= dict.fromkeys(file.keys(), file)

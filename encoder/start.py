@@ -16,6 +16,7 @@ from enc.encoder.batch_split import split_batch
 from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_text
+from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
@@ -90,7 +91,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
                        if config.trainer.eval_strategy != "no" else "off"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),
-        ("engine", run.engine.name if split.world_size > 1 else f"{run.engine.name}, one process"),
+        ("engine", engine_name(config) + (", one process" if split.world_size == 1 else "")),
         ("device", f"{run.hardware.name}, {'bf16 autocast' if run.hardware.bf16 else 'fp32'}"),
         ("attention", f"per document{f'; {why_not}' if why_not else ''}"),
         ("loss", f"logits of {'labelled tokens only' if config.trainer.masked_logits_only_loss else 'all tokens'}"),

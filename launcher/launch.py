@@ -20,10 +20,11 @@ from enc.encoder import checkpoint
 from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing, read_trainer_state
 from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
+from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
-from enc.launcher.plan import Plan, engine_name, make_plan, render, self_contained, store_fingerprint
+from enc.launcher.plan import Plan, make_plan, render, self_contained, store_fingerprint
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
 
 _GRACE_S = 20.0

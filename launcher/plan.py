@@ -10,7 +10,7 @@ from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
-from enc.encoder.engine.settings import check_replicas, engine_files, own_settings
+from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.memory import peak_parts
 from enc.launcher.choose import choose_engine
@@ -152,19 +152,6 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("memory a rank", _memory_text(facts["memory_mb"])),
         ("checkpoint", f"{facts['checkpoint_mb']:,.1f} MB each, {config.trainer.save_total_limit or 'all'} kept"),
     ]  # fmt: skip
-
-
-def engine_name(config: RunConfig) -> str:
-    """Return the engine with what tells it from its variants, e.g. `deepspeed, ZeRO 2`."""
-    parallel = config.parallel
-    words: list[str] = [parallel.engine]
-    if parallel.engine == "deepspeed":
-        words.append(f"ZeRO {parallel.zero_stage}")
-    if parallel.replicate > 1:
-        words.append(f"{parallel.replicate} replicas")
-    if parallel.offload != "none":
-        words.append(f"{parallel.offload} on the CPU")
-    return ", ".join(words)
 
 
 def _memory_text(parts: dict[str, float]) -> str:

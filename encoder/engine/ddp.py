@@ -14,8 +14,6 @@ from enc.encoder.engine.torch_engine import TorchEngine
 class DdpEngine(TorchEngine):
     """Engine for models that fit on one device."""
 
-    name = "ddp"
-
     def __init__(
         self, objective: nn.Module, model: nn.Module, optimizer: OptimizerConfig, clip: float | None, world_size: int
     ) -> None:

@@ -34,11 +34,10 @@ class DeepSpeedEngine:
     ) -> None:
         """Shard `objective`, which holds `model`, as `settings` say: the JSON made by `deepspeed_settings`."""
         self.deepspeed = _import_deepspeed(device)
-        self.parameters = dict(model.named_parameters())
+        self.parameters: dict[str, Any] = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.stage = settings["zero_optimization"]["stage"]
         self.clip = settings["gradient_clipping"]
-        self.name = _name(settings)
         engine, *_ = self.deepspeed.initialize(
             model=objective, optimizer=make_optimizer(optimizer, self.parameters), config=settings
         )
@@ -89,7 +88,7 @@ class DeepSpeedEngine:
             torch.distributed.all_reduce(squares)
         return squares.sqrt().item()
 
-    def _own_fragment(self, parameter: nn.Parameter) -> Tensor:
+    def _own_fragment(self, parameter: Any) -> Tensor:
         """Return what this rank holds of a weight in fp32."""
         if self.stage == 0:
             return parameter.detach()
@@ -115,7 +114,7 @@ class DeepSpeedEngine:
         for entry in self.inner.state.values():
             entry["step"].fill_(steps)
 
-    def _places(self) -> Iterator[tuple[str, nn.Parameter, str | None]]:
+    def _places(self) -> Iterator[tuple[str, Any, str | None]]:
         """Yield every tensor of the state as (name, its parameter, which moment of it)."""
         for name, parameter in self.parameters.items():
             yield name, parameter, None
@@ -123,7 +122,7 @@ class DeepSpeedEngine:
             for moment in MOMENTS:
                 yield f"{moment}.{name}", parameter, moment
 
-    def _get(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    def _get(self, parameter: Any, moment: str | None) -> Tensor:
         if self.stage == 0:
             return parameter if moment is None else self.inner.state[parameter][moment]
         utils = self.deepspeed.utils
@@ -132,7 +131,7 @@ class DeepSpeedEngine:
         return utils.safe_get_full_optimizer_state(parameter, moment)
 
     @torch.no_grad()
-    def _set(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
+    def _set(self, parameter: Any, moment: str | None, value: Tensor) -> None:
         if self.stage == 0:
             self._get(parameter, moment).copy_(value)
         elif self.stage == 3:
@@ -143,7 +142,7 @@ class DeepSpeedEngine:
             self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
             parameter.copy_(value)
 
-    def _set_partition(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
+    def _set_partition(self, parameter: Any, moment: str | None, value: Tensor) -> None:
         """Write this rank's part of a ZeRO-3 tensor. DeepSpeed's own setter fails where the last part is padded."""
         utils = self.deepspeed.utils
         size = utils.safe_get_local_fp32_param(parameter).numel()
@@ -172,11 +171,3 @@ def _import_deepspeed(device: torch.device) -> Any:
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
-
-
-def _name(settings: dict[str, Any]) -> str:
-    zero = settings["zero_optimization"]
-    offloaded = [what for what in ("param", "optimizer") if zero.get(f"offload_{what}", {}).get("device") == "cpu"]
-    words = {"param": "weights", "optimizer": "optimizer"}
-    text = f"deepspeed, ZeRO {zero['stage']}"
-    return text + (f", {' and '.join(words[w] for w in offloaded)} on the CPU" if offloaded else "")

@@ -50,7 +50,6 @@ class FsdpEngine(TorchEngine):
         super().__init__(model, optimizer, clip)
         self.module: Any = objective
         self.world_size = replicate * shard
-        self.name = "fsdp" if replicate == 1 else f"fsdp, {replicate} groups of {shard} ranks"
 
     def forward(self, batch: Any, last: bool) -> Any:
         # Each microbatch's gradient is sharded at once; only the sum over groups waits for the last one.

@@ -21,14 +21,14 @@ def state_names(weights: list[str]) -> list[str]:
 class Engine(Protocol):
     """Forward, backward and update of one model on all ranks."""
 
-    name: str
-    """What the engine calls itself at start, e.g. `fsdp, 2 groups of 4 ranks`."""
     shapes: dict[str, tuple[int, ...]]
     """The whole shape of each weight, by name."""
     module: nn.Module
     """The objective as evaluation calls it. Every rank must call it equally often."""
-    optimizer_steps: int
-    """Updates that were really made."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates that were really made."""
 
     def forward(self, batch: Any, last: bool) -> Any:
         """Run the objective; `last` marks the last microbatch of a step, after which gradients are reduced."""

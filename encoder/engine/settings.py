@@ -109,3 +109,16 @@ def _zero_section(base: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         section["offload_optimizer"] = _base("zero3_offload")["zero_optimization"]["offload_optimizer"]
         section.pop("offload_param", None)
     return section
+
+
+def engine_name(config: RunConfig) -> str:
+    """Return the engine with what tells it from its variants, e.g. `deepspeed, ZeRO 2`."""
+    parallel = config.parallel
+    words: list[str] = [parallel.engine]
+    if parallel.engine == "deepspeed":
+        words.append(f"ZeRO {parallel.zero_stage}")
+    if parallel.replicate > 1:
+        words.append(f"{parallel.replicate} replicas")
+    if parallel.offload != "none":
+        words.append(f"{parallel.offload} on the CPU")
+    return ", ".join(words)

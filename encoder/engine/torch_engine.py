@@ -15,7 +15,6 @@ from enc.encoder.optim.adamw import make_optimizer
 class TorchEngine:
     """Optimizer step and named state; subclasses wrap the objective and reduce gradients."""
 
-    name: str
     module: nn.Module
 
     def __init__(self, model: nn.Module, optimizer: OptimizerConfig, clip: float | None) -> None:

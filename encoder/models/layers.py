@@ -61,7 +61,7 @@ def recomputed(block: nn.Module, *inputs: Any, selective: bool) -> Tensor:
 
     With ``selective`` the results of matrix products and attention are kept (torch's selective checkpointing).
     """
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _KEPT)} if selective else {}
+    contexts: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _KEPT)} if selective else {}
     return checkpoint(block, *inputs, use_reentrant=False, **contexts)
 
 
