@@ -20,7 +20,7 @@ from enc.encoder.build import build_model, train_loader
 from enc.encoder.config_load import load_text
 from enc.encoder.engine.interface import state_names
 from enc.encoder.faults import StopFlag
-from enc.encoder.memory import static_bytes
+from enc.encoder.memory import device_bytes, static_bytes
 from enc.encoder.ranks import Ranks
 from enc.encoder.start import announce, build
 from enc.encoder.train import Run, train
@@ -93,6 +93,19 @@ def count_bytes(run_dir: Path, ranks: Ranks) -> None:
     static = static_bytes(run.config, ranks.world_size)
     held = held_bytes() - before
     (run_dir / "bytes.json").write_text(json.dumps({"held": held, "computed": static.device + static.host}))
+
+
+def measure_peak(run_dir: Path, ranks: Ranks) -> None:
+    """Write the most GPU memory that three updates allocate, beside what is computed."""
+    run = open_run(run_dir, ranks)
+    batch = next(iter(train_loader(run.data, run.config, run.split, ranks, True, 0))).to(run.hardware.device)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(3):
+        run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
+        run.engine.step(1e-3)
+    computed = device_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
+    peak = torch.cuda.max_memory_allocated()
+    (run_dir / "bytes.json").write_text(json.dumps({"peak": peak, "computed": computed}))
 
 
 def held_bytes() -> int:
