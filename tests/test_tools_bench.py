@@ -48,3 +48,19 @@ def test_table_fits_80_columns(command: list[str], environment: dict[str, str]) 
     assert "transformers" in lines[1]
     assert [line.split()[:2] for line in lines[-2:]] == [["bf16", "enc,"], ["bf16", "Trainer,"]]
     assert " x (" in lines[-1]
+
+
+def test_cost_of_saves(environment: dict[str, str]) -> None:
+    """The bench of saves runs a real launch and accounts for every part of a checkpoint's cost."""
+    small = ["hidden_size=64", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=128"]
+    words = [word for setting in small for word in ("--set", f"model.{setting}")]
+    words += ["--set", "tokenizer={train: {vocab_size: 512, max_documents: 200}}", "--rows", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "enc.tools.bench.save", *words], env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["step_s"] > 0
+    assert found["written_s"] > found["waited_s"] > 0
+    assert found["share"] == pytest.approx((found["waited_s"] + found["slower_s"]) / (100 * found["step_s"]))
