@@ -32,6 +32,7 @@ def num_parameters(model: ModelConfig) -> int:
     hidden, layers = model.hidden_size, model.num_hidden_layers
     tied = model.tie_word_embeddings and not model.ngpt
     total = block_parameters(model) + model.vocab_size * hidden * (1 if tied else 2)
+    total += model.vocab_size if model.decoder_bias else 0
     if model.ngpt:  # step sizes of the two residual branches, scales of q/k and of the feed-forward
         return total + layers * (3 * hidden + 2 * feed_forward_width(model))
     if not model.rope:

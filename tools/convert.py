@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from enc.encoder.errors import UsageError
 from enc.tools.consolidate import DTYPES, Written, output_specs, write_file
 from enc.tools.output import new_output
 from enc.tools.readers.folders import MOMENTS_FILE
-from enc.tools.readers.source import MOMENTS, Source, Stored
+from enc.tools.readers.source import MOMENTS, Source
 
 _TAG = "universal"
 _DEEPSPEED = "0.19.8"  # the version whose universal format is written
@@ -93,7 +94,7 @@ def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
     optimizer = {"ds_version": _DEEPSPEED, "param_groups": groups, "optimizer_state_dict": inner}
     torch.save(optimizer, tag / "zero" / "optimizer_state.pt")
-    counters = {
+    counters: dict[str, Any] = {
         "module": {}, "global_steps": source.counters.get("step") or int(step), "skipped_steps": 0, "dp_world_size": 1,
         "mp_world_size": 1, "lr_scheduler": None, "ds_version": _DEEPSPEED, "universal_checkpoint_info": {},
     }  # fmt: skip
@@ -118,7 +119,7 @@ def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
     state: dict[str, Any] = {"model": {}, "optim": {"state": {}}}
     for name, spec in specs.items():
         state["model"][name] = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
-        reads[f"model.{name}"] = lambda name=name: _weight(source, name, dtype)
+        reads[f"model.{name}"] = partial(_weight, source, name, dtype)
     for moment, stored in source.moments.items():
         kind, name = moment.split(".", 1)
         entry = state["optim"]["state"].setdefault(name, {})

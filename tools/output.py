@@ -35,7 +35,9 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
         partial.rename(out)
         fsync_directory(out.parent)
     except OSError as error:
-        raise RunError(f"{out} could not be written and was removed again: {error}. Mend the cause and repeat.") from None
+        raise RunError(
+            f"{out} could not be written and was removed again: {error}. Mend the cause and repeat."
+        ) from None
     finally:
         _remove(partial)
 

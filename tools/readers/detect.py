@@ -7,8 +7,8 @@ from enc.tools.readers import dcp, folders, universal, zero
 from enc.tools.readers.source import Source
 
 FORMATS = (
-    "checkpoints of enc, DeepSpeed folders (ZeRO 0 to 3, universal), torch.distributed.checkpoint folders, Hugging Face "
-    "and Accelerate folders, and files .safetensors, .pt, .pth, .bin, .ckpt"
+    "checkpoints of enc, DeepSpeed folders (ZeRO 0 to 3, universal), torch.distributed.checkpoint folders, Hugging "
+    "Face and Accelerate folders, and files .safetensors, .pt, .pth, .bin, .ckpt"
 )
 
 
@@ -35,3 +35,15 @@ def _open_folder(path: Path) -> Source | None:
     if several := dcp.find_folders(path):
         return dcp.read(path, several)
     return folders.read_folder(path)
+
+
+def newest_foreign(path: Path) -> Path | None:
+    """Return the newest checkpoint of a run folder of NeoBERT (`checkpoints/<step>`, earlier `model_checkpoints`).
+
+    None for any other path, run folders of enc among them.
+    """
+    for name in ("checkpoints", "model_checkpoints"):
+        steps = [p for p in (path / name).glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
+        if steps and not any(folders.is_ours(p) for p in steps):
+            return max(steps, key=lambda p: int(p.name))
+    return None

@@ -14,12 +14,12 @@ from enc.tools.readers.torch_file import load_pickle, load_values, optimizer_mom
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MOMENTS_FILE = "optimizer.safetensors"  # of `enc ckpt convert --to safetensors`
 _OPTIMIZER_FILES = ("optimizer.bin", "optimizer.pt")
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_states", "model", "module")
 
 
 def is_ours(path: Path) -> bool:
     """Tell whether a folder is a checkpoint of a run of enc, whole or damaged."""
-    return (path / "manifest.json").is_file() or (path / "trainer_state.json").is_file() and (path / "state").is_dir()
+    return (path / "manifest.json").is_file() or ((path / "trainer_state.json").is_file() and (path / "state").is_dir())
 
 
 def read_ours(path: Path) -> Source:
@@ -45,8 +45,8 @@ def read_file(path: Path) -> Source:
             raise UsageError(f"{path} holds no weights. Name the file or folder with the model's state dict.")
         return Source(path, "torch file", weights, files=(path,))
     raise UsageError(
-        f"{path} is not a file of weights: read are .safetensors and {', '.join(TORCH_SUFFIXES)}. Name such a file, or a "
-        "checkpoint folder."
+        f"{path} is not a file of weights: read are .safetensors and {', '.join(TORCH_SUFFIXES)}. Name such a file, or "
+        "a checkpoint folder."
     )
 
 
@@ -63,11 +63,11 @@ def read_folder(path: Path) -> Source | None:
     files = _weight_files(path)
     if not files:
         return None
+    moments: dict[str, Stored] = {}
     if files[0].suffix == ".safetensors":
-        named = {(name,): tensor for name, tensor in read_shards(files).items()}
-        weights, moments, _ = split_names(named)
+        weights, moments, _ = split_names({(name,): tensor for name, tensor in read_shards(files).items()})
     else:
-        weights, moments = merged(*(_state_dict(file) for file in files)), {}
+        weights = merged(*(_state_dict(file) for file in files))
     counters = _counters(path)
     name = "Hugging Face" if (path / "config.json").is_file() else "safetensors files"
     if (path / MOMENTS_FILE).is_file():

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ from enc.encoder.errors import UsageError
 from enc.encoder.tensor_file import TensorSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Stored(Protocol):
+    """A tensor that is read when it is asked for."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    def read(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Extent:
         """Fill a flat CPU tensor of `count` elements. Raises UsageError when the file ends too early."""
         if not self.count:
             return
-        view = memoryview(flat.view(torch.uint8).numpy())
+        view = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         done = 0
         with self.path.open("rb", buffering=0) as file:
             while done < len(view):
@@ -81,9 +90,6 @@ class TiledTensor:
         return whole
 
 
-Stored = StoredTensor | TiledTensor
-
-
 @dataclass(frozen=True)
 class Source:
     """The tensors of one checkpoint of any format.
@@ -116,7 +122,9 @@ def merged(*groups: dict[str, Stored]) -> dict[str, Stored]:
     for group in groups:
         twice = whole.keys() & group.keys()
         if twice:
-            raise UsageError(f"The tensor {min(twice)} is there twice, in two files. Remove the file that is left over.")
+            raise UsageError(
+                f"The tensor {min(twice)} is there twice, in two files. Remove the file that is left over."
+            )
         whole.update(group)
     return whole
 

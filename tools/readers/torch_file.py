@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,7 +91,7 @@ def _load(path: Path, file: Any) -> Any:
 def _asked_for(error: pickle.UnpicklingError) -> str:
     """Return the name of what was refused, from the wordy message of torch."""
     words = str(error).replace(",", " ").replace("`", " ").split()
-    for before, name in zip(words, words[1:], strict=False):
+    for before, name in pairwise(words):
         if before in ("GLOBAL", "global", "call"):
             return name
     return "an unsupported instruction"
@@ -131,7 +132,8 @@ def stored(path: Path, tensor: Tensor, first: int = 0) -> StoredTensor:
     if not tensor.numel():
         return StoredTensor(spec, ())
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    begin = first + tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.element_size()
+    saved_at: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[assignment]
+    begin = first + saved_at + int(tensor.storage_offset()) * tensor.element_size()
     if begin + span * tensor.element_size() > path.stat().st_size:
         raise damaged(path, "a tensor reaches beyond its end")
     strides = None if tensor.is_contiguous() else tuple(tensor.stride())

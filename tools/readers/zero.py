@@ -3,8 +3,8 @@
 A rank's file of optimizer states holds flat fp32 vectors, one a group of parameters, and two moments of the same shape.
 
     stages 1, 2   The vectors of all ranks, one after the other, are the group's parameters one after the other,
-                  sometimes with padding behind each (`param_alignment_paddings`), and padding at the end, which the last
-                  ranks leave out.
+                  sometimes with padding behind each (`param_alignment_paddings`), and padding at the end, which the
+                  last ranks leave out.
     stage 3       Each rank has its share of every parameter: ceil(n / ranks) of its n elements, padded on the last
                   ranks. The shares of all parameters lie one after the other in the rank's vectors, and one share may
                   begin in one vector and end in the next.
@@ -226,9 +226,7 @@ def _cut(vectors: list[tuple[Path, Tensor]], ends: list[int], offset: int, count
     return extents
 
 
-def _tensor(
-    folder: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, extents: list[Extent]
-) -> StoredTensor:
+def _tensor(folder: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, extents: list[Extent]) -> StoredTensor:
     if sum(extent.count for extent in extents) != math.prod(shape):
         raise damaged(folder, f"the ranks' vectors end before {name} does")
     return StoredTensor(TensorSpec(dtype, shape), tuple(extents))
