@@ -19,9 +19,17 @@ from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
 from enc.tools.import_run import import_run
 
-SOURCE = ACCELERATE / "10"
+SOURCE = ACCELERATE / "checkpoints" / "10"
 TOKENIZER = SOURCE / "tokenizer"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Some parameters and their numbers in the optimizer of the fixture.
+PLACES = {
+    0: "model.transformer_encoder.0.qkv.weight",
+    4: "model.transformer_encoder.0.ffn.w3.weight",
+    10: "decoder.weight",
+    11: "model.encoder.weight",
+    16: "model.layer_norm.weight",
+}
 # What NeoBERT printed at steps 11 to 13 of the run that the fixture is from (the rate is the next step's).
 LOSSES = {11: 6.1913, 12: 6.1618, 13: 6.1621}
 RATES = {11: 0.000775, 12: 0.000689058, 13: 0.000597038}
@@ -45,8 +53,7 @@ def test_a_training_folder_is_carried_over_exactly(tmp_path: Path) -> None:
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     state = torch.load(SOURCE / "optimizer.bin", weights_only=True)["state"]
-    for number, name in {0: "model.transformer_encoder.0.qkv.weight", 4: "model.transformer_encoder.0.ffn.w3.weight",
-                         10: "decoder.weight", 11: "model.encoder.weight", 16: "model.layer_norm.weight"}.items():  # fmt: skip
+    for number, name in PLACES.items():
         assert all(torch.equal(moments[f"{kind}.{name}"], state[number][kind]) for kind in MOMENTS), name
     assert len(moments) == 2 * len(state)
     saved = read_trainer_state(tmp_path / "run" / "checkpoints" / "10")
@@ -60,7 +67,7 @@ def test_a_training_folder_is_carried_over_exactly(tmp_path: Path) -> None:
 def write_text(folder: Path) -> None:
     """Write text in the language of the fixture's tokenizer: numbered words, the first ones most frequent."""
     vocabulary = EncoderTokenizer.load(TOKENIZER).tokenizer.get_vocab()
-    words = sorted((word for word in vocabulary if len(word) == 4 and word[0] == "w" and word[1:].isdigit()))
+    words = sorted(word for word in vocabulary if len(word) == 4 and word[0] == "w" and word[1:].isdigit())
     rng = random.Random(0)
     weights = [1 / (rank + 10) for rank in range(len(words))]
     lines = [" ".join(rng.choices(words, weights, k=rng.randint(20, 40))) for _ in range(600)]
@@ -108,7 +115,7 @@ FIELDS = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "
 
 
 def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
-    """Write random weights as the first NeoBERT was released: w1 and w2 in one matrix, a head of its own with a bias."""
+    """Write random weights as the first NeoBERT was released: w1 and w2 in one matrix, a head with a bias."""
     config = ModelConfig(**FIELDS, vocab_size=512, tie_word_embeddings=False, decoder_bias=True)
     model = NeoBertForMaskedLM(config, 512).eval()
     init_weights(model, config, 0)
@@ -131,22 +138,27 @@ def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
 
 
 @pytest.mark.parametrize("num_rows", [512, 500, 640])
-def test_released_weights_become_a_run(enc: Enc, num_rows: int) -> None:
-    """Rows are padded with zeros or, where they are zero, trimmed; bias and untied head come along, moments are zero."""
-    model = release(enc.folder / "hub", num_rows)
-    enc("ckpt", "import", "hub", "--out", "run", "dataset.max_seq_length=64")
-    weights, moments = state_of(enc.folder / "run", 0)
+def test_released_weights_become_a_run(tmp_path: Path, num_rows: int) -> None:
+    """Rows are padded with zeros or, where they are zero, trimmed; bias and head come along, moments are zero."""
+    model = release(tmp_path / "hub", num_rows)
+    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=ModelConfig(**FIELDS)), None)
+    weights, moments = state_of(tmp_path / "run", 0)
     for name, tensor in model.state_dict().items():
         rows = min(num_rows, 512) if name in ("model.encoder.weight", "decoder.weight", "decoder.bias") else None
         assert torch.equal(weights[name][:rows], tensor[:rows])
         assert rows is None or not weights[name][rows:].any()
     assert not any(moment.any() for moment in moments.values())
-    config = config_of(enc.folder / "run").model
+    config = config_of(tmp_path / "run").model
     assert (config.decoder_bias, config.tie_word_embeddings, config.vocab_size) == (True, False, 512)
-    assert config.max_position_embeddings == 64
-    if num_rows == 512:
-        out = enc("ckpt", "export", "run").stdout.strip()
-        assert torch.equal(load_file(enc.folder / out / "model.safetensors")["decoder.bias"], model.head_bias)
+
+
+def test_a_released_folder_needs_no_config(enc: Enc) -> None:
+    """Its config.json gives the model section, and the imported run exports with its bias."""
+    model = release(enc.folder / "hub", 512)
+    enc("ckpt", "import", "hub", "--out", "run", "dataset.max_seq_length=64")
+    assert config_of(enc.folder / "run").model.max_position_embeddings == 64
+    out = enc("ckpt", "export", "run").stdout.strip()
+    assert torch.equal(load_file(enc.folder / out / "model.safetensors")["decoder.bias"], model.head_bias)
 
 
 def test_a_head_that_is_a_copy_is_tied(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_dcp_folders_give_the_true_state(foreign: Path) -> None:
 
 
 def test_accelerate_folders_number_their_moments() -> None:
-    source = open_source(ACCELERATE / "10")
-    assert_equal(source, load_file(ACCELERATE / "10" / "model.safetensors"))
-    state = torch.load(ACCELERATE / "10" / "optimizer.bin", weights_only=True)["state"]
+    source = open_source(ACCELERATE / "checkpoints" / "10")
+    assert_equal(source, load_file(ACCELERATE / "checkpoints" / "10" / "model.safetensors"))
+    state = torch.load(ACCELERATE / "checkpoints" / "10" / "optimizer.bin", weights_only=True)["state"]
     assert_equal(source, {f"{kind}.#{n}": entry[kind] for n, entry in state.items() for kind in MOMENTS})
     assert (source.counters["step"], source.counters["tokens"], source.counters["optimizer_steps"]) == (10, 5214, 10)
 
