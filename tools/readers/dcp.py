@@ -68,13 +68,6 @@ def read_metadata(path: Path) -> dcp_metadata.Metadata:
     return found
 
 
-def find_folders(path: Path) -> list[Path]:
-    """Return the DCP folders that a path means: itself, or those in it, as Accelerate writes weights and optimizer."""
-    if (path / ".metadata").is_file():
-        return [path]
-    return sorted(p.parent for p in path.glob("*/.metadata"))
-
-
 def read(path: Path, folders: list[Path]) -> Source:
     """Read DCP folders as one source. Raises UsageError when a data file is missing or damaged."""
     tensors: dict[tuple[str, ...], Stored] = {}

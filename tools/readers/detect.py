@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from enc.encoder.errors import UsageError
-from enc.tools.readers import dcp, folders, universal, zero
+from enc.tools.readers import folders, universal, zero
 from enc.tools.readers.source import Source
 
 FORMATS = (
@@ -32,9 +32,18 @@ def _open_folder(path: Path) -> Source | None:
         return universal.read(found)
     if found := zero.find_folder(path):
         return zero.read(found)
-    if several := dcp.find_folders(path):
+    if several := _dcp_folders(path):
+        from enc.tools.readers import dcp  # imports torch.distributed: a second, which others need not wait for
+
         return dcp.read(path, several)
     return folders.read_folder(path)
+
+
+def _dcp_folders(path: Path) -> list[Path]:
+    """Return the DCP folders that a path means: itself, or those in it, as Accelerate writes weights and optimizer."""
+    if (path / ".metadata").is_file():
+        return [path]
+    return sorted(p.parent for p in path.glob("*/.metadata"))
 
 
 def newest_foreign(path: Path) -> Path | None:
