@@ -137,18 +137,18 @@ def _median(runs: list[dict[str, float]], key: str) -> float:
 def table(report: dict[str, Any]) -> str:
     """Lay the report out for 80 columns."""
     lines = [report["machine"], report["versions"], f"largest tensor {report['largest_tensor_mb']:.0f} MB", ""]
-    lines.append(f"{'source':<16} {'side':<14} {'seconds':>9} {'peak MB':>9} {'own MB':>9}  enc needs")
+    lines.append(f"{'source':<15} {'side':<13}{'seconds':>8} {'peak MB':>8} {'own MB':>8}  enc: time, peak")
     for kind, result in report["results"].items():
         ours = result["sides"]["enc"]
         for side, runs in result["sides"].items():
             figures = [_median(runs, key) for key in ("seconds", "peak_mb", "own_mb")]
             line = f"{kind} {result['source_gb']:.2f} GB"
-            line = f"{line:<16} {side:<14} {figures[0]:>9.2f} {figures[1]:>9.0f} {figures[2]:>9.0f}"
+            line = f"{line:<15} {side:<13}{figures[0]:>8.2f} {figures[1]:>8.0f} {figures[2]:>8.0f}"
             if side != "enc":
                 ratios = [_median(ours, key) / max(_median(runs, key), 1e-9) for key in ("seconds", "peak_mb")]
-                line += f"  {ratios[0]:.2f} x time, {ratios[1]:.2f} x memory"
+                line += f"  {ratios[0]:.2f} x, {ratios[1]:.2f} x"
             lines.append(line)
-        lines.append(f"{'':<16} {result['tensors_equal']} weights equal bit for bit")
+        lines.append(f"{'':<15} {result['tensors_equal']} weights equal bit for bit")
     return "\n".join(lines)
 
 

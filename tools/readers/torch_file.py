@@ -1,7 +1,7 @@
 """Files of torch.save: the pickle is read by torch's weights-only unpickler, the tensors' bytes stay on disk.
 
-The unpickler is the one of `torch.load(weights_only=True)`, with storages on the meta device. torch.load itself leaves
-bytes on disk under FakeTensorMode only, which imports the whole compiler: a second, and 100 MB of memory.
+Loaded to the meta device, a storage has no memory and knows its place in the file (`_checkpoint_offset`).
+FakeTensorMode would give the same, but imports the whole compiler: a second, and 100 MB of memory.
 
 DeepSpeed pickles objects of three classes of its own beside its tensors. Each is replaced by a stand-in below, which
 holds what was pickled and does nothing, so DeepSpeed is neither imported nor run.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, _weights_only_unpickler
+from torch import Tensor
 from torch.serialization import safe_globals
 
 from enc.encoder.errors import UsageError
@@ -79,13 +79,8 @@ def _load(path: Path, file: Any) -> Any:
         )
     file.seek(0)
     try:
-        archive = torch._C.PyTorchFileReader(file)
-        if archive.has_record("byteorder") and archive.get_record("byteorder") != b"little":
-            raise damaged(path, "its bytes are in another order than this machine's")
         with safe_globals(_STAND_INS):
-            unpickler = _weights_only_unpickler.Unpickler(io.BytesIO(archive.get_record("data.pkl")))
-            unpickler.persistent_load = _Storages(archive)
-            return unpickler.load()
+            return torch.load(file, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} holds a pickle that asks for more than tensors and plain values ({_asked_for(error)}), which can "
@@ -102,26 +97,6 @@ def _asked_for(error: pickle.UnpicklingError) -> str:
         if before in ("GLOBAL", "global", "call"):
             return name
     return "an unsupported instruction"
-
-
-class _Storages:
-    """Gives storages without memory that know where their bytes lie, in answer to the references in a pickle."""
-
-    def __init__(self, archive: Any) -> None:
-        self.archive = archive
-        self.known: dict[str, Any] = {}
-
-    def __call__(self, reference: tuple[Any, ...]) -> Any:
-        kind, storage_type, key, _device, count = reference
-        if kind != "storage" or not isinstance(key, str):
-            raise ValueError(f"it refers to a {kind}")
-        if key not in self.known:
-            dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
-            storage = torch.UntypedStorage(count * dtype.itemsize, device="meta")
-            if count:
-                storage._checkpoint_offset = self.archive.get_record_offset(f"data/{key}")
-            self.known[key] = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
-        return self.known[key]
 
 
 class _Part(io.RawIOBase):
