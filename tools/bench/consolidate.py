@@ -14,8 +14,8 @@ and two moments in fp32; a third of the bytes are weights. Each side writes the 
 
 Each runs in a process of its own, in turning order, round after round, with the source in the page cache. The time is
 that of the whole process, imports included; `enc` alone flushes its files to disk before it ends. `peak` is the largest
-resident size of the process as the kernel counts it, with pages of memory-mapped files; `own` is the largest size of
-what is not backed by a file, sampled every 10 ms.
+resident size of the process as Linux counts it (VmHWM), with pages of memory-mapped files; `own` is the largest size of
+what no file backs (RssAnon). Both are read every 10 ms. (The rusage of a child counts its parent's memory too.)
 """
 
 import argparse
@@ -69,29 +69,27 @@ def measure(words: list[str]) -> Measured:
     """Run a process to its end. Raises RuntimeError when it fails."""
     began = time.perf_counter()
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    own, status, usage = 0.0, 0, None
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        own = max(own, _own_mb(process.pid))
-        time.sleep(0.01)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.stderr is not None
-    with process.stderr as errors:
+    peak = own = 0.0
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            resident = _resident_mb(process.pid)
+            peak, own = max(peak, resident.get("VmHWM", 0.0)), max(own, resident.get("RssAnon", 0.0))
+            time.sleep(0.01)
+        seconds = time.perf_counter() - began
+        errors.seek(0)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)} failed: {errors.read().decode()[-2000:]}")
-    return Measured(seconds, usage.ru_maxrss / 1e3 * 1.024, own)
+    return Measured(seconds, peak, own)
 
 
-def _own_mb(pid: int) -> float:
+def _resident_mb(pid: int) -> dict[str, float]:
+    """Return the sizes of a process that Linux counts; none when it has just ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("RssAnon:")), 0.0)
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) * 1024 / 1e6 for words in lines if words[-1] == "kB"}
 
 
 def compare(ours: Path, theirs: Path) -> int:
