@@ -33,6 +33,7 @@ types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itsel
 bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
 	$(BIN)/python -m enc.tools.bench.preprocess
 	$(BIN)/python -m enc.tools.bench.step
+	$(BIN)/python -m enc.tools.bench.consolidate
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

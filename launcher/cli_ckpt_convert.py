@@ -1,7 +1,7 @@
 """`enc ckpt`, making something of checkpoints: consolidate, convert, import, export."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -81,9 +81,8 @@ def import_checkpoint(
 def _config(path: Path, config: str | None, context: typer.Context) -> "RunConfig":
     from enc.tools.import_run import hf_model_keys, nearest_config
 
-    keys: dict[str, Any] = hf_model_keys(path)
     nearest = config or nearest_config(path)
-    return load(str(nearest), context, keys) if nearest else load_defaults(context, keys)
+    return load(str(nearest), context) if nearest else load_defaults(context, hf_model_keys(path))
 
 
 def export(

@@ -216,6 +216,7 @@ ROWS = [
         "contrastive training is not built yet",
     ),
     config("heads that do not divide", "model:\n  num_attention_heads: 7\n", "cfg.yaml:2", "does not divide", "768"),
+    config("bias of a tied head", "model: {decoder_bias: true}\n", "model.decoder_bias", "tie_word_embeddings false"),
     config("odd head size", "model: {hidden_size: 60, num_attention_heads: 4}\n", "heads of 15", "even"),
     config(
         "row longer than positions", "dataset:\n  max_seq_length: 1024\n", "cfg.yaml:2", "1024", "512 tokens", "raise"
