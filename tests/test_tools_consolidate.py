@@ -84,14 +84,18 @@ def test_what_is_there_is_never_overwritten_and_a_failure_leaves_nothing(foreign
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     folder = shutil.copytree(foreign / "z3-fp32", tmp_path / "z3")
-    weights = open_source(folder).weights
+    source = open_source(folder)
+    weights = source.weights
     with pytest.raises(UsageError, match="not empty"):
         consolidate(weights, tmp_path / "taken", None, "5GB")
     path = next(folder.rglob("*rank_1*optim*"))
     path.write_bytes(path.read_bytes()[:2000])
-    for name in ("out", "out.safetensors"):
+    for name in ("new/out", "out.safetensors"):
         with pytest.raises(UsageError, match="damaged"):
             consolidate(weights, tmp_path / name, None, "5GB")
+    for to in ("universal", "dcp", "safetensors"):
+        with pytest.raises(UsageError, match="damaged"):
+            convert(source, to, tmp_path / "out", None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "z3"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from enc.encoder.errors import UsageError
@@ -129,8 +130,11 @@ def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
             entry["step"] = torch.tensor(float(step))
     if not source.moments:
         del state["optim"]
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it runs in a single process
-        dcp.save(state, checkpoint_id=folder, planner=_ReadingPlanner(reads), no_dist=True)
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it runs in a single process
+            dcp.save(state, checkpoint_id=folder, planner=_ReadingPlanner(reads), no_dist=True)
+    except CheckpointException as error:  # a BaseException, with the cause of each rank in it
+        raise next((cause for cause, _ in error.failures.values()), error) from None
 
 
 class _ReadingPlanner(dcp.DefaultSavePlanner):

@@ -17,7 +17,7 @@ from enc.tools.consolidate import write_file
 from enc.tools.neobert_names import Derived, NeoBertState, neobert_state
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers.detect import open_source
-from enc.tools.readers.source import MOMENTS, Source, Stored, read_json
+from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json
 
 # What lies beside a checkpoint and why nothing is taken from it.
 _NOT_CARRIED = {
@@ -56,6 +56,8 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     found = read_json(file)
+    if not isinstance(found, dict):
+        raise damaged(file, "it is not a config")
     keys = {f"model.{name}": found[name] for name in _HF_FIELDS if name in found}
     keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
     positions = found.get("max_position_embeddings", found.get("max_length"))
@@ -85,7 +87,12 @@ def import_run(path: Path, out: Path, config: RunConfig, tokenizer_dir: Path | N
         tokenizer.save(folder / "tokenizer")
         _write_json(folder / "tokenizer_info.json", tokenizer.info())
         _write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
-        event = {"time": time.time(), "event": "imported", "step": step, "source": str(path.absolute())}
+        event = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "event": "imported",
+            "step": step,
+            "source": str(path.absolute()),
+        }
         (partial / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
         write_manifest(folder, step)
     return Imported(out, step, bool(state.moments), _not_carried(path))

@@ -61,7 +61,8 @@ def _rows(tensors: dict[str, Stored]) -> list[dict[str, Any]]:
         spec, stats = tensors[name].spec, stats_of(tensors[name].read())
         rows.append({
             "name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."),
-            "bytes": spec.num_bytes, "norm": stats.norm, "non_finite": stats.non_finite,
+            "bytes": spec.num_bytes, "norm": stats.norm if math.isfinite(stats.norm) else None,
+            "non_finite": stats.non_finite,
         })  # fmt: skip
     return rows
 
@@ -148,6 +149,6 @@ def _prefixes(name: str) -> list[str]:
 
 def _tensor_lines(name: str, row: dict[str, Any]) -> list[str]:
     shape = "x".join(map(str, row["shape"])) or "scalar"
-    norm = f"{row['norm']:.4g}" if math.isfinite(row["norm"]) else "not finite"
+    norm = "not finite" if row["norm"] is None else f"{row['norm']:.4g}"
     line = f"{name:<30} {shape:>14} {row['dtype']:>9} {row['bytes']:>12} {norm:>10}"
     return [line, f"{'':>8}{row['non_finite']} values are NOT FINITE"] if row["non_finite"] else [line]

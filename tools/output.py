@@ -25,8 +25,9 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
             f"The disk of {out} has no room for {num_bytes / 1e9:.2f} GB: {missing / 1e9:.2f} GB are missing. Nothing "
             "was written. Free some space, or choose a place on another disk."
         )
-    partial = out.with_name(f".{out.name}.tmp")
+    partial = out.absolute().with_name(f".{out.absolute().name}.tmp")
     _remove(partial)
+    made = [folder for folder in out.absolute().parents if not folder.exists()]
     try:
         (partial if folder else partial.parent).mkdir(parents=True, exist_ok=True)
         yield partial
@@ -40,6 +41,9 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
         ) from None
     finally:
         _remove(partial)
+        if not out.exists():
+            for folder in made:
+                folder.rmdir()
 
 
 def refuse_taken(out: Path, folder: bool = True) -> None:

@@ -23,7 +23,7 @@ class Difference:
 
     same_bits: bool
     max_abs: float  # of the places where both are finite
-    relative: float  # the same, of the largest value of the first
+    relative: float  # the same, of the largest value of either
     unlike_non_finite: int  # places where one is not finite and the other is another value
 
 
@@ -49,9 +49,9 @@ def difference_of(a: Tensor, b: Tensor) -> Difference:
         finite = x.isfinite() & y.isfinite()
         equal = (x == y) | (x.isnan() & y.isnan())
         unlike += int((~finite & ~equal).sum())
-        largest = max(largest, _largest(x))
+        largest = max(largest, _largest(x), _largest(y))
         furthest = max(furthest, _largest((x - y).where(finite, torch.zeros_like(x))))
-    return Difference(same_bits, furthest, furthest / largest if largest else float(furthest > 0), unlike)
+    return Difference(same_bits, furthest, furthest / largest if largest else 0.0, unlike)
 
 
 def _largest(values: Tensor) -> float:

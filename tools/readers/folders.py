@@ -19,7 +19,9 @@ _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_states", "model", "
 
 def is_ours(path: Path) -> bool:
     """Tell whether a folder is a checkpoint of a run of enc, whole or damaged."""
-    return (path / "manifest.json").is_file() or ((path / "trainer_state.json").is_file() and (path / "state").is_dir())
+    marks = ("manifest.json", "trainer_state.json", "model.safetensors", "state")
+    found = {name for name in marks if (path / name).exists()}
+    return {"trainer_state.json", "state"} <= found or ("manifest.json" in found and len(found) > 1)
 
 
 def read_ours(path: Path) -> Source:

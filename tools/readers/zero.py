@@ -43,7 +43,7 @@ RankTensors = list[tuple[Path, list[Tensor]]]  # of each rank: its file and its 
 
 def find_folder(path: Path) -> Path | None:
     """Return the folder with the states that a path means: itself, or the one that its file `latest` names."""
-    if any(_MODEL_FILE.fullmatch(p.name) for p in path.glob("*_model_states.pt")):
+    if any(_MODEL_FILE.fullmatch(p.name) or _OPTIMIZER_FILE.fullmatch(p.name) for p in path.glob("*_states.pt")):
         return path
     latest = path / "latest"
     if not latest.is_file():
