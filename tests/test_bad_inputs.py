@@ -545,16 +545,6 @@ ROWS = [
         ("text", "not empty"),
         setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
     ),
-    Row("ckpt consolidate: below a file", "ckpt consolidate run --out a.txt/w", ("a.txt, which is",), setup=World.run),
-    Row("ckpt consolidate: fp8", "ckpt consolidate run --out w --dtype fp8", ("'fp8'", "fp32, bf16"), setup=World.run),
-    Row(
-        "ckpt consolidate: size",
-        "ckpt consolidate run --out w --max-shard-size big",
-        ("'big'", "5GB"),
-        setup=World.run,
-    ),
-    Row("ckpt convert: format", "ckpt convert run --to tf --out w", ("'tf'", "universal, dcp"), setup=World.run),
-    Row("ckpt diff: two models", "ckpt diff run w.safetensors", ("no tensor name in common",), setup=_run_and_other),
     Row("ckpt prune: keep none", "ckpt prune run --keep 0", ("--keep",), setup=World.run),
     Row("ckpt prune: no run", "ckpt prune text --keep 1", ("text is not a run folder",)),
     Row(

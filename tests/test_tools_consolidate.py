@@ -88,6 +88,10 @@ def test_what_is_there_is_never_overwritten_and_a_failure_leaves_nothing(foreign
     weights = source.weights
     with pytest.raises(UsageError, match="not empty"):
         consolidate(weights, tmp_path / "taken", None, "5GB")
+    with pytest.raises(UsageError, match="is a file"):
+        consolidate(weights, tmp_path / "taken" / "notes.txt" / "out", None, "5GB")
+    with pytest.raises(UsageError, match="'fp8'; allowed: fp32, bf16"):
+        consolidate(weights, tmp_path / "out", "fp8", "5GB")
     path = next(folder.rglob("*rank_1*optim*"))
     path.write_bytes(path.read_bytes()[:2000])
     for name in ("new/out", "out.safetensors"):
@@ -174,6 +178,9 @@ def test_diff_finds_each_kind_of_difference(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in diff_text(found).splitlines())
     source = open_source(tmp_path / "a.safetensors")
     assert is_equal(diff_sources(source, source))
+    save_file({"other": torch.ones(2)}, tmp_path / "c.safetensors")
+    with pytest.raises(UsageError, match="no tensor name in common"):
+        diff_sources(source, open_source(tmp_path / "c.safetensors"))
 
 
 def test_statistics_over_several_blocks() -> None:

@@ -27,7 +27,7 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
         )
     partial = out.absolute().with_name(f".{out.absolute().name}.tmp")
     _remove(partial)
-    made = [folder for folder in out.absolute().parents if not folder.exists()]
+    made = [parent for parent in out.absolute().parents if not parent.exists()]
     try:
         (partial if folder else partial.parent).mkdir(parents=True, exist_ok=True)
         yield partial
@@ -42,8 +42,8 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
     finally:
         _remove(partial)
         if not out.exists():
-            for folder in made:
-                folder.rmdir()
+            for parent in made:
+                parent.rmdir()
 
 
 def refuse_taken(out: Path, folder: bool = True) -> None:
