@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from running import Enc
 from safetensors.torch import load_file, save_file
 
 from enc.encoder.errors import UsageError
+from enc.encoder.tensor_file import TensorSpec
 from enc.tools.consolidate import consolidate, cut_into_shards, parse_size
 from enc.tools.convert import convert
 from enc.tools.diff import diff_sources, diff_text, is_equal
 from enc.tools.readers.detect import open_source
+from enc.tools.readers.source import Source
 from enc.tools.tensor_stats import difference_of, stats_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,6 +61,28 @@ def test_consolidated_weights_are_the_true_ones(foreign: Path, tmp_path: Path, c
         assert all(
             torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in found
         )
+
+
+class _Counted:
+    """A stored tensor that fails to be read while another one is in memory."""
+
+    spec = TensorSpec(torch.float32, (1000,))
+    last: weakref.ref = staticmethod(lambda: None)
+
+    def read(self) -> torch.Tensor:
+        assert _Counted.last() is None, "two tensors are in memory"
+        tensor = torch.ones(1000)
+        _Counted.last = weakref.ref(tensor)
+        return tensor
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Each is let go before the next is read, however many files there are."""
+    weights = {f"w{number}": _Counted() for number in range(9)}
+    consolidate(weights, tmp_path / "one.safetensors", None, "5GB")
+    consolidate(weights, tmp_path / "shards", "bf16", "9KB")
+    convert(Source(tmp_path, "test", weights), "dcp", tmp_path / "dcp", None)
+    assert len(open_source(tmp_path / "shards").weights) == len(open_source(tmp_path / "dcp").weights) == 9
 
 
 def test_a_tensor_that_is_larger_than_a_shard_gets_its_own(foreign: Path) -> None:

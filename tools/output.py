@@ -1,5 +1,6 @@
 """New files and folders that are there whole or not at all: written beside their place, then renamed."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,9 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
     finally:
         _remove(partial)
         if not out.exists():
-            for parent in made:
-                parent.rmdir()
+            with contextlib.suppress(OSError):  # not made, or somebody else has put something there
+                for parent in made:
+                    parent.rmdir()
 
 
 def refuse_taken(out: Path, folder: bool = True) -> None:
