@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from enc.encoder.batch_split import BatchSplit
@@ -14,10 +15,12 @@ from enc.encoder.data.packing import plan_rows
 from enc.encoder.data.store import TokenStore, data_fingerprint
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.ddp import DdpEngine
+from enc.encoder.engine.deepspeed import DeepSpeedEngine
+from enc.encoder.engine.fsdp import FsdpEngine
 from enc.encoder.engine.interface import Engine
+from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
-from enc.encoder.hardware import Hardware
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
@@ -121,19 +124,27 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM,
     """Return the model with its first weights, and its training objective."""
     model = NeoBertForMaskedLM(config.model, num_tokens)
     init_weights(model, config.model, config.seed)
-    model.gradient_checkpointing = config.trainer.gradient_checkpointing
-    return model, MlmObjective(model, num_tokens, full_logits=not config.trainer.masked_logits_only_loss)
+    trainer, parallel = config.trainer, config.parallel
+    if trainer.gradient_checkpointing:
+        model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)
+    full_logits, bf16 = not trainer.masked_logits_only_loss, trainer.mixed_precision == "bf16"
+    return model, MlmObjective(model, num_tokens, full_logits, bf16)
 
 
 def build_engine(
-    config: RunConfig, model: NeoBertForMaskedLM, objective: MlmObjective, hardware: Hardware, ranks: Ranks
+    config: RunConfig, model: NeoBertForMaskedLM, objective: MlmObjective, split: BatchSplit, device: torch.device
 ) -> Engine:
-    """Put the model on its device, compile it if asked, and wrap it in the engine of the config."""
-    objective.to(hardware.device)
-    trainer = config.trainer
+    """Compile the model if asked, put it on its device and wrap it in the engine of the config."""
+    trainer, optimizer, engine = config.trainer, config.optimizer, config.parallel.engine
     if trainer.torch_compile:
         # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones
         # first and dynamic ones later would differ in its last bits from one that was resumed in between.
         dynamic = True if trainer.torch_compile_dynamic is None else trainer.torch_compile_dynamic
-        model.model.compile(backend=trainer.torch_compile_backend, dynamic=dynamic)
-    return DdpEngine(objective, model, config.optimizer, trainer.gradient_clipping, ranks.world_size)
+        for block in model.blocks:
+            block.compile(backend=trainer.torch_compile_backend, dynamic=dynamic)
+    if engine == "fsdp":
+        settings = fsdp_settings(config, split)
+        return FsdpEngine(objective, model, model.blocks, optimizer, trainer.gradient_clipping, settings, device)
+    if engine == "deepspeed":
+        return DeepSpeedEngine(objective, model, optimizer, deepspeed_settings(config, split), device)
+    return DdpEngine(objective.to(device), model, optimizer, trainer.gradient_clipping, split.world_size)

@@ -1,7 +1,7 @@
 """The checkpoint folder: what makes one complete, which one is the latest, which ones may go. No torch.
 
     <run>/checkpoints/<step>/
-        model.safetensors   fp32 weights, portable         state/             optimizer moments, safetensors shards
+        model.safetensors   fp32 weights, portable         state/             moments, fp32, one file a rank
         trainer_state.json  step, counters                 config.yaml        the run's whole config
         tokenizer/  tokenizer_info.json                    manifest.json      bytes and xxh3 of every file, written last
 
@@ -66,14 +66,19 @@ def _manifest_text(content: dict[str, Any]) -> str:
     return json.dumps({**content, "seal": xxhash.xxh3_64_hexdigest(body.encode())}, indent=1, sort_keys=True) + "\n"
 
 
-def write_manifest(folder: Path, step: int) -> None:
-    """Write the manifest of a folder whose other files are all in place, and flush everything to disk."""
+def write_manifest(folder: Path, step: int, checksums: dict[str, str] | None = None) -> None:
+    """Write the manifest of a folder whose other files are all in place, and flush everything to disk.
+
+    `checksums` are those of files that are flushed already, by name; the others are read.
+    """
+    known = checksums or {}
     files = {}
     for name in _files_below(folder):
         path = folder / name
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "xxh3_64": file_checksum(path)}
+        if name not in known:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "xxh3_64": known.get(name) or file_checksum(path)}
     with (folder / MANIFEST).open("w") as file:
         file.write(_manifest_text({"format": FORMAT, "step": step, "files": files}))
         file.flush()

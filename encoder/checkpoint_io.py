@@ -1,115 +1,192 @@
-"""Writing and reading the tensors of a checkpoint; the folder's rules are in `enc.encoder.checkpoint`."""
+"""Writing and reading the tensors of a checkpoint; the folder's rules are in `enc.encoder.checkpoint`.
+
+A save holds training up only while the state is copied to CPU memory, each tensor to one rank. Files are written on a
+thread of each rank, which has a process group of its own to agree with the other ranks' threads:
+
+    main thread   gather ──────▶ (trains on) ──────────────────────────────▶ finished? / wait
+    writer        prepare folder ▶ own file, checksummed on the way ▶ all agree ▶ rank 0: manifest, rename, prune
+"""
 
 import json
+import math
 import shutil
-import warnings
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
 
 from enc.encoder.checkpoint import (
     checkpoints_dir,
     free_bytes_missing,
+    prune,
     read_trainer_state,
     remove_leftovers,
     write_manifest,
 )
-from enc.encoder.engine.interface import Engine, NamedState
+from enc.encoder.engine.interface import Engine, state_names
 from enc.encoder.errors import EncError, RunError
 from enc.encoder.files import fsync_directory
 from enc.encoder.ranks import Ranks
+from enc.encoder.tensor_file import TensorSpec, file_order, write_tensors
+
+WEIGHTS = "model.safetensors"
+_DRAIN_S = 600.0
 
 
-def save(
-    run_dir: Path,
-    step: int,
-    engine: Engine,
-    trainer_state: dict[str, Any],
-    attachments: list[Path],
-    ranks: Ranks,
-    keep_free_gb: float = 0.0,
-) -> Path:
-    """Write the checkpoint of `step` and return its folder; collective.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that has been written."""
 
-    `attachments` are files and folders that are copied in (config, tokenizer). Raises RunError, with nothing left
-    behind, when the disk is too small or a write fails.
-    """
-    final = checkpoints_dir(run_dir) / str(step)
-    temporary = final.with_name(f".{step}.tmp")
-    state = engine.state()
-    try:
-        _on_main(ranks, lambda: _prepare(run_dir, temporary, _num_bytes(state), keep_free_gb))
-        _write_moments(temporary / "state", state.moments, ranks)
-        _on_main(ranks, lambda: _write_rest(temporary, state, trainer_state, attachments))
-        _on_main(ranks, lambda: _commit(temporary, final, step))
-    except BaseException:
-        if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return final
+    step: int
+    folder: Path
+    stall_s: float  # training stood still
+    seconds: float  # from the start of the save until the folder had its name
+    deleted: list[Path]  # older checkpoints that were pruned
 
 
-def load(folder: Path, engine: Engine, ranks: Ranks) -> dict[str, Any]:
-    """Load weights and moments of a checkpoint into an engine and return its trainer state; collective."""
-    trainer_state = read_trainer_state(folder)
-    template = engine.state()
-    weights = read_weights(folder)
-    _check_names(folder, weights, template.weights)
-    moments = {name: torch.empty_like(value) for name, value in template.moments.items()}
-    with _quiet():
-        reader = HuggingFaceStorageReader(str(folder / "state"))
-        dcp.load(moments, storage_reader=reader, no_dist=ranks.world_size == 1)
-    engine.load(NamedState(weights, moments, trainer_state["optimizer_steps"]))
-    return trainer_state
+class Saver:
+    """Saves the state of a run, one checkpoint at a time."""
 
+    def __init__(
+        self, run_dir: Path, ranks: Ranks, attachments: list[Path], keep: int | None, keep_free_gb: float = 0.0
+    ) -> None:
+        """Save below `run_dir`; collective.
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the fp32 weights of a checkpoint by parameter name."""
-    return load_file(folder / "model.safetensors")
+        Args:
+            attachments: Files and folders that each checkpoint gets a copy of (config, tokenizer).
+            keep: Checkpoints that stay when a new one is finished (0 or None: all).
+            keep_free_gb: GB that must stay free on the disk.
+        """
+        self.run_dir, self.ranks, self.attachments = run_dir, ranks.separate(), attachments
+        self.keep, self.keep_free_gb = keep, keep_free_gb
+        self.thread: threading.Thread | None = None
+        self.saved: Saved | None = None
+        self.error: Exception | None = None
 
+    def save(self, step: int, engine: Engine, trainer_state: dict[str, Any]) -> float:
+        """Copy the state and start to write it; return the seconds that this took. Collective.
 
-def _check_names(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    shapes = [
-        f"{name} {tuple(found[name].shape)} (the model has {tuple(wanted[name].shape)})"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name].shape
-    ]
-    parts = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
-    if any(names for _, names in parts):
-        listed = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in parts if names)
-        raise RunError(f"The weights of {folder} do not fit the model of this config. Tensors {listed}.")
+        The save before must have been taken note of (`wait`).
+        """
+        began = time.perf_counter()
+        assert self.thread is None
+        owners = _owners(engine.shapes, self.ranks.world_size)
+        kept = engine.gather(lambda name: owners[name] == self.ranks.rank)
+        trainer_state = {**trainer_state, "optimizer_steps": engine.optimizer_steps}
+        stall = time.perf_counter() - began
+        self.thread = threading.Thread(
+            target=self._write, args=(step, kept, engine.shapes, trainer_state, began, stall), daemon=True
+        )
+        self.thread.start()
+        return stall
 
+    @property
+    def finished(self) -> bool:
+        """Whether a save has ended on this rank, well or not, that `wait` has not reported yet."""
+        return self.thread is not None and not self.thread.is_alive()
 
-def _on_main(ranks: Ranks, action: Any) -> None:
-    """Run an action on rank 0; all ranks go on together or fail together."""
-    error: Exception | None = None
-    if ranks.is_main:
+    @property
+    def failed(self) -> bool:
+        return self.finished and self.error is not None
+
+    def wait(self) -> Saved | None:
+        """Wait for the save that is under way and return what it wrote; None when there is none.
+
+        Raises RunError, on every rank, when it could not be written; nothing is left behind then.
+        """
+        if self.thread is None:
+            return None
+        self.thread.join()
+        self.thread = None
+        if self.error is not None:
+            raise self.error
+        return self.saved
+
+    def drain(self) -> None:
+        """Give a save that is under way time to end, whatever becomes of the run."""
+        if self.thread is not None:
+            self.thread.join(_DRAIN_S)
+
+    # --- on the writer's thread --------------------------------------------------------------------------------------
+
+    def _write(
+        self, step: int, kept: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], trainer_state: dict[str, Any],
+        began: float, stall: float,
+    ) -> None:  # fmt: skip
+        final = checkpoints_dir(self.run_dir) / str(step)
+        temporary = final.with_name(f".{step}.tmp")
+        deleted: list[Path] = []
         try:
-            action()
-        except EncError as problem:
-            error = problem
-        except (OSError, SafetensorError, shutil.Error) as problem:
+            self._on_main(lambda: _prepare(self.run_dir, temporary, 3 * _num_bytes(shapes), self.keep_free_gb))
+            checksums = self._write_tensors(temporary, kept, set(shapes))
+            self._on_main(lambda: _write_rest(temporary, trainer_state, self.attachments))
+            self._on_main(lambda: _commit(temporary, final, step, checksums))
+            self._on_main(lambda: deleted.extend(prune(self.run_dir, self.keep)))
+            self.saved = Saved(step, final, stall, time.perf_counter() - began, deleted)
+        except Exception as error:
+            self.error = error
+            if self.ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_tensors(self, temporary: Path, kept: dict[str, Tensor], weights: set[str]) -> dict[str, str]:
+        """Write this rank's tensors and return the checksums of all ranks' files."""
+        moments = f"state/moments-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        checksums: dict[str, str] = {}
+        error: Exception | None = None
+        try:
+            parts = {WEIGHTS: kept.keys() & weights, moments: kept.keys() - weights}
+            for file_name, names in parts.items():
+                if names:
+                    specs = {name: TensorSpec.of(kept[name]) for name in names}
+                    tensors = (kept[name] for name in file_order(specs))
+                    checksums[file_name] = write_tensors(temporary / file_name, specs, tensors)
+        except Exception as problem:
             error = _write_error(problem)
-    ranks.agree(error)
+        self.ranks.agree(error)
+        return {name: value for part in self.ranks.gather(checksums) for name, value in part.items()}
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """Run an action on rank 0; all ranks go on together or fail together."""
+        error: Exception | None = None
+        if self.ranks.is_main:
+            try:
+                action()
+            except Exception as problem:
+                error = _write_error(problem)
+        self.ranks.agree(error)
 
 
-def _write_error(error: BaseException) -> RunError:
+def _owners(shapes: dict[str, tuple[int, ...]], world_size: int) -> dict[str, int]:
+    """Choose the rank that keeps each tensor: all weights go to rank 0, moments to the rank with the least so far."""
+    owners = dict.fromkeys(shapes, 0)
+    load = [_num_bytes(shapes)] + [0] * (world_size - 1)
+    for name in state_names(list(shapes)):
+        if name not in shapes:
+            owners[name] = load.index(min(load))
+            load[owners[name]] += 4 * math.prod(shapes[_parameter(name, shapes)])
+    return owners
+
+
+def _num_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Return the bytes of all weights in fp32."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _write_error(error: Exception) -> Exception:
+    """Explain what the disk or the system said; other errors stay as they are."""
+    if isinstance(error, EncError) or not isinstance(error, OSError):
+        return error
     return RunError(
         f"The checkpoint could not be written and was removed again: {error}. Earlier checkpoints are intact. "
         "Make room or mend the folder, then `enc resume latest`."
     )
-
-
-def _num_bytes(state: NamedState) -> int:
-    return sum(t.numel() * t.element_size() for t in [*state.weights.values(), *state.moments.values()])
 
 
 def _prepare(run_dir: Path, temporary: Path, needed: int, keep_free_gb: float) -> None:
@@ -121,41 +198,18 @@ def _prepare(run_dir: Path, temporary: Path, needed: int, keep_free_gb: float) -
             f"The disk of {run_dir} is too full for a checkpoint of {needed / 1e6:.1f} MB: {missing / 1e6:.1f} MB are "
             "missing. Nothing was written. Free some space or lower trainer.save_total_limit, then `enc resume latest`."
         )
-    temporary.mkdir()
+    (temporary / "state").mkdir(parents=True)
 
 
-def _write_moments(folder: Path, moments: dict[str, Tensor], ranks: Ranks) -> None:
-    error: Exception | None = None
-    try:
-        with _quiet():
-            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-            dcp.save(dict(moments), storage_writer=writer, no_dist=ranks.world_size == 1)
-    except (CheckpointException, OSError) as problem:  # CheckpointException is a BaseException
-        error = _write_error(_first_cause(problem))
-    ranks.agree(error)
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """Return the first rank's own error from what DCP raises."""
-    return (
-        next((cause for cause, _ in error.failures.values()), error)
-        if isinstance(error, CheckpointException)
-        else error
-    )
-
-
-def _write_rest(folder: Path, state: NamedState, trainer_state: dict[str, Any], attachments: list[Path]) -> None:
-    weights = {name: tensor.float().cpu().contiguous() for name, tensor in state.weights.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps({**trainer_state, "optimizer_steps": state.optimizer_steps}, indent=1)
-    (folder / "trainer_state.json").write_text(text + "\n")
+def _write_rest(folder: Path, trainer_state: dict[str, Any], attachments: list[Path]) -> None:
+    (folder / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
     for path in attachments:
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
         copy(path, folder / path.name)
 
 
-def _commit(temporary: Path, final: Path, step: int) -> None:
-    write_manifest(temporary, step)
+def _commit(temporary: Path, final: Path, step: int, checksums: dict[str, str]) -> None:
+    write_manifest(temporary, step, checksums)
     replaced = final.with_name(f".{step}.deleted")
     if final.exists():
         final.rename(replaced)
@@ -164,6 +218,40 @@ def _commit(temporary: Path, final: Path, step: int) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _quiet() -> warnings.catch_warnings:
-    """Silence DCP's notice that it runs in a single process."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, engine: Engine) -> dict[str, Any]:
+    """Load weights and moments of a checkpoint into an engine and return its trainer state; collective."""
+    trainer_state = read_trainer_state(folder)
+    wanted = {name: engine.shapes[_parameter(name, engine.shapes)] for name in state_names(list(engine.shapes))}
+    with ExitStack() as files:
+        places: dict[str, Any] = {}
+        for path in [folder / WEIGHTS, *sorted((folder / "state").glob("*.safetensors"))]:
+            file = files.enter_context(safe_open(path, framework="pt"))
+            places |= dict.fromkeys(file.keys(), file)
+        _check_names(folder, {name: tuple(file.get_slice(name).get_shape()) for name, file in places.items()}, wanted)
+        engine.load(lambda name: places[name].get_tensor(name), trainer_state["optimizer_steps"])
+    return trainer_state
+
+
+def _parameter(name: str, shapes: dict[str, tuple[int, ...]]) -> str:
+    return name if name in shapes else name.partition(".")[2]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the fp32 weights of a checkpoint by parameter name."""
+    return load_file(folder / WEIGHTS)
+
+
+def _check_names(folder: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [
+        f"{name} {found[name]} (the model has {wanted[name]})"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name] != wanted[name]
+    ]
+    parts = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
+    if any(names for _, names in parts):
+        listed = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in parts if names)
+        raise RunError(f"The weights of {folder} do not fit the model of this config. Tensors {listed}.")

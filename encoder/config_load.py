@@ -165,7 +165,7 @@ def find_config(name: str) -> Path:
         raise UsageError(f"{path} is a folder, not a config file{hint}")
     recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     raise UsageError(
-        f"There is no config file {name!r} and no recipe of that name{_did_you_mean(name, recipes)}. "
+        f"There is no config file {name!r} and no recipe of that name{did_you_mean(name, recipes)}. "
         f"Recipes are: {', '.join(recipes)}."
     )
 
@@ -343,7 +343,7 @@ def _substituted(value: Any, variables: dict[str, Any], source: Source, key: str
         if name in trail:
             text = f"refers to itself: {' -> '.join((*trail[trail.index(name) :], name))}"
         elif not found:
-            text = f"refers to variables.{name}, which is not defined{_did_you_mean(name, _names(variables))}"
+            text = f"refers to variables.{name}, which is not defined{did_you_mean(name, _names(variables))}"
         else:
             return _substituted(result, variables, source, key, (*trail, name))
         source.problems.append(Problem(key, text, source.place(key)))
@@ -380,18 +380,19 @@ def section_class(info: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return `; did you mean ...?` when a known word is close, else an empty text."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _nearest_key(key: str) -> str:
     """Suggest a known key: the same last word in another section first, then the closest spelling."""
-    if "." not in key and (hint := _did_you_mean(key, list(RunConfig.model_fields))):
+    if "." not in key and (hint := did_you_mean(key, list(RunConfig.model_fields))):
         return hint
     known = [name for name, info in all_fields() if section_class(info) is None]
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"; did you mean {elsewhere[0]}?" if elsewhere else _did_you_mean(key, known)
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(key, known)
 
 
 def _message(error: Any, key: str) -> str:
@@ -474,13 +475,14 @@ def _marker_problems(config: RunConfig, source: Source) -> None:
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
-def _raise_if_any(source: Source) -> None:
-    if not source.problems:
+def raise_problems(name: str, problems: list[Problem]) -> None:
+    """Raise UsageError that lists the problems of the thing called `name`, in the order of its lines; none is fine."""
+    if not problems:
         return
-    lines = [_line(problem) for problem in sorted(source.problems, key=_in_order)]
+    lines = [_line(problem) for problem in sorted(problems, key=_in_order)]
     if len(lines) == 1:
         raise UsageError(lines[0])
-    raise UsageError(f"{source.name} has {len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+    raise UsageError(f"{name} has {len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
 
 
 def _line(problem: Problem) -> str:
@@ -518,5 +520,5 @@ def load_text(text: str, name: str, overrides: dict[str, Any] | None = None) -> 
     for keys, sentence in rule_problems(config):
         if not bad.intersection(keys):
             source.problems.append(Problem(keys[0], sentence, source.place(keys[0])))
-    _raise_if_any(source)
+    raise_problems(source.name, source.problems)
     return Loaded(config, source.warnings)

@@ -8,19 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils import deterministic
 
-# Dense peak rates in FLOP/s (bf16 tensor cores, TF32) from the vendors' data sheets.
-_PEAKS = {
-    "H100 PCIe": (756e12, 378e12),
-    "H100": (989e12, 494e12),
-    "H200": (989e12, 494e12),
-    "B200": (2250e12, 1125e12),
-    "A100": (312e12, 156e12),
-    "L40S": (362e12, 183e12),
-    "L4": (121e12, 60e12),
-    "A10": (125e12, 62.5e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "RTX 5090": (209e12, 104.8e12),
-}
+from enc.encoder.gpus import gpu_of_device
 
 
 @dataclass(frozen=True)
@@ -51,9 +39,6 @@ class Hardware:
             return torch.cuda.get_device_name(self.device)
         return f"CPU, {torch.get_num_threads()} threads"
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
     def max_memory_mb(self) -> float:
         """Return the peak so far: allocated on the GPU, resident in the process on the CPU."""
         if self.device.type == "cuda":
@@ -78,9 +63,9 @@ def _compute_deterministically() -> None:
 def _peak(device: torch.device, bf16: bool) -> tuple[float, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, peaks in _PEAKS.items():
-            if part in name:
-                return peaks[0 if bf16 else 1], f"{name} data sheet"
+        gpu = gpu_of_device(name)
+        if gpu:
+            return gpu.peak_flops(bf16), f"{name} data sheet"
     return _measured_peak(device, bf16), "matrix product measured at start"
 
 

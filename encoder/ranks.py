@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,17 @@ class Ranks:
     rank: int
     world_size: int
     local_rank: int
+    group: dist.ProcessGroup | None = None
 
     @classmethod
-    def join(cls, use_cuda: bool) -> "Ranks":
-        """Read the place of this process from the environment (torchrun's names) and join the others."""
+    def join(cls, use_cuda: bool, needs_group: bool = False) -> "Ranks":
+        """Read the place of this process from the environment (torchrun's names) and join the others.
+
+        `needs_group` asks for a process group even for a single process.
+        """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        if world_size > 1:
+        if world_size > 1 or needs_group:
             backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT)
         return cls(rank, world_size, local_rank)
@@ -35,11 +39,16 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def separate(self) -> "Ranks":
+        """Return the same ranks with a process group of their own, for use on another thread; collective."""
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.world_size > 1 else None
+        return replace(self, group=group)
+
     def sum(self, *values: float) -> list[float]:
         """Add numbers over all ranks in fp64; every rank gets the same sums."""
         totals = torch.tensor(values, dtype=torch.float64)
         if self.world_size > 1:
-            dist.all_reduce(totals)
+            dist.all_reduce(totals, group=self.group)
         return totals.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -54,8 +63,16 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device("cpu"))
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give every rank what each rank has, in rank order."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def agree(self, error: Exception | None) -> None:
         """Raise on every rank when any rank failed, so that none waits for ever. A barrier otherwise."""

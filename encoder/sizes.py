@@ -3,6 +3,8 @@
 Legend: H hidden size, F feed-forward width, L layers, V vocabulary rows, n tokens of a document.
 """
 
+from math import prod
+
 from enc.encoder.config import ModelConfig
 
 VOCAB_MULTIPLE = 128
@@ -27,17 +29,50 @@ def block_parameters(model: ModelConfig) -> int:
     return model.num_hidden_layers * per_block
 
 
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every trained parameter under its name in the model; a tied head has none of its own."""
+    hidden, rows = model.hidden_size, model.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {"model.encoder.weight": (rows, hidden)}
+    if not model.rope:
+        shapes["model.positional_embedding.weight"] = (model.max_position_embeddings + 1, hidden)
+    block = _ngpt_block_shapes(model) if model.ngpt else _block_shapes(model)
+    for layer in range(model.num_hidden_layers):
+        shapes |= {f"model.transformer_encoder.{layer}.{name}": shape for name, shape in block.items()}
+    if not model.ngpt:
+        shapes |= _norm_shapes("model.layer_norm", model)
+        if model.tie_word_embeddings:
+            return shapes
+    shapes["decoder.weight"] = (rows, hidden)
+    return shapes | {"decoder.bias": (rows,)} if model.decoder_bias else shapes
+
+
+def _block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, width = model.hidden_size, feed_forward_width(model)
+    up, down = (width, hidden), (hidden, width)
+    gelu = {"ffn.0.weight": up, "ffn.2.weight": down}
+    swiglu = {"ffn.w1.weight": up, "ffn.w2.weight": up, "ffn.w3.weight": down}
+    norms = _norm_shapes("attention_norm", model) | _norm_shapes("ffn_norm", model)
+    attention: dict[str, tuple[int, ...]] = {"qkv.weight": (3 * hidden, hidden), "wo.weight": (hidden, hidden)}
+    return attention | (gelu if model.hidden_act == "gelu" else swiglu) | norms
+
+
+def _ngpt_block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, width = model.hidden_size, feed_forward_width(model)
+    return {
+        "qkv.weight": (3 * hidden, hidden), "wo.weight": (hidden, hidden),
+        "c_fc.weight": (2 * width, hidden), "mlp_c_proj.weight": (hidden, width),
+        "attn_alpha": (hidden,), "mlp_alpha": (hidden,), "sqk": (hidden,), "suv": (2 * width,),
+    }  # fmt: skip
+
+
+def _norm_shapes(name: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    kinds = ("weight",) if model.rms_norm else ("weight", "bias")
+    return {f"{name}.{kind}": (model.hidden_size,) for kind in kinds}
+
+
 def num_parameters(model: ModelConfig) -> int:
     """Return the number of trained parameters, every one counted once."""
-    hidden, layers = model.hidden_size, model.num_hidden_layers
-    tied = model.tie_word_embeddings and not model.ngpt
-    total = block_parameters(model) + model.vocab_size * hidden * (1 if tied else 2)
-    total += model.vocab_size if model.decoder_bias else 0
-    if model.ngpt:  # step sizes of the two residual branches, scales of q/k and of the feed-forward
-        return total + layers * (3 * hidden + 2 * feed_forward_width(model))
-    if not model.rope:
-        total += (model.max_position_embeddings + 1) * hidden
-    return total + (2 * layers + 1) * hidden * (1 if model.rms_norm else 2)
+    return sum(prod(shape) for shape in parameter_shapes(model).values())
 
 
 def training_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int, num_labels: int) -> int:
@@ -51,21 +86,6 @@ def training_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int
     return matrices + attention + head
 
 
-def state_bytes(model: ModelConfig) -> dict[str, int]:
-    """Return the bytes of fp32 weights, gradients and the two AdamW moments."""
-    size = 4 * num_parameters(model)
-    return {"weights": size, "gradients": size, "moments": 2 * size}
-
-
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Return the size of one checkpoint: weights and moments in fp32."""
     return 12 * num_parameters(model)
-
-
-def activation_bytes(model: ModelConfig, tokens: int, bf16: bool, recompute: bool) -> int:
-    """Estimate the bytes kept for the backward pass of one microbatch (about 20 % accurate)."""
-    width = 2 if bf16 else 4
-    per_block = tokens * (11 * model.hidden_size * width + 4 * feed_forward_width(model) * width)
-    if recompute:
-        return per_block + model.num_hidden_layers * tokens * model.hidden_size * 4
-    return per_block * model.num_hidden_layers

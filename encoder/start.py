@@ -16,6 +16,7 @@ from enc.encoder.batch_split import split_batch
 from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_text
+from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
@@ -33,12 +34,18 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run
     data = open_data(config)
     split = split_batch(config.trainer, ranks.world_size)
     model, objective = build_model(config, data.tokenizer.num_tokens)
-    engine = build_engine(config, model, objective, hardware, ranks)
+    engine = build_engine(config, model, objective, split, hardware.device)
+    first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
+    engine.warm_up(next(iter(first)).to(hardware.device))
     found = _checkpoint_to_resume(run_dir, config, ranks)
-    state = TrainState.from_dict(checkpoint_io.load(found, engine, ranks)) if found else TrainState()
+    state = TrainState.from_dict(checkpoint_io.load(found, engine)) if found else TrainState()
+    saver = checkpoint_io.Saver(
+        run_dir, ranks, [run_dir / "config.yaml", *data.tokenizer_files], trainer.save_total_limit,
+        trainer.min_free_disk_gb,
+    )  # fmt: skip
     log = RunLog(run_dir, config, current_attempt(run_dir), ranks.is_main, state.step)
     run = Run(
-        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), objective, engine, log, stop, state
+        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, state
     )
     if found and found.parent == checkpoint.checkpoints_dir(run_dir):
         run.saved_step = state.step
@@ -66,13 +73,6 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
     return ranks.from_main(found)
 
 
-def _warm_up(run: Run) -> None:
-    """Run one microbatch through the engine where its first step would otherwise differ from later ones."""
-    with run.hardware.autocast():
-        batches = train_loader(run.data, run.config.changed({"dataset.num_workers": 0}), run.split, run.ranks, False, 0)
-        run.engine.warm_up(next(iter(batches)).to(run.hardware.device))
-
-
 def describe(run: Run) -> list[tuple[str, str]]:
     """Return every choice that was resolved at start, with the reason a faster one is off."""
     config, plan, split = run.config, run.data.train.plan, run.split
@@ -91,7 +91,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
                        if config.trainer.eval_strategy != "no" else "off"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),
-        ("engine", run.engine.name if split.world_size > 1 else f"{run.engine.name}, one process"),
+        ("engine", engine_name(config) + (", one process" if split.world_size == 1 else "")),
         ("device", f"{run.hardware.name}, {'bf16 autocast' if run.hardware.bf16 else 'fp32'}"),
         ("attention", f"per document{f'; {why_not}' if why_not else ''}"),
         ("loss", f"logits of {'labelled tokens only' if config.trainer.masked_logits_only_loss else 'all tokens'}"),
@@ -108,13 +108,13 @@ def main(run_dir: Path) -> NoReturn:
     if "ENC_LAUNCHER_PID" in os.environ:
         die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
     config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
-    ranks = Ranks.join(use_cuda=not config.trainer.use_cpu and torch.cuda.is_available())
+    use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
+    ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
     run: Run | None = None
     code, message = 0, None
     try:
         run = build(run_dir, ranks, config, stop)
-        _announce(run)
-        _warm_up(run)
+        announce(run)
         train(run)
         run.log.event("finished", step=run.state.step)
     except Stopped as error:
@@ -127,6 +127,7 @@ def main(run_dir: Path) -> NoReturn:
         _record_failure(run, message)
         message += f". The traceback is in {_write_traceback(run_dir, ranks.rank)}."
     if run is not None:
+        run.saver.drain()
         run.log.close(code)
     if message and (ranks.is_main or code == 3):
         print(message, file=sys.stderr, flush=True)
@@ -137,7 +138,8 @@ def main(run_dir: Path) -> NoReturn:
     os._exit(code)
 
 
-def _announce(run: Run) -> None:
+def announce(run: Run) -> None:
+    """Say and record what was resolved at start."""
     lines = describe(run)
     run.log.say(table(lines))
     event = "resumed" if run.state.step else "started"

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -70,7 +71,7 @@ def write_tensors(path: Path, specs: dict[str, TensorSpec], tensors: Iterable[Te
                 raise ValueError(f"{name} was announced, but is not there")
             if TensorSpec.of(tensor) != specs[name]:
                 raise ValueError(f"{name} is {TensorSpec.of(tensor)}, but was announced as {specs[name]}")
-            data = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
             file.write(data)
             digest.update(data)
             del tensor, data  # before the next one is made: never two in memory

@@ -4,7 +4,8 @@
 
 The global batch, the masks and the dropout of step s are functions of (config, s), so a run that was stopped and
 resumed goes through the same numbers as one that was not. Stop signals are acted on before a step and between
-evaluation batches, when all ranks agree; the state is saved first. `enc.encoder.start` builds a `Run`.
+evaluation batches, when all ranks agree; the state is saved first. A checkpoint is written while training goes on.
+`enc.encoder.start` builds a `Run`.
 """
 
 import math
@@ -13,11 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.build import Data, train_loader
+from enc.encoder.checkpoint_io import Saver
 from enc.encoder.config import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch
 from enc.encoder.engine.interface import Engine
@@ -27,7 +26,6 @@ from enc.encoder.faults import StopFlag
 from enc.encoder.hardware import Hardware
 from enc.encoder.keyed import set_global_seed
 from enc.encoder.metrics import RunLog, Stopwatch
-from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.optim.schedule import make_schedule
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import training_flops
@@ -67,6 +65,7 @@ class StepWork:
     tokens: int = 0
     flops: int = 0
     seconds: float = 0.0
+    save_stall_s: float = 0.0
 
 
 @dataclass
@@ -80,11 +79,12 @@ class Run:
     data: Data
     split: BatchSplit
     eval_batches: EvalBatches | None
-    objective: MlmObjective
     engine: Engine
+    saver: Saver
     log: RunLog
     stop: StopFlag
     state: TrainState
+    work: StepWork = field(default_factory=StepWork)
     saved_step: int = -1
 
 
@@ -95,7 +95,7 @@ def train(run: Run) -> None:
     """Train to `trainer.max_steps`. Raises Stopped after a signal, with the state saved."""
     config, state, engine, ranks = run.config, run.state, run.engine, run.ranks
     schedule = make_schedule(config.scheduler, config.trainer.max_steps)
-    watch, work = Stopwatch(run.hardware.device.type == "cuda"), StepWork()
+    watch = Stopwatch(run.hardware.device.type == "cuda")
     batches = iter(train_loader(run.data, config, run.split, ranks, watch.cuda, state.step))
     run.log.start()
     _boundary(run, before_first_step=True)
@@ -104,14 +104,14 @@ def train(run: Run) -> None:
         # ---- one training step --------------------------------------------------------------------------------------
         with watch("data_wait", on_device=False):
             microbatches = [next(batches) for _ in range(run.split.accumulation)]
-        stopping, num_labels, *sizes = ranks.sum(bool(run.stop), *_sizes(microbatches))
+        stopping, num_labels, *sizes = ranks.sum(bool(run.stop) or run.saver.failed, *_sizes(microbatches))
         if stopping:
             _save_and_stop(run)
         loss_sum = num_correct = 0.0
         for index, microbatch in enumerate(microbatches):
             last = index == len(microbatches) - 1
             set_global_seed(config.seed, "dropout", state.step, index, ranks.rank)
-            with watch("forward"), run.hardware.autocast():
+            with watch("forward"):
                 output = engine.forward(microbatch.to(run.hardware.device), last)
             with watch("backward"):
                 engine.backward(output.loss_sum / num_labels, last)
@@ -121,13 +121,13 @@ def train(run: Run) -> None:
             grad_norm = engine.step(learning_rate)
         state.step += 1
         # -------------------------------------------------------------------------------------------------------------
-        _account(run, work, ranks.sum(loss_sum, num_correct), int(num_labels), sizes, grad_norm)
-        work.seconds += time.perf_counter() - began
+        _account(run, ranks.sum(loss_sum, num_correct), int(num_labels), sizes, grad_norm)
+        run.work.seconds += time.perf_counter() - began
         run.log.advance(state.step)
         if state.step % config.trainer.logging_steps == 0 or state.step == config.trainer.max_steps:
-            _log_step(run, watch, work, learning_rate, grad_norm, int(num_labels))
-            work = StepWork()
+            _log_step(run, watch, learning_rate, grad_norm, int(num_labels))
         _boundary(run)
+    _note_saved(run, wait=True)
 
 
 def _sizes(microbatches: list[Microbatch]) -> tuple[float, float, float]:
@@ -136,11 +136,9 @@ def _sizes(microbatches: list[Microbatch]) -> tuple[float, float, float]:
     return sum(m.num_labels for m in microbatches), sum(m.num_tokens for m in microbatches), squares
 
 
-def _account(
-    run: Run, work: StepWork, sums: list[float], num_labels: int, sizes: list[float], grad_norm: float
-) -> None:
+def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], grad_norm: float) -> None:
     """Add a finished step to the counters; a step whose gradient was not finite changed no weight."""
-    state, (loss_sum, num_correct), (tokens, squares) = run.state, sums, sizes
+    work, state, (loss_sum, num_correct), (tokens, squares) = run.work, run.state, sums, sizes
     state.tokens += int(tokens)
     work.steps += 1
     work.tokens += int(tokens)
@@ -170,6 +168,7 @@ def _text(number: float) -> float | str:
 def _boundary(run: Run, before_first_step: bool = False) -> None:
     """Evaluate and save when this step asks for it; at the last step always."""
     trainer, state = run.config.trainer, run.state
+    _note_saved(run)
     last = state.step == trainer.max_steps
     due = state.step % trainer.eval_steps == 0 if state.step else trainer.eval_on_start
     if run.eval_batches is not None and (due or last) and state.evaluated_step != state.step:
@@ -181,7 +180,7 @@ def _boundary(run: Run, before_first_step: bool = False) -> None:
 
 def _evaluate(run: Run, batches: EvalBatches) -> None:
     metrics = evaluate_mlm(
-        run.objective, batches, run.ranks, run.hardware, run.config.trainer.eval_max_batches,
+        run.engine.module, batches, run.ranks, run.hardware, run.config.trainer.eval_max_batches,
         should_stop=lambda: bool(run.stop),
     )  # fmt: skip
     if metrics is None:
@@ -190,10 +189,8 @@ def _evaluate(run: Run, batches: EvalBatches) -> None:
     run.log.evaluation({"step": run.state.step, "time": time.time(), **metrics})
 
 
-def _log_step(
-    run: Run, watch: Stopwatch, work: StepWork, learning_rate: float, grad_norm: float, num_labels: int
-) -> None:
-    state, window, trainer = run.state, run.state.window, run.config.trainer
+def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float, num_labels: int) -> None:
+    state, window, work, trainer = run.state, run.state.window, run.work, run.config.trainer
     parts = watch.read()
     places = work.steps * run.split.rows_per_step * run.config.row_length
     record = {
@@ -211,14 +208,15 @@ def _log_step(
             f"{part}_s": parts.get(part, 0.0) / work.steps for part in ("data_wait", "forward", "backward", "optimizer")
         },
         "step_s": work.seconds / work.steps,
+        "save_stall_s": work.save_stall_s,
         "max_memory_mb": run.hardware.max_memory_mb(),
         "nonfinite_steps": state.nonfinite_steps,
     }
     if trainer.log_train_accuracy:
         record["accuracy"] = window.num_correct / max(window.num_labels, 1)
     if trainer.log_weight_norms:
-        record["weight_norm"] = torch.nn.utils.get_total_norm(list(run.engine.state().weights.values())).item()
-    state.window = Window()
+        record["weight_norm"] = run.engine.weight_norm()
+    state.window, run.work = Window(), StepWork()
     run.log.train(record)
 
 
@@ -226,26 +224,39 @@ def _log_step(
 
 
 def _save(run: Run) -> None:
-    began = time.perf_counter()
-    trainer, step = run.config.trainer, run.state.step
-    folder = checkpoint_io.save(
-        run.dir, step, run.engine,
-        {**asdict(run.state), "data_fingerprint": run.data.fingerprint, "world_size": run.ranks.world_size},
-        [run.dir / "config.yaml", *run.data.tokenizer_files], run.ranks, trainer.min_free_disk_gb,
-    )  # fmt: skip
-    deleted = checkpoint.prune(run.dir, trainer.save_total_limit) if run.ranks.is_main else []
+    """Start to save the state of the last finished step, once the save before is on disk."""
+    began, step = time.perf_counter(), run.state.step
+    _note_saved(run, wait=True)
+    counters = asdict(run.state) | {"data_fingerprint": run.data.fingerprint, "world_size": run.ranks.world_size}
+    run.saver.save(step, run.engine, counters)
     run.saved_step = step
-    seconds = time.perf_counter() - began
-    run.log.event("saved", step=step, path=str(folder), seconds=round(seconds, 3), deleted=[p.name for p in deleted])
-    run.log.say(f"step {step:>7}  saved checkpoints/{step} in {seconds:.1f} s")
+    run.work.save_stall_s += time.perf_counter() - began
+
+
+def _note_saved(run: Run, wait: bool = False) -> None:
+    """Tell of a save that has ended. With `wait`, on all ranks, also of one under way, or raise what went wrong."""
+    ended = run.saver.finished and not run.saver.failed
+    saved = run.saver.wait() if wait or ended else None
+    if saved is None:
+        return
+    run.log.event(
+        "saved", step=saved.step, path=str(saved.folder), seconds=round(saved.seconds, 3),
+        stall_seconds=round(saved.stall_s, 3), deleted=[p.name for p in saved.deleted],
+    )  # fmt: skip
+    run.log.say(
+        f"step {saved.step:>7}  saved checkpoints/{saved.step} in {saved.seconds:.1f} s, of which training waited "
+        f"{saved.stall_s:.1f} s"
+    )
 
 
 def _save_and_stop(run: Run) -> NoReturn:
     """Save the state of the last finished step and raise Stopped on every rank."""
+    _note_saved(run, wait=True)
     name = run.ranks.from_main(run.stop.signal_name) or run.stop.signal_name or "a signal on another rank"
     run.log.event("signal", signal=name, step=run.state.step)
     if run.saved_step != run.state.step:
         _save(run)
+        _note_saved(run, wait=True)
     raise Stopped(
         f"Stopped by {name} at step {run.state.step}; its checkpoint is saved. Go on with `enc resume latest`."
     )

@@ -8,7 +8,7 @@ import typer
 
 from enc import __version__
 from enc.encoder.errors import EncError
-from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_run
+from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_plan, cli_run
 
 app = typer.Typer(
     name="enc",
@@ -39,6 +39,8 @@ def options(
 app.add_typer(cli_run.launch_app, name="launch")
 app.command("resume", context_settings=cli_run.OVERRIDES)(cli_run.resume)
 app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess)
+app.command("plan", context_settings=cli_run.OVERRIDES)(cli_plan.plan)
+app.add_typer(cli_plan.render_app, name="render")
 app.command("report")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval")
 cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enc.launcher.options import OVERRIDES, ConfigArgument, load, say
+from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 launch_app = typer.Typer(help="Start a run.", no_args_is_help=True)
 eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
 
-NprocOption = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Processes on this machine.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunOption = Annotated[
     str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")
 ]
@@ -32,8 +30,8 @@ def launch_pretrain(
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain an encoder. Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."""
-    wanted = {"launch.nproc_per_node": nproc, "launch.nodes": nodes}
-    loaded = load(config, context, {key: value for key, value in wanted.items() if value is not None})
+    machines = {} if nodes is None else {"launch.nodes": nodes}
+    loaded = load(config, context, {**machines, **ranks_given(nproc)})
     if dry_run:
         _show_plan(loaded, as_json)
     else:
@@ -69,10 +67,8 @@ def resume(
     from enc.launcher.run_folder import find_run
 
     run_dir = find_run(run)
-    more: dict[str, Any] = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
-    if nproc is not None:
-        more["launch.nproc_per_node"] = nproc
-    _launch(load(str(run_dir / "config.yaml"), context, more), allow_change)
+    more = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
+    _launch(load(str(run_dir / "config.yaml"), context, {**more, **ranks_given(nproc)}), allow_change)
 
 
 def preprocess(context: typer.Context, config: ConfigArgument) -> None:

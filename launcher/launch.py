@@ -22,6 +22,7 @@ from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
@@ -51,6 +52,7 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
             raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
+        say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
         relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
         attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
     except BaseException:

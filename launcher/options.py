@@ -15,6 +15,11 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CFG", help="YAML file or recipe name. Any key can follow: section.key=value")
 ]
+NprocOption = Annotated[
+    int | None,
+    typer.Option("--nproc", "--nproc-per-node", metavar="N", help="Processes on a machine, one a GPU."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def say(text: str) -> None:
@@ -42,6 +47,11 @@ def _told(loaded: "Loaded") -> "RunConfig":
     for warning in loaded.warnings:
         say(f"Note: {warning}")
     return loaded.config
+
+
+def ranks_given(nproc: int | None) -> dict[str, Any]:
+    """Return the override that `--nproc` stands for."""
+    return {} if nproc is None else {"launch.nproc_per_node": nproc}
 
 
 def _refuse_unknown_options(context: typer.Context) -> None:

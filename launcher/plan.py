@@ -1,7 +1,6 @@
 """Every number that follows from a config, derived once, before anything is started. No torch."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,11 @@ from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
+from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
+from enc.encoder.memory import peak_parts
+from enc.launcher.choose import choose_engine
+from enc.launcher.devices import default_ranks, device_bytes, num_gpus
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Plan:
     num_tokens: int  # tokens of the tokenizer; known for sure once the store is ready
     split: BatchSplit
     device: str
+    engine_reason: str
     train_tokens: int | None  # of the corpus, without special tokens
 
     @property
@@ -35,17 +39,14 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan's numbers with their units in the names."""
         model, trainer = self.config.model, self.config.trainer
-        activations = sizes.activation_bytes(
-            model, self.split.rows_per_microbatch * self.config.row_length,
-            trainer.mixed_precision == "bf16", trainer.gradient_checkpointing,
-        )  # fmt: skip
-        memory = sizes.state_bytes(model) | {"activations": activations}
+        memory = peak_parts(self.config, self.split.world_size, self.split.rows_per_microbatch)
         return {
             "run_dir": str(self.run_dir),
             "store": str(self.store),
             "store_ready": self.store_ready,
             "device": self.device,
-            "engine": "ddp",
+            "engine": self.config.parallel.engine,
+            "engine_reason": self.engine_reason,
             "world_size": self.split.world_size,
             "gradient_accumulation_steps": self.split.accumulation,
             "rows_per_microbatch": self.split.rows_per_microbatch,
@@ -64,7 +65,8 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
-    world_size = config.launch.nproc_per_node or max(_num_gpus(config), 1)
+    world_size = default_ranks(config)
+    _check_ranks(config, world_size)
     split = split_batch(config.trainer, world_size)
     store = store_path(config.dataset).absolute()
     manifest = TokenStore.open(store).manifest if store.exists() else None
@@ -77,32 +79,40 @@ def make_plan(config: RunConfig) -> Plan:
         "launch.nproc_per_node": world_size,
     }
     tokens = manifest["splits"]["train"]["tokens"] if manifest else None
-    device = "cuda" if _num_gpus(config) else "cpu"
-    if world_size > 1 and device == "cuda" and world_size > _num_gpus(config):
-        raise UsageError(
-            f"launch.nproc_per_node is {world_size}, but this machine has {_num_gpus(config)} GPUs; a rank needs one."
-        )
+    device = "cuda" if num_gpus(config) else "cpu"
+    config, reason = _with_engine(config.changed(updates), split)
     run_dir = Path(config.trainer.output_dir).absolute()
-    return Plan(config.changed(updates), run_dir, store, manifest is not None, num_tokens, split, device, tokens)
+    return Plan(config, run_dir, store, manifest is not None, num_tokens, split, device, reason, tokens)
+
+
+def _check_ranks(config: RunConfig, world_size: int) -> None:
+    check_replicas(config, world_size)
+    gpus = num_gpus(config)
+    if 0 < gpus < world_size:
+        raise UsageError(f"launch.nproc_per_node is {world_size}, but this machine has {gpus} GPUs; a rank needs one.")
+
+
+def _with_engine(config: RunConfig, split: BatchSplit) -> tuple[RunConfig, str]:
+    """Return the config with its engine chosen and its own DeepSpeed JSON read, and why that engine."""
+    engine, reason = choose_engine(config, split.world_size, device_bytes(config, split.world_size))
+    config = config.changed({"parallel.engine": engine})
+    if engine == "deepspeed":
+        config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
+    return config, reason
 
 
 def _expected_tokens(config: RunConfig) -> int:
     return config.tokenizer.train.vocab_size if config.tokenizer.train else config.model.vocab_size
 
 
-def _num_gpus(config: RunConfig) -> int:
-    """Count the NVIDIA GPUs that a run may use, without starting CUDA."""
-    if config.trainer.use_cpu:
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+def with_expected_vocabulary(config: RunConfig) -> RunConfig:
+    """Return the config with the embedding rows that it will have, as far as is known without a token store."""
+    return config.changed({"model.vocab_size": sizes.padded_vocab_size(_expected_tokens(config))})
 
 
 def render(plan: Plan) -> dict[str, str]:
     """Return the files of a run folder that the trainer reads, as text; a pure function of the plan."""
-    return {"config.yaml": self_contained(plan).to_yaml()}
+    return {"config.yaml": self_contained(plan).to_yaml(), **engine_files(plan.config, plan.split)}
 
 
 def self_contained(plan: Plan) -> RunConfig:
@@ -124,7 +134,6 @@ def store_fingerprint(plan: Plan) -> str | None:
 def plan_table(plan: Plan) -> list[tuple[str, str]]:
     """Return the plan as (name, text) lines for a person."""
     facts, split, config = plan.as_dict(), plan.split, plan.config
-    memory = facts["memory_mb"]
     total = facts["total_tokens"]
     epochs = f", {total / plan.train_tokens:.1f} epochs" if plan.train_tokens else ""
     return [
@@ -132,15 +141,20 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("token store", f"{plan.store}" + ("" if plan.store_ready else " (to be made first)")),
         ("model", f"{config.model.type} {config.model.num_hidden_layers} x {config.model.hidden_size}, "
                   f"{facts['parameters'] / 1e6:.1f} M parameters, vocabulary {facts['vocab_size']}"),
-        ("world", f"{split.world_size} process{'es' if split.world_size > 1 else ''} on {plan.device}, engine ddp, "
-                  f"{'bf16 autocast' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
+        ("world", f"{split.world_size} process{'es' if split.world_size > 1 else ''} on {plan.device}, "
+                  f"{'bf16' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
+        ("engine", f"{engine_name(config)}, {plan.engine_reason}"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),
         ("step", f"{plan.tokens_per_step:,} tokens ({config.row_length} a row"
                  f"{', packed' if config.datacollator.pack_sequences else ', at most'})"),
         ("steps", f"{config.trainer.max_steps:,}, at most {total / 1e6:,.1f} M tokens{epochs}"),
-        ("memory a rank", f"{sum(memory.values()):,.0f} MB: weights {memory['weights']:,.0f}, gradients "
-                          f"{memory['gradients']:,.0f}, moments {memory['moments']:,.0f}, activations about "
-                          f"{memory['activations']:,.0f}"),
+        ("memory a rank", _memory_text(facts["memory_mb"])),
         ("checkpoint", f"{facts['checkpoint_mb']:,.1f} MB each, {config.trainer.save_total_limit or 'all'} kept"),
     ]  # fmt: skip
+
+
+def _memory_text(parts: dict[str, float]) -> str:
+    host = f"; {parts['host']:,.0f} MB of RAM" if parts["host"] else ""
+    named = ", ".join(f"{name} {size:,.0f}" for name, size in parts.items() if size >= 0.5 and name != "host")
+    return f"about {sum(parts.values()) - parts['host']:,.0f} MB: {named}{host}"

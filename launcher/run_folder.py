@@ -18,6 +18,7 @@ from typing import Any
 from enc import __version__
 from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.config import RunConfig
+from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
@@ -115,6 +116,8 @@ def record_launch(run_dir: Path, files: dict[str, str], command: list[str], plan
     attempt = max(numbers, default=0) + 1
     folder = run_dir / "launches" / str(attempt)
     folder.mkdir(parents=True)
+    for name in {DEEPSPEED_FILE, FSDP_FILE} - set(files):  # of an earlier launch with another engine
+        (run_dir / name).unlink(missing_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
         write_atomically(run_dir / name, text)

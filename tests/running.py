@@ -54,6 +54,7 @@ _TIMES = {
     "backward_s",
     "optimizer_s",
     "step_s",
+    "save_stall_s",
     "max_memory_mb",
 }
 

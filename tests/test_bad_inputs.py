@@ -89,6 +89,12 @@ def source(id: str, name: str, content: str | bytes | None, words: str, *says: s
     return Row(f"source: {id}", f"{command} trainer.output_dir=new/run", says, setup=setup)
 
 
+def deepspeed(id: str, content: str, *says: str, words: str = "") -> Row:
+    """A DeepSpeed JSON of the user's that `enc launch` refuses before it touches anything."""
+    command = f"SMOKE parallel.engine=deepspeed parallel.deepspeed_config=ds.json {words}"
+    return Row(f"deepspeed json: {id}", command, says, setup=lambda world: world.write("ds.json", content))
+
+
 def flip(path: Path, position: float = 0.5, bit: int = 0) -> None:
     """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
@@ -206,7 +212,6 @@ ROWS = [
     ),
     config("muonclip", "optimizer:\n  name: muonclip\n", "cfg.yaml:2", "'muonclip', but MuonClip is not built yet"),
     config("streaming", "dataset: {streaming: true}\n", "dataset.streaming is True, but streaming is not built yet"),
-    config("fsdp", "parallel: {engine: fsdp}\n", "parallel.engine is 'fsdp'", "not built yet"),
     config(
         "contrastive",
         "task: contrastive\ncontrastive: {temperature: 0.1}\n",
@@ -253,6 +258,42 @@ ROWS = [
         ("cfg.yaml:1: sead is not a key; did you mean seed?",),
         setup=yaml("sead: 1"),
     ),
+    # ---- the user's own DeepSpeed JSON ---------------------------------------------------------------------------
+    deepspeed("bad JSON", '{"zero_optimization": {,}}', "ds.json", "not valid JSON", "line 1 column 24"),
+    deepspeed("trailing comma", '{\n "steps_per_print": 1,\n}', "ds.json", "not valid JSON", "line"),
+    deepspeed("a list", "[1]", "ds.json: DeepSpeed's settings are an object"),
+    deepspeed("empty", "", "ds.json", "not valid JSON"),
+    deepspeed("not text", "\0", "ds.json", "not valid JSON"),
+    deepspeed("mistyped section", '{\n"zero_optimisation": {"stage": 2}}', "ds.json:2", "mean zero_optimization?"),
+    deepspeed(
+        "mistyped key", '{"zero_optimization": {\n"overlap_com": true}}', "ds.json:2", "did you mean overlap_comm?"
+    ),
+    deepspeed("key given twice", '{"steps_per_print": 1,\n"steps_per_print": 2}', "ds.json:2", "given twice"),
+    deepspeed("another kind", '{"wall_clock_breakdown": 3}', "ds.json:1", "is 3, must be true or false"),
+    deepspeed("another stage", '{"zero_optimization": {"stage": 1}}', "the run has 2; set parallel.zero_stage 1"),
+    deepspeed("fp16", '{"fp16": {"enabled": true}}', "ds.json:1: fp16.enabled is true", "mixed_precision bf16"),
+    deepspeed("another batch", '{"train_batch_size": 7}', "train_batch_size is 7", "set trainer.global_batch_size 7"),
+    deepspeed(
+        "several at once",
+        '{"train_batch_size": 7,\n"fp16": {"enabled": true},\n"zero_optimization": {"stag": 1, "stage": 1}}',
+        "ds.json has 4 problems",
+        "ds.json:1: train_batch_size",
+        "ds.json:2: fp16.enabled",
+        "ds.json:3: zero_optimization.stag is not",
+        "ds.json:3: zero_optimization.stage",
+    ),
+    override(
+        "no DeepSpeed JSON", "parallel.engine=deepspeed parallel.deepspeed_config=no.json", "no.json cannot be read"
+    ),
+    override("DeepSpeed JSON without DeepSpeed", "parallel.deepspeed_config=x", "needs parallel.engine deepspeed"),
+    override("replicas do not divide", "--nproc 2 parallel.engine=fsdp parallel.replicate=3", "does not divide the 2"),
+    override("replicas of one rank", "parallel.engine=fsdp parallel.replicate=3", "does not divide the 1 ranks"),
+    Row("render: replicas", "render fsdp smoke --nodes 4 parallel.replicate=3", ("does not divide the 4 ranks",)),
+    Row("render: offload", "render fsdp smoke parallel.offload=optimizer", ("needs parallel.engine deepspeed",)),
+    Row("render: batch", "render deepspeed smoke --nodes 3 trainer.global_batch_size=4", ("4 rows", "3 ranks")),
+    Row("plan: GPU", "plan smoke --gpu h100", ("--gpu h100 is not known", "did you mean h100-80gb?", "a100-40gb")),
+    Row("plan: MFU", "plan smoke --mfu 40", ("Invalid value for '--mfu'",)),
+    Row("plan: nodes", "plan smoke --nodes 0", ("Invalid value for '--nodes'",)),
     # ---- words on the command line -------------------------------------------------------------------------------
     override("without value", "--trainer.max_steps", "--trainer.max_steps has no value", "--trainer.max_steps=VALUE"),
     override("swallows the next", "--trainer.max_steps --seed=3", "--trainer.max_steps has no value"),
@@ -723,6 +764,28 @@ def small_disk(enc: Enc) -> Iterator[Path]:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_fills_during_a_save(enc: Enc, smoke: Callable[..., list[str]], small_disk: Path) -> None:
+    """The tensors still fit, the files beside them do not: code 3, nothing half-written, the one before is whole."""
+    words = ["trainer.save_steps=20", "trainer.max_steps=30", "trainer.eval_strategy=no", "dataset.num_workers=0"]
+    enc(*smoke("disk/run", *words, "trainer.max_steps=20"))
+    first = small_disk / "run" / "checkpoints" / "20"
+    resume = ["resume", "latest", "--run", "disk/run", "--allow-change", "trainer.max_steps=100000"]
+    process = enc.start(*resume, "trainer.save_steps=100000")
+    _wait_for(small_disk / "run" / "logs" / "2" / "console.log", process)
+    tensors = sum(path.stat().st_size for path in first.rglob("*.safetensors"))
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - tensors - 2**15))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 3
+    said = " ".join((enc.folder / "background.log").read_text().split())
+    assert "Traceback" not in said
+    for fragment in ("could not be written and was removed again", "No space left", "Earlier checkpoints are intact"):
+        assert fragment in said
+    assert list((small_disk / "run" / "checkpoints").iterdir()) == [first]
+    enc("ckpt", "verify", "disk/run")
+    (small_disk / "ballast").unlink()
+    enc(*resume[:5], "trainer.max_steps=22", "trainer.save_total_limit=1")
 
 
 def test_disk_that_fills_during_a_run(enc: Enc, smoke: Callable[..., list[str]], small_disk: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,17 +128,31 @@ def test_a_checkpoint_holds_no_pickle(run: Path) -> None:
     assert {path.suffix for path in files(run / "checkpoints" / "6")} <= {".json", ".yaml", ".safetensors", ".txt"}
 
 
-def test_sigkill_during_saves_never_leaves_a_half_written_one(enc: Enc, smoke: Callable[..., list[str]]) -> None:
-    """A run that saves at every step is killed six times, at moments when it is saving."""
+def test_fifty_kills_during_saves(tmp_path: Path) -> None:
+    """A process that does nothing but save is killed at 50 random moments: what is there is whole and the newest."""
+    script = Path(__file__).with_name("kill_saves.py")
+    words = [sys.executable, str(script), str(tmp_path / "run"), "50"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["during_a_save"] >= 20
+    assert found["newest"] == found["last"] > 5
+    assert found["left"] == [], "the next save cleans up"
+
+
+def test_sigkill_of_a_run_never_leaves_a_half_written_one(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """A run of two ranks that saves at every step is killed three times, at moments when it is saving."""
     rng = random.Random(5)
     options = [
         "trainer.max_steps=100000",
         "trainer.save_steps=1",
         "trainer.eval_strategy=no",
         "trainer.logging_steps=50",
+        "launch.nproc_per_node=2",
     ]
     run = enc.folder / "run"
-    for number in range(6):
+    for number in range(3):
         words = smoke("run", *options) if number == 0 else ["resume", "latest", "--run", "run"]
         before = checkpoint.newest_complete(run)[0]
         process = enc.start(*words)

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.data.batches import Microbatch
@@ -207,8 +209,8 @@ def test_gradient_checkpointing_changes_no_gradient():
     """With dropout on, the second forward of each block draws the same masks."""
     model = tiny_model(dropout_prob=0.3).train()
     expected = None
-    for on in (False, True):
-        model.gradient_checkpointing = on
+    for what, every in ((None, 1), ("full", 1), ("full", 2), ("selective", 1)):
+        model.recompute(what, every)
         torch.manual_seed(1)
         grads = gradients(model, *flat_batch())
         expected = expected or grads
@@ -282,3 +284,35 @@ def test_rope_forms_agree(dtype):
     torch.testing.assert_close(ours, real)
     torch.testing.assert_close(torch.autograd.grad(ours, qkv, grad), torch.autograd.grad(real, qkv, grad))
     torch.testing.assert_close(ours.float().norm(dim=-1), qkv[:, :, :2].float().norm(dim=-1), rtol=1e-2, atol=1e-2)
+
+
+class _Counts(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("what", "every", "products", "activations"), [
+    (None, 1, 0, 0), ("full", 1, 1, 1), ("full", 2, 0.5, 0.5), ("selective", 1, 0, 1), ("selective", 2, 0, 0.5),
+])  # fmt: skip
+def test_recomputation_does_again_what_it_says(what, every, products, activations):
+    """The share of a block's matrix products, attentions and activations that run a second time."""
+    counted = {}
+    for setting in ((None, 1), (what, every)):
+        model = tiny_model(num_hidden_layers=4).train()
+        model.recompute(*setting)
+        ids, cu_seqlens, positions, *_ = flat_batch()
+        with _Counts() as mode:
+            model(ids, cu_seqlens, positions).sum().backward()
+        counted[setting] = mode.counts
+    plain, found = counted[None, 1], counted[what, every]
+    # Each of a block's five products takes two in the backward pass; the last one is not needed a second time.
+    assert found["mm"] - plain["mm"] == products * plain["mm"] / 3 * 4 / 5
+    assert found["silu"] - plain["silu"] == activations * plain["silu"]
+    assert found["varlen_attention"] - plain["varlen_attention"] == products * plain["varlen_attention"]

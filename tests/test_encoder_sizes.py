@@ -20,7 +20,7 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
     ],
 )
 def test_parameters_are_counted_exactly(options: dict) -> None:
-    """Against the parameters of a model that was built."""
+    """Against the names and shapes of a model that was built."""
     small = {
         "hidden_size": 48,
         "num_hidden_layers": 3,
@@ -30,6 +30,7 @@ def test_parameters_are_counted_exactly(options: dict) -> None:
     }
     config = ModelConfig(**(small | {"max_position_embeddings": 40} | options))
     model = NeoBertForMaskedLM(config, num_tokens=200)
+    assert sizes.parameter_shapes(config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert sizes.num_parameters(config) == sum(p.numel() for p in model.parameters())
 
 

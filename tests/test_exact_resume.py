@@ -64,6 +64,24 @@ def test_killed_runs_repeat_every_bit(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("engine", [["fsdp"], ["deepspeed", "parallel.zero_stage=3"]], ids=lambda words: words[0])
+def test_killed_sharded_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., list[str]], engine: list[str]) -> None:
+    """The same on two ranks that share the state, in bf16 with dropout: killed once, resumed, the same bits."""
+    options = ["trainer.max_steps=24", "trainer.save_steps=5", "trainer.eval_steps=7", "model.dropout_prob=0.1",
+               "trainer.mixed_precision=bf16", "launch.nproc_per_node=2", "parallel.bucket_size=100000",
+               f"parallel.engine={engine[0]}", *engine[1:]]  # fmt: skip
+    enc(*smoke("whole", *options))
+    process = enc.start(*smoke("killed", *options))
+    wait_for_step(enc, "killed", 13, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    enc("resume", "latest", "--run", "killed")
+    assert exact(enc.records("killed")) == exact(enc.records("whole"))
+    assert exact(enc.records("killed", "eval_loss")) == exact(enc.records("whole", "eval_loss"))
+    files = [Path(enc.folder, run, "checkpoints", "24", "model.safetensors") for run in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.slow
 def test_compiled_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., list[str]]) -> None:
     """The same with torch.compile: a run that was stopped half way ends in the same weights."""

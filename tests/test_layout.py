@@ -12,18 +12,20 @@ import enc
 
 ROOT = Path(enc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text()) if (ROOT / "pyproject.toml").exists() else None
-ROOMS = ["launcher", "encoder", "kernels", "tools"]
+ROOMS = ["launcher", "encoder", "kernels", "tools", "ds_configs"]
 needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installed from a checkout")
 
 # Modules of encoder/ itself that every room below it may use.
-LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "hardware", "ranks"}
+LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "hardware", "ranks",
+          "memory", "gpus"}  # fmt: skip
 ALLOWED = {
     "kernels": set(),
+    "ds_configs": set(),
     "encoder.data": {"encoder.data"},
     "encoder.models": {"kernels", "encoder.models"},
     "encoder.objectives": {"kernels", "encoder.models", "encoder.data", "encoder.objectives"},
     "encoder.optim": {"encoder.optim"},
-    "encoder.engine": {"encoder.optim", "encoder.engine"},
+    "encoder.engine": {"encoder.optim", "encoder.engine", "ds_configs"},
     "encoder.evaluate": {"encoder", "encoder.data", "encoder.evaluate"},
     "encoder": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.objectives", "encoder.optim",
                 "encoder.engine", "encoder.evaluate"},
@@ -32,7 +34,8 @@ ALLOWED = {
               "encoder.optim", "tools", "tools.bench", "tools.readers"},
     "tools.bench": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
                     "encoder.optim", "tools", "tools.bench", "tools.readers", "launcher"},
-    "launcher": {"encoder", "encoder.data", "encoder.evaluate", "tools", "tools.readers", "launcher", ""},
+    "launcher": {"encoder", "encoder.data", "encoder.engine", "encoder.evaluate", "tools", "tools.readers", "launcher",
+                 ""},
 }  # fmt: skip
 
 
@@ -81,7 +84,15 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["launch", "pretrain", "smoke", "--dry-run"], ["config", "check", "smoke"]]
+    "words",
+    [
+        ["--help"],
+        ["launch", "pretrain", "smoke", "--dry-run"],
+        ["config", "check", "smoke"],
+        ["render", "deepspeed", "smoke"],
+        ["render", "fsdp", "smoke"],
+        ["plan", "smoke"],
+    ],
 )
 def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
     """Help, checks and plans answer at once."""
@@ -89,7 +100,7 @@ def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> Non
         "import sys\nfrom enc.launcher.cli import app\n"
         f"sys.argv = ['enc', *{words!r}]\n"
         "try: app()\nexcept SystemExit as e: assert not e.code, e.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow.parquet'} & set(sys.modules)\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'datasets', 'pyarrow.parquet'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60, stdout=subprocess.DEVNULL)

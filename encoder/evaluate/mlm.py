@@ -21,8 +21,9 @@ def evaluate_mlm(
 ) -> dict[str, float] | None:
     """Return eval_loss (nats a label), eval_accuracy, eval_perplexity, eval_labels and eval_batches over all ranks.
 
-    Batch i goes to rank i modulo the world size. Ranks agree on `should_stop` before each round of batches; None means
-    that the evaluation was broken off.
+    Batch i goes to rank i modulo the world size; in the last round a rank without one computes the last batch again and
+    drops it, since engines that shard weights need all ranks. Ranks agree on `should_stop` before each round; None
+    means that the evaluation was broken off.
     """
     count = min(len(batches), max_batches or len(batches))
     loss_sum = num_correct = num_labels = 0.0
@@ -31,11 +32,12 @@ def evaluate_mlm(
         for start in range(0, count, ranks.world_size):
             if ranks.any(should_stop()):
                 return None
-            if start + ranks.rank >= count:
-                continue
-            batch = batches[start + ranks.rank].to(hardware.device)
-            with torch.no_grad(), hardware.autocast():
+            index = start + ranks.rank
+            batch = batches[min(index, count - 1)].to(hardware.device)
+            with torch.no_grad():
                 output = objective(batch)
+            if index >= count:
+                continue
             loss_sum += output.loss_sum.item()
             num_correct += output.num_correct.item()
             num_labels += batch.num_labels

@@ -3,9 +3,13 @@
 Shapes: T tokens, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N documents.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from enc.kernels.norms import rms_norm
 from enc.kernels.varlen_attention import varlen_attention
@@ -39,6 +43,26 @@ class SwiGLU(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float | None = None) -> Tensor:
     """Attend within each document, (T, H, D) each, and join the heads to (T, E)."""
     return varlen_attention(q, k, v, cu_seqlens, dropout_p, scale).flatten(1)
+
+
+# What selective recomputation keeps: the operations that cost most, a small part of what a block keeps otherwise.
+_KEPT = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.enc.varlen_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def recomputed(block: nn.Module, *inputs: Any, selective: bool) -> Tensor:
+    """Run a block that is computed again in the backward pass instead of keeping its activations.
+
+    With ``selective`` the results of matrix products and attention are kept (torch's selective checkpointing).
+    """
+    contexts: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _KEPT)} if selective else {}
+    return checkpoint(block, *inputs, use_reentrant=False, **contexts)
 
 
 def to_matmul_dtype(x: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ Shapes: T tokens, E hidden size, H heads, D head dim (E = H D), F feed-forward s
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.keyed import torch_rng
-from enc.encoder.models.layers import RMSNorm, SwiGLU, attend, to_matmul_dtype
+from enc.encoder.models.layers import RMSNorm, SwiGLU, attend, recomputed, to_matmul_dtype
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
 from enc.kernels.rope import rope, rotations
 
@@ -105,16 +105,18 @@ class NeoBert(nn.Module):
         block = NGptBlock if config.ngpt else NeoBertBlock
         self.transformer_encoder = nn.ModuleList(block(config) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.Identity() if config.ngpt else _norm(config)
-        self.gradient_checkpointing = False
+        self.recompute: Literal["full", "selective"] | None = None
+        self.recompute_every = 1
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, position_ids: Tensor) -> Tensor:
         x = self.encoder(input_ids)  # (T, E)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
         if not self.rope:
             x = x + self.positional_embedding(position_ids + 1)
         turns = rotations(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
-        for block in self.transformer_encoder:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cu_seqlens, turns, use_reentrant=False)
+        for index, block in enumerate(self.transformer_encoder):
+            if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
+                x = recomputed(block, x, cu_seqlens, turns, selective=self.recompute == "selective")
             else:
                 x = block(x, cu_seqlens, turns)
         return self.layer_norm(x)
@@ -151,13 +153,13 @@ class NeoBertForMaskedLM(nn.Module):
         return None if self.decoder is None else self.decoder.bias
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether each block is computed again in the backward pass instead of keeping its activations."""
-        return self.model.gradient_checkpointing
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, in order: what engines shard and torch.compile compiles one by one."""
+        return self.model.transformer_encoder
 
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        self.model.gradient_checkpointing = on
+    def recompute(self, what: Literal["full", "selective"] | None, every: int = 1) -> None:
+        """Compute every so many-th block again in the backward pass, `selective` without its products and attention."""
+        self.model.recompute, self.model.recompute_every = what, every
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, position_ids: Tensor) -> Tensor:
         """Encode packed documents.

@@ -7,7 +7,8 @@ gradient does not depend on how the batch is split. Only labelled rows go throug
 Legend: T tokens, M label places, H hidden size, V vocabulary rows.
 """
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +18,35 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.kernels.masked_ce import masked_ce
 
 
-@dataclass(frozen=True)
-class MlmOutput:
-    """What one microbatch gives."""
+class MlmOutput(NamedTuple):
+    """What one microbatch gives; a tuple, since engines look for tensors inside of it to hang their hooks on."""
 
     loss_sum: Tensor  # () fp32
     num_correct: Tensor  # () int64: labels whose token has the largest logit
 
 
 class MlmObjective(nn.Module):
-    """A masked-language model with its loss, so that an engine can wrap both as one module."""
+    """A masked-language model with its loss, so that an engine can wrap both as one module.
 
-    def __init__(self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False) -> None:
+    With `bf16` matrix products run in bfloat16 under autocast. It is entered here, inside of the engine's module, for
+    DeepSpeed switches off one that surrounds it.
+    """
+
+    def __init__(
+        self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False, bf16: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = num_tokens
         self.full_logits = full_logits
+        self.bf16 = bf16
 
     def forward(self, batch: Microbatch) -> MlmOutput:
+        device = batch.input_ids.device.type
+        with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
+            return self._loss(batch)
+
+    def _loss(self, batch: Microbatch) -> MlmOutput:
         hidden = self.model(batch.input_ids, batch.cu_seqlens, batch.position_ids)  # (T, H)
         decoder, bias = self.model.head_weight, self.model.head_bias  # (V, H), (V,) or None
         if self.full_logits:

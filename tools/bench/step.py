@@ -44,18 +44,17 @@ import numpy as np
 import torch
 
 from enc.encoder import train
-from enc.encoder.batch_split import split_batch
-from enc.encoder.build import build_engine, build_model, open_data
+from enc.encoder.build import open_data
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_config
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.faults import StopFlag
-from enc.encoder.hardware import Hardware
 from enc.encoder.metrics import RunLog
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import feed_forward_width, num_parameters, padded_vocab_size
+from enc.encoder.start import build
 
 WARM_UP_STEPS = 1
 NAMES = {
@@ -120,12 +119,8 @@ class _ClockedLog(RunLog):
 
 def enc_side(config: RunConfig, folder: Path) -> Side:
     """Return enc's side: the real loop on a real run, its log apart."""
-    ranks, split = Ranks(0, 1, 0), split_batch(config.trainer, 1)
-    hardware = Hardware.detect(True, 0, config.trainer.mixed_precision == "bf16", config.trainer.tf32)
-    data, state, log = open_data(config), train.TrainState(), _ClockedLog(folder, config, 1, True, 0)
-    model, objective = build_model(config, data.tokenizer.num_tokens)
-    engine = build_engine(config, model, objective, hardware, ranks)
-    run = train.Run(folder, config, ranks, hardware, data, split, None, objective, engine, log, StopFlag(), state)
+    run = build(folder, Ranks(0, 1, 0), config, StopFlag())
+    run.log = log = _ClockedLog(folder, config, 1, True, 0)
 
     def block(_round: int, steps: int) -> Block:
         log.watch(run.state, WARM_UP_STEPS + steps)

@@ -1,0 +1,124 @@
+"""What a sharding engine is told, as the JSON that lies in the run folder: `ds_config.json` or `fsdp.json`. No torch.
+
+base in ds_configs/ -> values of the run config -> the user's own DeepSpeed JSON -> what the engine is built with
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from enc.encoder.batch_split import BatchSplit
+from enc.encoder.config import RunConfig
+from enc.encoder.engine.user_json import merged, read_user_json, user_settings
+from enc.encoder.errors import UsageError
+
+BASES = Path(__file__).parents[2] / "ds_configs"
+DEEPSPEED_FILE, FSDP_FILE = "ds_config.json", "fsdp.json"
+
+
+def to_json(settings: dict[str, Any]) -> str:
+    """Return settings as the text of a file; the order of keys is that of the base."""
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def engine_files(config: RunConfig, split: BatchSplit) -> dict[str, str]:
+    """Return what the engine of a config reads beside `config.yaml`: {file name: text}. Raises UsageError."""
+    match config.parallel.engine:
+        case "deepspeed":
+            return {DEEPSPEED_FILE: to_json(deepspeed_settings(config, split))}
+        case "fsdp":
+            return {FSDP_FILE: to_json(fsdp_settings(config, split))}
+    return {}
+
+
+def _base(name: str) -> dict[str, Any]:
+    return json.loads((BASES / f"{name}.json").read_text())
+
+
+def check_replicas(config: RunConfig, world_size: int) -> None:
+    """Raise UsageError when `parallel.replicate` does not divide the number of ranks."""
+    replicas = config.parallel.replicate
+    if world_size % replicas:
+        raise UsageError(
+            f"parallel.replicate is {replicas}, which does not divide the {world_size} ranks; use a divisor of "
+            f"{world_size}."
+        )
+
+
+def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return the contents of `fsdp.json`: the mesh, dtypes, and what is kept or offloaded.
+
+    Raises UsageError when `parallel.replicate` does not divide the number of ranks.
+    """
+    parallel, world = config.parallel, split.world_size
+    check_replicas(config, world)
+    return _base("fsdp") | {
+        "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
+        "reshard_after_forward": parallel.reshard_after_forward,
+        "param_dtype": "bf16" if config.trainer.mixed_precision == "bf16" else "fp32",
+        "reduce_dtype": parallel.reduce_dtype,
+        "cpu_offload": parallel.offload == "parameters",
+    }
+
+
+def deepspeed_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return the contents of `ds_config.json`, exactly what `deepspeed.initialize` gets.
+
+    Raises UsageError that lists every problem of the user's own JSON (`parallel.deepspeed_config`).
+    """
+    ours = _our_settings(config, split)
+    return merged(ours, own_settings(config, split))
+
+
+def own_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return what the user's own JSON adds to ours; it is the same for any number of ranks. Raises UsageError."""
+    own = config.parallel.deepspeed_config
+    return {} if own is None else user_settings(read_user_json(own), _our_settings(config, split), config)
+
+
+def _our_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    settings = _base(_base_name(config))
+    settings |= {
+        "train_batch_size": split.rows_per_step,
+        "train_micro_batch_size_per_gpu": split.rows_per_microbatch,
+        "gradient_accumulation_steps": split.accumulation,
+        "gradient_clipping": config.trainer.gradient_clipping or 0.0,
+        "communication_data_type": config.parallel.reduce_dtype,
+    }
+    if "bf16" in settings:
+        if config.trainer.mixed_precision == "bf16":
+            settings["bf16"] = {"enabled": True}
+        else:
+            del settings["bf16"], settings["data_types"]
+    settings["zero_optimization"] = _zero_section(settings["zero_optimization"], config)
+    return settings
+
+
+def _base_name(config: RunConfig) -> str:
+    stage = config.parallel.zero_stage
+    return f"zero{stage}_offload" if stage == 3 and config.parallel.offload != "none" else f"zero{stage}"
+
+
+def _zero_section(base: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    bucket, offload = config.parallel.bucket_size, config.parallel.offload
+    section = dict(base)
+    for key in base:
+        if key.endswith("bucket_size"):
+            section[key] = bucket + bucket % 2  # ZeRO 1 and 2 assert that it is even
+    if offload == "optimizer":
+        section["offload_optimizer"] = _base("zero3_offload")["zero_optimization"]["offload_optimizer"]
+        section.pop("offload_param", None)
+    return section
+
+
+def engine_name(config: RunConfig) -> str:
+    """Return the engine with what tells it from its variants, e.g. `deepspeed, ZeRO 2`."""
+    parallel = config.parallel
+    words: list[str] = [parallel.engine]
+    if parallel.engine == "deepspeed":
+        words.append(f"ZeRO {parallel.zero_stage}")
+    if parallel.replicate > 1:
+        words.append(f"{parallel.replicate} replicas")
+    if parallel.offload != "none":
+        words.append(f"{parallel.offload} on the CPU")
+    return ", ".join(words)

@@ -1,0 +1,50 @@
+"""The devices of this machine, looked at without starting CUDA."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+from enc.encoder.config import RunConfig
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def num_gpus(config: RunConfig) -> int:
+    """Count the NVIDIA GPUs that a run may use."""
+    if config.trainer.use_cpu:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def default_ranks(config: RunConfig) -> int:
+    """Return the processes on this machine: as the config says, or one a GPU, or one."""
+    return config.launch.nproc_per_node or max(num_gpus(config), 1)
+
+
+def device_bytes(config: RunConfig, ranks: int) -> int | None:
+    """Return the memory that one rank may use: its GPU's, or its share of the RAM; None when it cannot be found out."""
+    return _gpu_bytes() if num_gpus(config) else _ram_bytes() // ranks
+
+
+@functools.cache
+def _gpu_bytes() -> int | None:
+    """Return the memory of the smallest GPU."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        return min(int(line) for line in output.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _ram_bytes() -> int:
+    """Return the RAM of this machine, or of the container that this process lives in."""
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(ram, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return ram

@@ -1,0 +1,131 @@
+"""Every engine trains the same model: real gloo ranks, real DeepSpeed, real FSDP."""
+
+from itertools import product
+
+import pytest
+from cluster import Cluster
+
+ENGINES = {
+    "ddp": ["parallel.engine=ddp"],
+    "fsdp": ["parallel.engine=fsdp"],
+    "hybrid": ["parallel.engine=fsdp", "parallel.replicate=2"],
+    "fsdp-offload": ["parallel.engine=fsdp", "parallel.offload=parameters", "parallel.reshard_after_forward=false"],
+    **{f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in range(4)},
+    "zero2-offload": ["parallel.engine=deepspeed", "parallel.zero_stage=2", "parallel.offload=optimizer"],
+    "zero3-offload": ["parallel.engine=deepspeed", "parallel.zero_stage=3", "parallel.offload=parameters"],
+}
+BATCHES = {
+    "plain": ["trainer.global_batch_size=12", "trainer.per_device_train_batch_size=12",
+              "trainer.gradient_clipping=null"],
+    # Four microbatches a step on two ranks; the norms are about 2, so that clipping is active.
+    "accumulated": ["trainer.global_batch_size=24", "trainer.per_device_train_batch_size=3",
+                    "trainer.gradient_clipping=1.0"],
+}  # fmt: skip
+PRECISIONS = {"fp32": "trainer.mixed_precision='no'", "bf16": "trainer.mixed_precision=bf16"}
+ON_TWO = [name for name in ENGINES if name != "hybrid"]
+VARIANTS = [("plain", "fp32"), ("accumulated", "fp32"), ("accumulated", "bf16")]
+# (loss, gradient norm): rounding in fp32; in bf16 a weight or activation is off by up to 2^-9 of itself.
+TOLERANCES = {"fp32": (1e-5, 1e-5), "bf16": (1e-3, 1e-2)}
+
+
+def options(engine: str, batch: str, precision: str) -> list[str]:
+    return [*ENGINES[engine], *BATCHES[batch], PRECISIONS[precision]]
+
+
+def run_name(engine: str, ranks: int, batch: str = "accumulated", precision: str = "fp32") -> str:
+    return f"{engine}x{ranks}-{batch}-{precision}"
+
+
+def train_variants(cluster: Cluster, engines: list[str], ranks: int) -> None:
+    """Train each engine in each variant for 20 steps, with a checkpoint of step 10."""
+    names = [(engine, *variant) for engine, variant in product(engines, VARIANTS)]
+    runs = [
+        cluster.prepare(run_name(engine, ranks, *variant), ranks, *options(engine, *variant))
+        for engine, *variant in names
+    ]
+    cluster.train(ranks, runs)
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: Cluster) -> Cluster:
+    """All engines' runs, beside those of one process."""
+    train_variants(cluster, ["ddp"], 1)
+    train_variants(cluster, ON_TWO, 2)
+    train_variants(cluster, ["hybrid"], 4)
+    return cluster
+
+
+def differences(cluster: Cluster, found: str, expected: str, first_step: int = 1) -> tuple[float, float]:
+    """Return the largest relative differences of loss and gradient norm; counts must be equal."""
+    ours, theirs = cluster.records(found), cluster.records(expected)
+    steps = range(first_step, 21)
+    for step in steps:
+        for key in ("num_labels", "tokens", "learning_rate"):
+            assert ours[step][key] == theirs[step][key], (step, key)
+    loss, norm = (max(abs(ours[step][key] / theirs[step][key] - 1) for step in steps) for key in ("loss", "grad_norm"))
+    return loss, norm
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+@pytest.mark.parametrize(("engine", "ranks"), [*((name, 2) for name in ON_TWO), ("hybrid", 4)])
+def test_losses_and_norms_are_those_of_one_process(
+    trained: Cluster, engine: str, ranks: int, variant: tuple[str, str]
+) -> None:
+    """20 steps: in fp32 within 1e-5 of plain training on one process, in bf16 within its rounding."""
+    loss, norm = differences(trained, run_name(engine, ranks, *variant), run_name("ddp", 1, *variant))
+    allowed = TOLERANCES[variant[1]]
+    print(f"{engine} x {ranks}, {' '.join(variant)}: loss {loss:.1e}, gradient norm {norm:.1e}")
+    assert loss < allowed[0]
+    assert norm < allowed[1]
+
+
+def test_engines_keep_their_contract(cluster: Cluster) -> None:
+    """A NaN on one rank skips the update; named state goes out and in; norms are those of the whole model."""
+    runs = [cluster.prepare(f"contract-{name}", 2, *options(name, "plain", "fp32")) for name in ON_TWO]
+    cluster.act("check_contract", 2, runs)
+
+
+SAVED_BY = [("ddp", 1), ("fsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+
+
+@pytest.fixture(scope="module")
+def resumed(trained: Cluster) -> Cluster:
+    """Each of five engines goes on from step 10 of each of the five."""
+    for ranks in (1, 2):
+        runs = [
+            trained.prepare(
+                f"{run_name(engine, ranks)}-from-{run_name(*source)}", ranks,
+                *options(engine, "accumulated", "fp32"), goes_on=(run_name(*source), 10),
+            )
+            for source, (engine, on) in product(SAVED_BY, SAVED_BY)
+            if on == ranks
+        ]  # fmt: skip
+        trained.train(ranks, runs)
+    return trained
+
+
+@pytest.mark.parametrize(("engine", "ranks"), SAVED_BY)
+@pytest.mark.parametrize("source", SAVED_BY, ids=lambda pair: f"from-{pair[0]}x{pair[1]}")
+def test_an_engine_goes_on_from_every_other_ones_checkpoint(
+    resumed: Cluster, source: tuple[str, int], engine: str, ranks: int
+) -> None:
+    """Ten more steps within 1e-5 of the uninterrupted run; the same bits on the same engine and ranks."""
+    name = f"{run_name(engine, ranks)}-from-{run_name(*source)}"
+    loss, norm = differences(resumed, name, run_name("ddp", 1), first_step=11)
+    assert max(loss, norm) < 1e-5
+    if source == (engine, ranks):
+        whole = run_name(engine, ranks)
+        assert differences(resumed, name, whole, first_step=11) == (0.0, 0.0)
+        assert resumed.weights(name, 20) == resumed.weights(whole, 20)
+
+
+def test_two_then_three_then_one_ranks(trained: Cluster) -> None:
+    """FSDP on two ranks, ZeRO-3 on three (where no tensor divides evenly), then one process."""
+    chain = [("fsdp", 2, None), ("zero3", 3, ("chain-2", 10)), ("ddp", 1, ("chain-3", 15))]
+    for engine, ranks, source in chain:
+        run = trained.prepare(
+            f"chain-{ranks}", ranks, *options(engine, "accumulated", "fp32"), "trainer.save_steps=5", goes_on=source
+        )
+        trained.train(ranks, [run])
+    loss, norm = differences(trained, "chain-1", run_name("ddp", 1))
+    assert max(loss, norm) < 1e-5
