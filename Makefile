@@ -34,6 +34,7 @@ bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
 	$(BIN)/python -m enc.tools.bench.preprocess
 	$(BIN)/python -m enc.tools.bench.step
 	$(BIN)/python -m enc.tools.bench.save
+	$(BIN)/python -m enc.tools.bench.consolidate
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

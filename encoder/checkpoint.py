@@ -199,23 +199,28 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
 
 
 def prune(run_dir: Path, keep: int | None) -> list[Path]:
-    """Delete all but the newest `keep` complete checkpoints (0 or None keeps all) and return what was deleted.
+    """Delete all but the newest `keep` complete checkpoints (0 or None keeps all) and return what was deleted."""
+    remove_leftovers(run_dir)
+    doomed = prunable(run_dir, keep)
+    for path in doomed:
+        hidden = path.with_name(f".{path.name}.deleted")
+        path.rename(hidden)  # a folder that is half deleted must not look like a checkpoint
+        shutil.rmtree(hidden)
+    return doomed
+
+
+def prunable(run_dir: Path, keep: int | None) -> list[Path]:
+    """Return the checkpoints that `prune` deletes.
 
     Damaged folders do not count as kept and are left alone, and so is the newest complete one with a finite loss.
     """
-    remove_leftovers(run_dir)
     if not keep:
         return []
     complete = [p for p in list_checkpoints(run_dir) if verify(p, contents=False).state == "complete"]
     kept = set(complete[-keep:])
     healthy = [p for p in complete if _is_finite(p)]
     kept.update(healthy[-1:])
-    doomed = [p for p in complete if p not in kept]
-    for path in doomed:
-        hidden = path.with_name(f".{path.name}.deleted")
-        path.rename(hidden)  # a folder that is half deleted must not look like a checkpoint
-        shutil.rmtree(hidden)
-    return doomed
+    return [p for p in complete if p not in kept]
 
 
 def _is_finite(folder: Path) -> bool:

@@ -94,6 +94,8 @@ class ModelConfig(Section):
     """Standard deviation of a classification head's first weights; written into exported configs."""
     tie_word_embeddings: Bool = True
     """Use the embedding as the output matrix. Always untied with `ngpt`."""
+    decoder_bias: Bool = False
+    """Give an untied output matrix a bias, as the first published NeoBERT has."""
     attn_backend: Annotated[Literal["sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "sdpa"
     """Attention implementation."""
     kernel_backend: Literal["auto", "torch", "liger"] = "auto"

@@ -62,6 +62,8 @@ def _model_rules(config: RunConfig) -> Iterator[Finding]:
         yield keys, f"is {model.num_attention_heads}, which makes heads of {size}; rotary positions need an even size"
     if model.ngpt and not (model.rope and model.hidden_act == "swiglu"):
         yield ("model.ngpt", "model.rope", "model.hidden_act"), "needs model.rope true and model.hidden_act swiglu"
+    if model.decoder_bias and model.tie_word_embeddings and not model.ngpt:
+        yield ("model.decoder_bias", "model.tie_word_embeddings"), "needs model.tie_word_embeddings false"
 
 
 def _data_rules(config: RunConfig) -> Iterator[Finding]:

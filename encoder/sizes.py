@@ -38,10 +38,12 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     block = _ngpt_block_shapes(model) if model.ngpt else _block_shapes(model)
     for layer in range(model.num_hidden_layers):
         shapes |= {f"model.transformer_encoder.{layer}.{name}": shape for name, shape in block.items()}
-    if model.ngpt:
-        return shapes | {"decoder.weight": (rows, hidden)}
-    shapes |= _norm_shapes("model.layer_norm", model)
-    return shapes if model.tie_word_embeddings else shapes | {"decoder.weight": (rows, hidden)}
+    if not model.ngpt:
+        shapes |= _norm_shapes("model.layer_norm", model)
+        if model.tie_word_embeddings:
+            return shapes
+    shapes["decoder.weight"] = (rows, hidden)
+    return shapes | {"decoder.bias": (rows,)} if model.decoder_bias else shapes
 
 
 def _block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -64,12 +64,19 @@ def write_tensors(path: Path, specs: dict[str, TensorSpec], tensors: Iterable[Te
         header = _header(specs)
         file.write(header)
         digest.update(header)
-        for name, tensor in zip(file_order(specs), tensors, strict=True):
+        remaining = iter(tensors)
+        for name in file_order(specs):
+            tensor = next(remaining, None)
+            if tensor is None:
+                raise ValueError(f"{name} was announced, but is not there")
             if TensorSpec.of(tensor) != specs[name]:
                 raise ValueError(f"{name} is {TensorSpec.of(tensor)}, but was announced as {specs[name]}")
             data: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
             file.write(data)
             digest.update(data)
+            del tensor, data  # before the next one is made: never two in memory
+        if next(remaining, None) is not None:
+            raise ValueError(f"more than the {len(specs)} announced tensors were given")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ import typer
 
 from enc import __version__
 from enc.encoder.errors import EncError
-from enc.launcher import cli_ckpt, cli_config, cli_plan, cli_run
+from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_plan, cli_run
 
 app = typer.Typer(
     name="enc",
@@ -43,6 +43,10 @@ app.command("plan", context_settings=cli_run.OVERRIDES)(cli_plan.plan)
 app.add_typer(cli_plan.render_app, name="render")
 app.command("report")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval")
+cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)
+cli_ckpt.app.command("convert")(cli_ckpt_convert.convert)
+cli_ckpt.app.command("import", context_settings=cli_run.OVERRIDES)(cli_ckpt_convert.import_checkpoint)
+cli_ckpt.app.command("export")(cli_ckpt_convert.export)
 app.add_typer(cli_ckpt.app, name="ckpt")
 app.add_typer(cli_config.app, name="config")
 

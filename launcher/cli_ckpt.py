@@ -1,4 +1,4 @@
-"""`enc ckpt`: ls, inspect, verify, export."""
+"""`enc ckpt`, looking at checkpoints: ls, inspect, verify, diff, prune."""
 
 import json
 import sys
@@ -9,10 +9,10 @@ import typer
 
 from enc.launcher.options import say
 
-app = typer.Typer(help="Look at checkpoints and turn them into models.", no_args_is_help=True)
+app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 
-CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")
+AnyArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, or a run folder (its latest).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -29,6 +29,24 @@ def checkpoint_folder(name: str) -> Path:
             say(passed_over_text(status))
         return found
     return find_checkpoint(path, str(path.absolute()))[0]
+
+
+def any_checkpoint(name: str, only_complete: bool = True) -> Path:
+    """Return the checkpoint, of any format, that a path means; of a run folder the latest one.
+
+    Raises UsageError when ours is damaged, unless `only_complete` is off.
+    """
+    from enc.tools.readers.detect import newest_foreign
+    from enc.tools.readers.folders import is_ours
+
+    path = Path(name)
+    if found := newest_foreign(path):
+        say(f"Reading {found}, the newest checkpoint of {path}.")
+        return found
+    ours = path.is_dir() and (is_ours(path) or (path / "checkpoints").is_dir())
+    if ours and (only_complete or not is_ours(path)):
+        return checkpoint_folder(name)
+    return path
 
 
 @app.command("ls")
@@ -59,56 +77,84 @@ def list_all(
 
 
 @app.command()
-def inspect(checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
-    """Show a checkpoint's counters and its tensors: shape, dtype, bytes, norm, non-finite values."""
+def inspect(checkpoint: AnyArgument, as_json: JsonOption = False) -> None:
+    """Show a checkpoint's counters, position and tensors: shape, dtype, bytes, norm, non-finite values."""
     from enc.tools.inspect import inspect_checkpoint, inspection_text
 
-    found = inspect_checkpoint(checkpoint_folder(checkpoint))
+    found = inspect_checkpoint(any_checkpoint(checkpoint, only_complete=False))
     typer.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))
 
 
 @app.command()
 def verify(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (all of its).")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, or a run folder (all of its).")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every file with its checksum; exit code 3 when something is wrong."""
+    """Compare every file with its checksum, as far as the format has any; exit code 3 when something is wrong."""
     from enc.encoder import checkpoint as folder
     from enc.encoder.errors import UsageError
+    from enc.tools.readers.folders import is_ours
 
     path = Path(checkpoint)
-    paths = folder.list_checkpoints(path) or [path]
-    if not path.is_dir():
+    if not path.exists():
         raise UsageError(f"There is no checkpoint {path}.")
-    for found in paths:
-        folder.refuse_other_folder(found)
-    statuses = [folder.verify(p) for p in paths]
+    paths = folder.list_checkpoints(path) or [path]
+    results = [(folder.verify(p), []) if p.is_dir() and is_ours(p) else _verified_foreign(p) for p in paths]
     if as_json:
-        rows = [{"path": str(s.path), "state": s.state, "problems": s.problems} for s in statuses]
+        rows = [{"path": str(s.path), "state": s.state, "problems": s.problems, "checked": c} for s, c in results]
         typer.echo(json.dumps(rows, indent=1))
     else:
-        for status in statuses:
+        for status, checked in results:
             typer.echo(f"{status.path}: {status.state}")
-            for problem in status.problems:
-                typer.echo(f"  {problem}")
-    if any(status.state != "complete" for status in statuses):
+            for line in [*status.problems, *checked]:
+                typer.echo(f"  {line}")
+    if any(status.state == "damaged" or (not checked and status.state != "complete") for status, checked in results):
         sys.exit(3)
 
 
-@app.command()
-def export(
-    checkpoint: CheckpointArgument,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="New folder; by default <run>/hf/<step>.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
-) -> None:
-    """Write a folder that transformers loads, after comparing its logits with the training model's; print its path."""
-    from enc.tools.export import export_checkpoint
+def _verified_foreign(path: Path) -> Any:
+    from enc.tools.verify import verify_foreign
 
-    result = export_checkpoint(checkpoint_folder(checkpoint), Path(out) if out else None, dtype)
-    say(
-        f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "
-        f"from the training model's by at most {result.max_difference:.1e} of the largest logit."
-    )
-    typer.echo(str(result.folder))
+    return verify_foreign(path)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint of any format, or a run folder (its latest).")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the tensors and the configs of two checkpoints; exit code 1 when they differ."""
+    from enc.tools.diff import diff_sources, diff_text, is_equal
+    from enc.tools.readers.detect import open_source
+
+    first, second = (open_source(any_checkpoint(name, only_complete=False)) for name in (a, b))
+    found = diff_sources(first, second)
+    typer.echo(json.dumps(found, indent=1) if as_json else diff_text(found))
+    if not is_equal(found):
+        sys.exit(1)
+
+
+@app.command()
+def prune(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Newest complete checkpoints to keep.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, delete nothing.")] = False,
+) -> None:
+    """Delete the older checkpoints of a run and print them; damaged ones and the last healthy one always stay."""
+    from enc.encoder import checkpoint as folder
+    from enc.launcher.run_folder import RunLock, find_run
+
+    run_dir = find_run(run)
+    if dry_run:
+        doomed = folder.prunable(run_dir, keep)
+    else:
+        lock = RunLock(run_dir)
+        doomed = folder.prune(run_dir, keep)
+        lock.release()
+    for path in doomed:
+        typer.echo(str(path))
+    kept = len(folder.list_checkpoints(run_dir)) - (len(doomed) if dry_run else 0)
+    say(f"{'Would delete' if dry_run else 'Deleted'} {len(doomed)} checkpoints of {run_dir}, {kept} stay.")

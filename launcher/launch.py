@@ -20,6 +20,8 @@ from enc.encoder import checkpoint
 from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing, read_trainer_state
 from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
+from enc.encoder.data.store import read_manifest
+from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
@@ -87,7 +89,10 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
     new = self_contained(plan)
     changes = {key: pair for key, pair in differences(old, new).items() if not _is_bookkeeping(key)}
     made_from, tokens = read_trainer_state(folder)["data_fingerprint"], store_fingerprint(plan)
-    if tokens not in (None, made_from):
+    if made_from is None:  # an imported checkpoint does not know its text, but it has the tokenizer
+        if config.tokenizer == old.tokenizer and _has_tokenizer_of(folder, plan):
+            changes.pop("tokenizer.path", None)
+    elif tokens not in (None, made_from):
         changes["the token store's contents"] = (made_from, tokens)
     if changes:
         say(
@@ -102,6 +107,16 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
         )
     say(f"Resuming from {folder}.")
     return plan.config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+
+
+def _has_tokenizer_of(folder: Path, plan: Plan) -> bool:
+    """Tell whether the token store was made with the checkpoint's tokenizer; one that is yet to be made will be."""
+    if not plan.store_ready:
+        return True
+    return (
+        read_manifest(plan.store)["tokenizer"]["fingerprint"]
+        == EncoderTokenizer.load(folder / "tokenizer").fingerprint()
+    )
 
 
 def passed_over_text(status: CheckpointStatus) -> str:

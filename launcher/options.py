@@ -9,6 +9,7 @@ from enc.encoder.errors import UsageError
 
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
+    from enc.encoder.config_load import Loaded
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigArgument = Annotated[
@@ -31,7 +32,18 @@ def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) 
     from enc.encoder.config_load import load_config, parse_overrides
 
     _refuse_unknown_options(context)
-    loaded = load_config(name, parse_overrides(context.args) | (more or {}))
+    return _told(load_config(name, parse_overrides(context.args) | (more or {})))
+
+
+def load_defaults(context: typer.Context, keys: dict[str, Any]) -> "RunConfig":
+    """Load the default config with `keys` and, over them, the overrides among the command's words."""
+    from enc.encoder.config_load import load_text, parse_overrides
+
+    _refuse_unknown_options(context)
+    return _told(load_text("{}", "the default config", keys | parse_overrides(context.args)))
+
+
+def _told(loaded: "Loaded") -> "RunConfig":
     for warning in loaded.warnings:
         say(f"Note: {warning}")
     return loaded.config

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from foreign import CASES, run_writer
 from running import Enc
 
 
@@ -20,6 +21,23 @@ def store(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
     """The token store of the `smoke` recipe."""
     folder = tmp_path_factory.mktemp("store")
     return folder / Enc(folder, environment)("preprocess", "smoke").stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of DeepSpeed and FSDP2: <case>/, and its true state in <case>.safetensors."""
+    folder = tmp_path_factory.mktemp("foreign")
+    run_writer("write", str(folder), *CASES, "fsdp", "neobert")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
+    """A run of 6 steps with checkpoints 3 and 6."""
+    enc = Enc(tmp_path_factory.mktemp("finished"), environment)
+    words = ["trainer.max_steps=6", "trainer.save_steps=3", "dataset.num_workers=0", "scheduler.total_steps=6"]
+    enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", *words)
+    return enc.folder / "run"
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from foreign import hostile_pickle, hostile_torch_file
 from running import Enc
+from safetensors.torch import save_file
 
 MAX_LINES = 12
 
@@ -130,6 +133,17 @@ def _no_mask(world: World) -> None:
     world.write("nomask/tokenizer.json", json.dumps(tokenizer))
 
 
+def _hostile(world: World) -> None:
+    hostile_torch_file(world.folder / "w.pt", world.folder / "it-ran")
+    world.write("dcp/__0_0.distcp", "")
+    hostile_pickle(world.folder / "dcp" / ".metadata", world.folder / "it-ran")
+
+
+def _run_and_other(world: World) -> None:
+    world.run()
+    save_file({"other": torch.ones(2)}, world.folder / "w.safetensors")
+
+
 WEIGHTS, SHARD = "model.safetensors", "state/shard-00001-model-00001-of-00001.safetensors"
 TRAIN_DATA = "train/data-00000.arrow"
 ON_STORE = "launch pretrain smoke dataset.pre_tokenize_output=store trainer.output_dir=new/run"
@@ -207,6 +221,7 @@ ROWS = [
         "contrastive training is not built yet",
     ),
     config("heads that do not divide", "model:\n  num_attention_heads: 7\n", "cfg.yaml:2", "does not divide", "768"),
+    config("bias of a tied head", "model: {decoder_bias: true}\n", "model.decoder_bias", "tie_word_embeddings false"),
     config("odd head size", "model: {hidden_size: 60, num_attention_heads: 4}\n", "heads of 15", "even"),
     config(
         "row longer than positions", "dataset:\n  max_seq_length: 1024\n", "cfg.yaml:2", "1024", "512 tokens", "raise"
@@ -526,8 +541,61 @@ ROWS = [
     Row(
         "ckpt verify: a folder without",
         "ckpt verify text",
-        ("text is not a checkpoint",),
+        ("text holds no checkpoint", "DeepSpeed", ".safetensors"),
         setup=lambda w: w.write("text/a.txt", "x"),
+    ),
+    *(
+        Row(
+            f"ckpt {words.split()[0]}: a pickle that runs code",
+            f"ckpt {words}",
+            ("w.pt", "refused", "trust"),
+            setup=_hostile,
+        )
+        for words in (
+            "inspect w.pt",
+            "verify w.pt",
+            "diff w.pt w.pt",
+            "consolidate w.pt --out out",
+            "convert w.pt --to dcp --out out",
+            "import w.pt --out out --config smoke",
+        )
+    ),
+    Row("ckpt inspect: DCP metadata that runs code", "ckpt inspect dcp", (".metadata", "refused"), setup=_hostile),
+    Row("ckpt inspect: a text file", "ckpt inspect a.txt", ("a.txt is not a file of weights", ".safetensors")),
+    Row(
+        "ckpt consolidate: a shard is missing",
+        "ckpt consolidate hf --out out",
+        ("hf is incomplete", "b.safetensors", "Copy"),
+        setup=lambda w: w.write("hf/model.safetensors.index.json", '{"weight_map": {"x": "b.safetensors"}}'),
+    ),
+    Row(
+        "ckpt consolidate: no safetensors file",
+        "ckpt consolidate w.safetensors --out out",
+        ("w.safetensors is damaged", "header"),
+        setup=lambda w: w.write("w.safetensors", b"\0" * 100),
+    ),
+    Row(
+        "ckpt consolidate: damaged run",
+        "ckpt consolidate run/checkpoints/6 --out out",
+        ("damaged", WEIGHTS),
+        setup=in_run(lambda run: flip(run / "checkpoints/6" / WEIGHTS)),
+    ),
+    Row(
+        "ckpt consolidate: place taken",
+        "ckpt consolidate run --out text",
+        ("text", "not empty"),
+        setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
+    ),
+    Row("ckpt prune: keep none", "ckpt prune run --keep 0", ("--keep",), setup=World.run),
+    Row("ckpt prune: no run", "ckpt prune text --keep 1", ("text is not a run folder",)),
+    Row(
+        "ckpt import: another model", "ckpt import w.safetensors --out new", ("--tokenizer DIR",), setup=_run_and_other
+    ),
+    Row(
+        "ckpt import: another tokenizer",
+        "ckpt import w.safetensors --out new --tokenizer run/checkpoints/6/tokenizer",
+        ("not a NeoBERT", "model.encoder.weight"),
+        setup=_run_and_other,
     ),
     Row("ckpt verify: nothing there", "ckpt verify nothere", ("nothere",)),
     Row("ckpt ls: nothing there", "ckpt ls nothere", ("nothere is not a run folder",)),
@@ -559,15 +627,6 @@ ROWS = [
 
 
 # --- what the rows share ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
-    """A run of 6 steps with checkpoints 3 and 6."""
-    enc = Enc(tmp_path_factory.mktemp("finished"), environment)
-    words = ["trainer.max_steps=6", "trainer.save_steps=3", "dataset.num_workers=0", "scheduler.total_steps=6"]
-    enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", *words)
-    return enc.folder / "run"
 
 
 @pytest.fixture(scope="session")

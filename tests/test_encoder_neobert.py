@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from enc.encoder.config import ModelConfig
+from enc.encoder.data.batches import Microbatch
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizes import num_parameters
 from enc.kernels import norms, rope
 from enc.kernels.masked_ce import masked_ce
@@ -174,6 +176,25 @@ def test_bf16_autocast_is_as_close_to_fp64_as_plain_pytorch():
         hidden, loss = model(*batch[:3]), masked_loss(model, *batch)
     assert hidden.dtype == loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, atol=0, rtol=5e-3)
+
+
+@pytest.mark.parametrize("full_logits", [False, True])
+def test_the_bias_of_the_head_is_in_the_loss(full_logits):
+    """Both loss paths, and the bias' gradient, equal plain cross-entropy of the logits with it."""
+    model = tiny_model(tie_word_embeddings=False, decoder_bias=True)
+    torch.nn.init.normal_(model.decoder.bias)
+    ids, cu_seqlens, positions, labels = flat_batch()
+    places = (labels != -100).nonzero()[:, 0]
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), len(places), 1)
+    loss = MlmObjective(model, model.num_tokens, full_logits)(batch).loss_sum
+    logits = F.linear(model(ids, cu_seqlens, positions), model.decoder.weight, model.decoder.bias)[
+        :, : model.num_tokens
+    ]
+    expected = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    found, wanted = (torch.autograd.grad(value, model.decoder.bias)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert found[: model.num_tokens].any()
 
 
 def test_inert_rows_get_no_gradient():

@@ -13,6 +13,7 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
     [
         {},
         {"tie_word_embeddings": False},
+        {"tie_word_embeddings": False, "decoder_bias": True},
         {"hidden_act": "gelu", "rms_norm": False, "rope": False},
         {"ngpt": True},
         {"intermediate_size": 100},

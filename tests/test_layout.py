@@ -29,11 +29,13 @@ ALLOWED = {
     "encoder.evaluate": {"encoder", "encoder.data", "encoder.evaluate"},
     "encoder": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.objectives", "encoder.optim",
                 "encoder.engine", "encoder.evaluate"},
+    "tools.readers": {"encoder", "tools.readers"},
     "tools": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
-              "encoder.optim", "tools", "tools.bench"},
+              "encoder.optim", "tools", "tools.bench", "tools.readers"},
     "tools.bench": {"kernels", "encoder", "encoder.data", "encoder.models", "encoder.engine", "encoder.objectives",
-                    "encoder.optim", "tools", "tools.bench", "launcher"},
-    "launcher": {"encoder", "encoder.data", "encoder.engine", "encoder.evaluate", "tools", "launcher", ""},
+                    "encoder.optim", "tools", "tools.bench", "tools.readers", "launcher"},
+    "launcher": {"encoder", "encoder.data", "encoder.engine", "encoder.evaluate", "tools", "tools.readers", "launcher",
+                 ""},
 }  # fmt: skip
 
 

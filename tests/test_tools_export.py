@@ -23,7 +23,8 @@ from enc.tools.export import export_model
 
 NUM_TOKENS = 300
 LEARNED = {"hidden_act": "gelu", "rms_norm": False, "rope": False}
-VARIANTS = {"swiglu": {}, "untied": {"tie_word_embeddings": False}, "gelu-layernorm-learned": LEARNED}
+UNTIED = {"tie_word_embeddings": False}
+VARIANTS = {"swiglu": {}, "untied": UNTIED, "bias": {**UNTIED, "decoder_bias": True}, "gelu-layernorm-learned": LEARNED}
 CARD = {"name": "tiny", "steps": 12_000, "tokens": 3_000_000, "loss": 2.5, "metrics": {"eval loss": 2.4321}}
 
 
@@ -51,6 +52,8 @@ def trained(**changes) -> tuple[NeoBertForMaskedLM, ModelConfig]:
     config = ModelConfig(**{**fields, **ranges, **changes})
     model = NeoBertForMaskedLM(config, NUM_TOKENS)
     init_weights(model, config, seed=0)
+    if model.head_bias is not None:
+        torch.nn.init.normal_(model.head_bias, generator=torch.Generator().manual_seed(1))
     return model.eval(), config
 
 

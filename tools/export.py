@@ -28,7 +28,7 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
 
 TOLERANCE = 1e-5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_VOCABULARY = ("model.encoder.weight", "decoder.weight")
+_VOCABULARY = ("model.encoder.weight", "decoder.weight", "decoder.bias")
 _COPIED = (
     "hidden_size",
     "num_hidden_layers",
@@ -45,6 +45,7 @@ _COPIED = (
     "classifier_init_range",
     "pad_token_id",
     "tie_word_embeddings",
+    "decoder_bias",
 )
 _METRICS = {
     "eval_loss": "Masked-token loss",

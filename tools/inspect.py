@@ -1,67 +1,154 @@
-"""What is inside a checkpoint: counters, files and every tensor, read one at a time."""
+"""What is inside a checkpoint of any format: counters, choices, and every tensor, read one at a time."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from enc.encoder.build import packed_rows
+from enc.encoder.checkpoint import verify
+from enc.encoder.config import RunConfig
+from enc.encoder.config_load import load_text
+from enc.encoder.data.store import TokenStore
+from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.errors import UsageError
+from enc.tools.readers.detect import open_source
+from enc.tools.readers.folders import is_ours
+from enc.tools.readers.source import Source, Stored
+from enc.tools.tensor_stats import stats_of
 
-from enc.encoder.checkpoint import read_trainer_state, verify
 
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's format, state, counters, position in the data, main choices and tensors.
 
-def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's state, counters and tensors.
-
-    A tensor is described by name, shape, dtype, bytes, norm and the number of its values that are not finite.
+    A tensor is described by name, shape, dtype, bytes, norm and the number of its values that are not finite. Raises
+    UsageError when the path cannot be read as a checkpoint; of ours, what is damaged is listed under `problems`.
     """
-    status = verify(folder)
-    files = [folder / "model.safetensors", *sorted((folder / "state").glob("*.safetensors"))]
-    tensors = {str(path.relative_to(folder)): _tensors(path) for path in files if path.is_file()}
+    found: dict[str, Any] = {"path": str(path), "state": "readable", "problems": []}
+    ours = path.is_dir() and is_ours(path)
+    if ours:
+        status = verify(path)
+        found.update(state=status.state, problems=status.problems)
+    try:
+        source = open_source(path)
+    except UsageError as error:
+        if not found["problems"]:
+            raise
+        raise UsageError(f"{path} is {found['state']}: {'; '.join(found['problems'])}. {error}") from None
+    config = _run_config(path) if ours else None
     return {
-        "path": str(folder),
-        "state": status.state,
-        "problems": status.problems,
-        "bytes": status.num_bytes,
-        "trainer_state": read_trainer_state(folder),
-        "tensors": tensors,
+        **found,
+        "format": source.format,
+        "bytes": source.num_bytes,
+        "counters": source.counters,
+        "position": _position(config, source.counters) if config else None,
+        "choices": _choices(config) if config else None,
+        "tensors": {kind: _rows(tensors) for kind, tensors in _kinds(source).items()},
     }
 
 
-def _tensors(path: Path) -> list[dict[str, Any]]:
+def _kinds(source: Source) -> dict[str, dict[str, Stored]]:
+    kinds: dict[str, dict[str, Stored]] = {"weights": source.weights}
+    for name, stored in source.moments.items():
+        kind, parameter = name.split(".", 1)
+        kinds.setdefault(kind, {})[parameter] = stored
+    return kinds
+
+
+def _rows(tensors: dict[str, Stored]) -> list[dict[str, Any]]:
     rows = []
-    with safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
-            tensor = file.get_tensor(name)
-            values = tensor.double()
-            rows.append({
-                "name": name,
-                "shape": list(tensor.shape),
-                "dtype": str(tensor.dtype).removeprefix("torch."),
-                "bytes": tensor.numel() * tensor.element_size(),
-                "norm": values.norm().item(),
-                "non_finite": int((~values.isfinite()).sum()),
-            })  # fmt: skip
+    for name in sorted(tensors):
+        spec, stats = tensors[name].spec, stats_of(tensors[name].read())
+        rows.append({
+            "name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."),
+            "bytes": spec.num_bytes, "norm": stats.norm if math.isfinite(stats.norm) else None,
+            "non_finite": stats.non_finite,
+        })  # fmt: skip
     return rows
+
+
+# --- our runs --------------------------------------------------------------------------------------------------------
+
+
+def _run_config(path: Path) -> RunConfig | None:
+    file = path / "config.yaml"
+    return load_text(file.read_text(encoding="utf-8"), str(file)).config if file.is_file() else None
+
+
+def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows read so far and, where the token store is at hand, the epoch and the row in it."""
+    rows = counters.get("step", 0) * (config.trainer.global_batch_size or 0)
+    position: dict[str, Any] = {"rows": rows}
+    try:
+        store = TokenStore.open(Path(config.dataset.path))
+        in_epoch = packed_rows(store, "train", EncoderTokenizer.load(store.tokenizer_dir), config).plan.num_rows
+        position.update(epoch=rows // in_epoch, row=rows % in_epoch, rows_per_epoch=in_epoch)
+    except (UsageError, OSError):
+        pass  # the store may be on another machine
+    return position
+
+
+def _choices(config: RunConfig) -> dict[str, str]:
+    model, optimizer, trainer = config.model, config.optimizer, config.trainer
+    head = "tied" if model.tie_word_embeddings and not model.ngpt else "untied"
+    return {
+        "model": f"{model.type}, {model.num_hidden_layers} x {model.hidden_size}, {model.vocab_size} rows, {head} head",
+        "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",
+        "schedule": f"{config.scheduler.name}, {trainer.max_steps} steps",
+        "batch": f"{trainer.global_batch_size} rows of {config.row_length} tokens",
+        "labels": f"{config.datacollator.mlm_probability:g} of the tokens",
+    }
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def inspection_text(found: dict[str, Any]) -> str:
     """Lay an inspection out for a terminal of 80 columns."""
-    state = found["trainer_state"]
-    lines = [
-        f"{found['path']}: {found['state']}, {found['bytes'] / 1e6:.1f} MB",
-        *(f"  {problem}" for problem in found["problems"]),
-        f"step {state['step']}, {state['tokens']:,} tokens, {state['optimizer_steps']} updates, "
-        f"{state['nonfinite_steps']} skipped, written by {state['world_size']} rank(s)",
-    ]
-    for name, tensors in found["tensors"].items():
-        total = sum(tensor["bytes"] for tensor in tensors)
-        lines += ["", f"{name}: {len(tensors)} tensors, {total / 1e6:.1f} MB"]
-        lines += [_tensor_line(tensor) for tensor in tensors]
+    lines = [f"{found['path']}: {found['state']}, {found['format']}, {found['bytes'] / 1e6:.1f} MB"]
+    lines += [f"  {problem}" for problem in found["problems"]]
+    simple = {k: v for k, v in found["counters"].items() if isinstance(v, str | int | float)}
+    lines += [f"  {name:<18} {value}" for name, value in simple.items()]
+    if position := found["position"]:
+        lines.append(f"  {'rows read':<18} {position['rows']}{_epoch(position)}")
+    lines += [f"  {name:<18} {text}" for name, text in (found["choices"] or {}).items()]
+    for kind, rows in found["tensors"].items():
+        total = sum(row["bytes"] for row in rows)
+        lines += ["", f"{kind}: {len(rows)} tensors, {total / 1e6:.1f} MB"]
+        lines += _tree(rows)
     return "\n".join(lines)
 
 
-def _tensor_line(tensor: dict[str, Any]) -> str:
-    shape = "x".join(map(str, tensor["shape"])) or "scalar"
-    norm = f"{tensor['norm']:.4g}" if math.isfinite(tensor["norm"]) else "not finite"
-    bad = f"  {tensor['non_finite']} NON-FINITE" if tensor["non_finite"] else ""
-    return f"  {tensor['name']:<46} {shape:>12} {tensor['dtype']:>8} {norm:>9}{bad}"
+def _epoch(position: dict[str, Any]) -> str:
+    if "epoch" not in position:
+        return " (the token store is not at hand)"
+    return f" (row {position['row']} of {position['rows_per_epoch']} in epoch {position['epoch']}, counted from 0)"
+
+
+def _tree(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one line a tensor below one line for each new part of the dotted names above it."""
+    lines: list[str] = []
+    shown: list[str] = []
+    below = Counter(prefix for row in rows for prefix in _prefixes(row["name"]))
+    for row in rows:
+        parts = row["name"].split(".")
+        depth = sum(below[prefix] > 1 for prefix in _prefixes(row["name"]))  # a part with one tensor gets no line
+        above, own = parts[:depth], ".".join(parts[depth:])
+        common = next((i for i, part in enumerate(above) if shown[i : i + 1] != [part]), len(above))
+        lines += [f"{'  ' * (depth + 1)}{above[depth]}" for depth in range(common, len(above))]
+        shown = above
+        lines += _tensor_lines("  " * (len(above) + 1) + own, row)
+    return lines
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return `a`, `a.b` for `a.b.c`."""
+    parts = name.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts))]
+
+
+def _tensor_lines(name: str, row: dict[str, Any]) -> list[str]:
+    shape = "x".join(map(str, row["shape"])) or "scalar"
+    norm = "not finite" if row["norm"] is None else f"{row['norm']:.4g}"
+    line = f"{name:<30} {shape:>14} {row['dtype']:>9} {row['bytes']:>12} {norm:>10}"
+    return [line, f"{'':>8}{row['non_finite']} values are NOT FINITE"] if row["non_finite"] else [line]

@@ -48,6 +48,7 @@ class NeoBERTConfig(PreTrainedConfig):
         classifier_init_range: float = 0.02,
         pad_token_id: int = 0,
         tie_word_embeddings: bool = True,
+        decoder_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         if hidden_act not in ("swiglu", "gelu"):
@@ -69,6 +70,7 @@ class NeoBERTConfig(PreTrainedConfig):
         self.embedding_init_range = embedding_init_range
         self.decoder_init_range = decoder_init_range
         self.classifier_init_range = classifier_init_range
+        self.decoder_bias = decoder_bias
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
 
 
@@ -217,7 +219,7 @@ class NeoBERTForMaskedLM(NeoBERTPreTrainedModel):
     def __init__(self, config: NeoBERTConfig) -> None:
         super().__init__(config)
         self.model = NeoBERTModel(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -140,12 +140,17 @@ class NeoBertForMaskedLM(nn.Module):
         self.num_tokens = num_tokens
         self.model = NeoBert(config, num_rows)
         tied = config.tie_word_embeddings and not config.ngpt
-        self.decoder = None if tied else nn.Linear(config.hidden_size, num_rows, bias=False)
+        self.decoder = None if tied else nn.Linear(config.hidden_size, num_rows, bias=config.decoder_bias)
 
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix (V, E), the embedding itself when tied."""
         return self.model.encoder.weight if self.decoder is None else self.decoder.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The head's bias (V,), None unless ``decoder_bias``."""
+        return None if self.decoder is None else self.decoder.bias
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -171,7 +176,7 @@ class NeoBertForMaskedLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of every row of the vocabulary, the inert ones too, (T, V)."""
-        return F.linear(hidden, self.head_weight)
+        return F.linear(hidden, self.head_weight, self.head_bias)
 
 
 @torch.no_grad()

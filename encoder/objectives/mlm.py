@@ -48,14 +48,14 @@ class MlmObjective(nn.Module):
 
     def _loss(self, batch: Microbatch) -> MlmOutput:
         hidden = self.model(batch.input_ids, batch.cu_seqlens, batch.position_ids)  # (T, H)
-        decoder = self.model.head_weight  # (V, H)
+        decoder, bias = self.model.head_weight, self.model.head_bias  # (V, H), (V,) or None
         if self.full_logits:
-            return self._from_all_logits(hidden, decoder, batch)
+            return self._from_all_logits(hidden, batch)
         rows = hidden.index_select(0, batch.label_positions)  # (M, H)
-        return MlmOutput(*masked_ce(rows, decoder, None, batch.label_ids, self.num_tokens))
+        return MlmOutput(*masked_ce(rows, decoder, bias, batch.label_ids, self.num_tokens))
 
-    def _from_all_logits(self, hidden: Tensor, decoder: Tensor, batch: Microbatch) -> MlmOutput:
-        logits = nn.functional.linear(hidden, decoder)[:, : self.num_tokens].float()  # (T, V)
+    def _from_all_logits(self, hidden: Tensor, batch: Microbatch) -> MlmOutput:
+        logits = self.model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
         labelled = batch.label_ids != IGNORE
         targets = torch.full_like(batch.input_ids, IGNORE)
         targets[batch.label_positions[labelled]] = batch.label_ids[labelled]

@@ -1,0 +1,103 @@
+"""`enc ckpt`, making something of checkpoints: consolidate, convert, import, export."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enc.launcher.cli_ckpt import AnyArgument, any_checkpoint, checkpoint_folder
+from enc.launcher.options import load, load_defaults, say
+
+if TYPE_CHECKING:
+    from enc.encoder.config import RunConfig
+    from enc.tools.consolidate import Written
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Of the weights: fp32 or bf16; by default they stay as they are.")
+]
+
+
+def consolidate(
+    source: AnyArgument,
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="New folder, or new file named .safetensors.")],
+    dtype: DtypeOption = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest file in a folder.")
+    ] = "5GB",
+) -> None:
+    """Write the weights of a checkpoint of any format as safetensors, one tensor at a time; print the path."""
+    from enc.tools import consolidate as tool
+    from enc.tools.readers.detect import open_source
+
+    opened = open_source(any_checkpoint(source))
+    _tell(tool.consolidate(opened.weights, Path(out), dtype, max_shard_size))
+
+
+def convert(
+    source: AnyArgument,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="universal, dcp or safetensors.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder.")],
+    dtype: DtypeOption = None,
+) -> None:
+    """Write weights and optimizer moments of a checkpoint of any format in another one; print the path."""
+    from enc.tools import convert as tool
+    from enc.tools.readers.detect import open_source
+
+    _tell(tool.convert(open_source(any_checkpoint(source)), to, Path(out), dtype))
+
+
+def _tell(written: "Written") -> None:
+    say(f"Wrote {written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB, in {written.num_files} file(s).")
+    typer.echo(str(written.path))
+
+
+def import_checkpoint(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="NeoBERT checkpoint. Any config key can follow: section.key=value")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New run folder.")],
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="CFG", help="Config of the run; by default the checkpoint's own.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; by default the checkpoint's own.")
+    ] = None,
+) -> None:
+    """Make a run folder from a NeoBERT training checkpoint or release, to go on with `enc resume`; print its path."""
+    from enc.tools.import_run import import_run
+
+    path = any_checkpoint(source)
+    found = import_run(path, Path(out), _config(path, config, context), Path(tokenizer) if tokenizer else None)
+    say(f"Imported step {found.step}, weights{' and optimizer moments' if found.has_moments else ' only'}.")
+    say("Not carried over:" + "".join(f"\n  {line}" for line in found.not_carried))
+    say(f"Go on with: enc resume latest --run {found.run_dir} dataset.path=TEXT")
+    typer.echo(str(found.run_dir))
+
+
+def _config(path: Path, config: str | None, context: typer.Context) -> "RunConfig":
+    from enc.tools.import_run import hf_model_keys, nearest_config
+
+    nearest = config or nearest_config(path)
+    return load(str(nearest), context) if nearest else load_defaults(context, hf_model_keys(path))
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="New folder; by default <run>/hf/<step>.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
+) -> None:
+    """Write a folder that transformers loads, after comparing its logits with the training model's; print its path."""
+    from enc.tools.export import export_checkpoint
+
+    result = export_checkpoint(checkpoint_folder(checkpoint), Path(out) if out else None, dtype)
+    say(
+        f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "
+        f"from the training model's by at most {result.max_difference:.1e} of the largest logit."
+    )
+    typer.echo(str(result.folder))

@@ -1,0 +1,50 @@
+"""Checkpoints of other systems, made by these systems themselves, once a session."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+WRITER = Path(__file__).with_name("foreign_writer.py")
+ACCELERATE = Path(__file__).with_name("golden") / "neobert-accelerate"
+CASES = ("z0-fp32", "z1-fp32", "z2-fp32", "z3-fp32", "z1-bf16", "z2-bf16", "z3-bf16", "z1-bf16-fp32grads")
+
+
+def run_writer(*words: str) -> None:
+    """Run the writer on 2 ranks and fail with their output when one fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+             "DS_ACCELERATOR": "cpu"}  # fmt: skip
+    ranks = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, str(WRITER), *words]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    outputs = [process.communicate(timeout=300)[0].decode() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+
+
+class RunsCode:
+    """A pickle of this makes a folder when it is loaded by an unpickler that allows everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def hostile_torch_file(path: Path, marker: Path) -> None:
+    """Write a file of torch.save that makes the folder `marker` when it is unpickled without care."""
+    torch.save({"module": {"w": torch.ones(2)}, "extra": RunsCode(marker)}, path)
+
+
+def hostile_pickle(path: Path, marker: Path) -> None:
+    """Write a plain pickle that does the same."""
+    path.write_bytes(pickle.dumps(RunsCode(marker)))

@@ -1,0 +1,157 @@
+"""Checkpoints of any format as a DeepSpeed universal folder, a DCP folder or safetensors, moments included."""
+
+import json
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+
+from enc.encoder.errors import UsageError
+from enc.tools.consolidate import DTYPES, Written, output_specs, write_file
+from enc.tools.output import new_output
+from enc.tools.readers.folders import MOMENTS_FILE
+from enc.tools.readers.source import MOMENTS, Source
+
+_TAG = "universal"
+_DEEPSPEED = "0.19.8"  # the version whose universal format is written
+
+
+def convert(source: Source, to: str, out: Path, dtype: str | None) -> Written:
+    """Write a source to the folder `out` as "universal", "dcp" or "safetensors".
+
+    `dtype` is of the weights, "fp32", "bf16" or None for each tensor's own; moments stay as they are. Raises UsageError
+    when the source lacks what the format needs, `out` is taken, or an argument is not one of these.
+    """
+    if to not in _WRITERS:
+        raise UsageError(f"--to is {to!r}; allowed: {', '.join(_WRITERS)}.")
+    specs = output_specs(source.weights, dtype)
+    num_bytes = sum(spec.num_bytes for spec in [*specs.values(), *(t.spec for t in source.moments.values())])
+    _refuse_nameless(source, to)
+    with new_output(out, num_bytes) as partial:
+        _WRITERS[to](source, partial, dtype)
+        num_files = sum(p.is_file() for p in partial.rglob("*"))
+    return Written(out, len(source.tensors), num_bytes, num_files)
+
+
+def _refuse_nameless(source: Source, to: str) -> None:
+    if to != "safetensors" and any("#" in name for name in source.moments):
+        raise UsageError(
+            f"{source.path}: its optimizer numbers the parameters, so whose moments they are is not known. `enc ckpt "
+            "import` knows NeoBERT's order; `--to safetensors` writes them under their numbers."
+        )
+    if to == "universal" and not source.moments:
+        raise UsageError(
+            f"{source.path} has no optimizer moments, which DeepSpeed needs in a universal folder. Use `--to "
+            "safetensors` and load the weights before deepspeed.initialize."
+        )
+
+
+def _weight(source: Source, name: str, dtype: str | None) -> Tensor:
+    tensor = source.weights[name].read()
+    return tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+
+
+def _step(source: Source) -> int | None:
+    """Return the number of updates of the moments, as far as it is known."""
+    return source.counters.get("optimizer_steps") or source.counters.get("step")
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _write_safetensors(source: Source, folder: Path, dtype: str | None) -> None:
+    write_file(folder / "model.safetensors", source.weights, output_specs(source.weights, dtype))
+    if source.moments:
+        write_file(folder / MOMENTS_FILE, source.moments, output_specs(source.moments, None))
+    kept = {key: source.counters[key] for key in ("step", "optimizer_steps") if source.counters.get(key) is not None}
+    (folder / "trainer_state.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
+    """Write what `load_checkpoint` reads with `checkpoint.load_universal` at any stage and number of ranks.
+
+    Weights come from `zero/`, so the file of model states holds counters only. DeepSpeed pairs the groups of its
+    optimizer with `param_groups` and takes over every setting that it finds there; as many empty ones as there are
+    parameters leave the settings of the new run alone, however many groups it has.
+    """
+    tag, step = folder / _TAG, torch.tensor(float(_step(source) or 0))
+    names = [name for name in source.weights if f"exp_avg.{name}" in source.moments]
+    for name in names:
+        _refuse_path(name)
+        place = tag / "zero" / name
+        place.mkdir(parents=True)
+        _save_param(place / "fp32.pt", _weight(source, name, dtype).float())
+        for kind in MOMENTS:
+            _save_param(place / f"{kind}.pt", source.moments[f"{kind}.{name}"].read())
+        torch.save(step, place / "step.pt")
+    groups: list[dict[str, Any]] = [{} for _ in names]
+    inner = {"state": {0: {"step": step}}, "param_groups": groups}
+    optimizer = {"ds_version": _DEEPSPEED, "param_groups": groups, "optimizer_state_dict": inner}
+    torch.save(optimizer, tag / "zero" / "optimizer_state.pt")
+    counters: dict[str, Any] = {
+        "module": {}, "global_steps": source.counters.get("step") or int(step), "skipped_steps": 0, "dp_world_size": 1,
+        "mp_world_size": 1, "lr_scheduler": None, "ds_version": _DEEPSPEED, "universal_checkpoint_info": {},
+    }  # fmt: skip
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):  # stages 1 and 2; stage 3
+        torch.save(counters, tag / name)
+    (folder / "latest_universal").write_text(_TAG)
+
+
+def _refuse_path(name: str) -> None:
+    if Path(name).name != name:
+        raise UsageError(f"A parameter is named {name!r}, which cannot be a folder's name. Use another --to.")
+
+
+def _save_param(path: Path, tensor: Tensor) -> None:
+    torch.save({"param": tensor, "cat_dim": 0}, path)
+
+
+def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
+    """Write `model.<name>` and `optim.state.<name>.<moment>`, the names that get_state_dict gives."""
+    reads: dict[str, Callable[[], Tensor]] = {}
+    specs = output_specs(source.weights, dtype)
+    state: dict[str, Any] = {"model": {}, "optim": {"state": {}}}
+    for name, spec in specs.items():
+        state["model"][name] = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+        reads[f"model.{name}"] = partial(_weight, source, name, dtype)
+    for moment, stored in source.moments.items():
+        kind, name = moment.split(".", 1)
+        entry = state["optim"]["state"].setdefault(name, {})
+        entry[kind] = torch.empty(stored.spec.shape, dtype=stored.spec.dtype, device="meta")
+        reads[f"optim.state.{name}.{kind}"] = stored.read
+        if (step := _step(source)) is not None:
+            entry["step"] = torch.tensor(float(step))
+    if not source.moments:
+        del state["optim"]
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it runs in a single process
+            dcp.save(state, checkpoint_id=folder, planner=_ReadingPlanner(reads), no_dist=True)
+    except CheckpointException as error:  # a BaseException, with the cause of each rank in it
+        raise next((cause for cause, _ in error.failures.values()), error) from None
+
+
+class _ReadingPlanner(dcp.DefaultSavePlanner):
+    """Plans with tensors that have no values and reads each one when it is written."""
+
+    def __init__(self, reads: dict[str, Callable[[], Tensor]]) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        if write_item.type == WriteItemType.BYTE_IO or write_item.index.fqn not in self.reads:
+            return super().resolve_data(write_item)
+        return self.reads[write_item.index.fqn]()
+
+
+_WRITERS: dict[str, Callable[[Source, Path, str | None], None]] = {
+    "universal": _write_universal,
+    "dcp": _write_dcp,
+    "safetensors": _write_safetensors,
+}

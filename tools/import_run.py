@@ -1,0 +1,173 @@
+"""A run folder made from a NeoBERT checkpoint that another program wrote, so that `enc resume` goes on with it."""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enc.encoder.checkpoint import write_manifest
+from enc.encoder.config import RunConfig
+from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.errors import UsageError
+from enc.tools.consolidate import write_file
+from enc.tools.neobert_names import Derived, NeoBertState, neobert_state
+from enc.tools.output import new_output, refuse_taken
+from enc.tools.readers.detect import open_source
+from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json
+
+# What lies beside a checkpoint and why nothing is taken from it.
+_NOT_CARRIED = {
+    "random_states_*.pkl": "states of random generators; every draw follows from the seed here",
+    "rng_state*.pth": "states of random generators; every draw follows from the seed here",
+    "scheduler.*": "the scheduler object; learning rates follow from the config and the step",
+    "sampler*.bin": "the sampler's position; the rows of a step follow from the seed and the step",
+    "dl_state_dict*.bin": "the data loader's position; the rows of a step follow from the seed and the step",
+    "scaler.pt": "the loss scaler; bf16 needs none",
+    "custom_checkpoint_*.pkl": "its counters other than steps and tokens",
+}
+_HF_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "rope", "rms_norm",
+    "norm_eps", "dropout_prob", "embedding_init_range", "decoder_init_range", "classifier_init_range", "ngpt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was made, and what of the source is not in it."""
+
+    run_dir: Path
+    step: int
+    has_moments: bool
+    not_carried: list[str]
+
+
+def nearest_config(path: Path) -> Path | None:
+    """Return the config.yaml of a checkpoint: beside its tensors or up to three folders above."""
+    return next((p / "config.yaml" for p in _near(path) if (p / "config.yaml").is_file()), None)
+
+
+def hf_model_keys(path: Path) -> dict[str, Any]:
+    """Return the keys of the model section that a Hugging Face config.json gives; none when there is no such file."""
+    file = path / "config.json"
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise damaged(file, "it is not a config")
+    keys = {f"model.{name}": found[name] for name in _HF_FIELDS if name in found}
+    keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
+    positions = found.get("max_position_embeddings", found.get("max_length"))
+    return {**keys, "model.max_position_embeddings": positions} if positions else keys
+
+
+def import_run(path: Path, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
+    """Make the run folder `out` with one complete checkpoint from a NeoBERT checkpoint.
+
+    Weights, moments, step and token count are carried over; moments are zero when the source has none. Raises
+    UsageError when the source does not fit the config or its tokenizer, or `out` is taken.
+    """
+    refuse_taken(out)
+    source = open_source(path)
+    tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(path))
+    state = neobert_state(source, config.model, tokenizer.num_tokens)
+    step = int(source.counters.get("step") or 0)
+    config = _run_config(config, state, source, tokenizer, out, step)
+    num_bytes = sum(t.spec.num_bytes for t in state.weights.values()) * (1 + len(MOMENTS))
+    with new_output(out, num_bytes) as partial:
+        folder = partial / "checkpoints" / str(step)
+        (folder / "state").mkdir(parents=True)
+        _write(folder / "model.safetensors", state.weights)
+        _write(folder / "state" / "moments.safetensors", state.moments or _zeros(state.weights))
+        for place in (partial, folder):
+            (place / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        tokenizer.save(folder / "tokenizer")
+        _write_json(folder / "tokenizer_info.json", tokenizer.info())
+        _write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
+        event = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "event": "imported",
+            "step": step,
+            "source": str(path.absolute()),
+        }
+        (partial / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        write_manifest(folder, step)
+    return Imported(out, step, bool(state.moments), _not_carried(path))
+
+
+def _near(path: Path) -> list[Path]:
+    folder = path if path.is_dir() else path.parent
+    return [folder, *folder.absolute().parents[:3]]
+
+
+def _nearest_tokenizer(path: Path) -> Path:
+    for folder in _near(path):
+        for found in (folder / "tokenizer", folder):
+            if (found / "tokenizer.json").is_file():
+                return found
+    raise UsageError(f"There is no tokenizer.json at {path} or above it. Name its folder: --tokenizer DIR.")
+
+
+def _run_config(
+    config: RunConfig, state: NeoBertState, source: Source, tokenizer: EncoderTokenizer, out: Path, step: int
+) -> RunConfig:
+    """Return the config of the run: sizes and head from the source, the batch as large as it was, folders absolute."""
+    trainer, ranks = config.trainer, int(source.counters.get("world_size") or _num_ranks(source.path))
+    rows = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * ranks
+    model = {f"model.{name}": value for name, value in state.model.model_dump().items()}
+    return config.changed({
+        **model,
+        "model.pad_token_id": tokenizer.pad_id,
+        "tokenizer.path": str(out.absolute() / "checkpoints" / str(step) / "tokenizer"),
+        "tokenizer.train": None,
+        "trainer.output_dir": str(out.absolute()),
+        "trainer.overwrite_output_dir": False,
+        "trainer.resume_from_checkpoint": None,
+        "trainer.global_batch_size": trainer.global_batch_size or rows,
+    })  # fmt: skip
+
+
+def _num_ranks(folder: Path) -> int:
+    return max(1, len(list(folder.glob("random_states_*.pkl"))))
+
+
+def _trainer_state(source: Source, state: NeoBertState, step: int) -> dict[str, Any]:
+    updates = source.counters.get("optimizer_steps")
+    return {
+        "step": step,
+        "tokens": int(source.counters.get("tokens") or 0),
+        "nonfinite_steps": 0,
+        "evaluated_step": -1,
+        "loss_is_finite": True,
+        "window": {"loss_sum": 0.0, "num_labels": 0, "num_correct": 0},
+        "data_fingerprint": None,  # unknown: which tokens the source was trained on
+        "world_size": int(source.counters.get("world_size") or _num_ranks(source.path)),
+        "optimizer_steps": int((step if updates is None else updates) if state.moments else 0),
+    }
+
+
+def _zeros(weights: dict[str, Stored]) -> dict[str, Stored]:
+    zeros: dict[str, Stored] = {}
+    for kind in MOMENTS:
+        for name, weight in weights.items():
+            shape = weight.spec.shape
+            zeros[f"{kind}.{name}"] = Derived(shape, partial(torch.zeros, shape))
+    return zeros
+
+
+def _write(path: Path, tensors: dict[str, Stored]) -> None:
+    write_file(path, tensors, {name: tensor.spec for name, tensor in tensors.items()})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _not_carried(path: Path) -> list[str]:
+    folder = path if path.is_dir() else path.parent
+    found = {pattern: sorted(p.name for p in folder.glob(pattern)) for pattern in _NOT_CARRIED}
+    listed = [f"{', '.join(names)}: {_NOT_CARRIED[pattern]}" for pattern, names in found.items() if names]
+    return [*listed, "which text was trained on: the next steps read the rows that the config gives for their numbers"]

@@ -1,0 +1,207 @@
+"""Tensors of any NeoBERT training or release under the names and shapes of this package's model.
+
+Known differences: prefixes of wrappers; the first NeoBERT's SwiGLU, which holds w1 above w2 in one matrix `w12`; a tied
+head saved as a copy of the embedding; an optimizer that numbers its parameters; another number of vocabulary rows.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from enc.encoder.config import ModelConfig
+from enc.encoder.errors import UsageError
+from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.optim.adamw import decays
+from enc.encoder.sizes import padded_vocab_size
+from enc.encoder.tensor_file import TensorSpec
+from enc.tools.readers.source import MOMENTS, Source, Stored
+
+EMBEDDING, HEAD, HEAD_BIAS = "model.encoder.weight", "decoder.weight", "decoder.bias"
+_VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_BUFFERS = re.compile(r".*(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|rope_cache)$")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor that is computed from a stored one when it is asked for, in fp32."""
+
+    shape: tuple[int, ...]
+    compute: Callable[[], Tensor]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(torch.float32, self.shape)
+
+    def read(self) -> Tensor:
+        """Return the tensor, on the CPU and contiguous."""
+        return self.compute().float().contiguous()
+
+
+@dataclass(frozen=True)
+class NeoBertState:
+    """A source's tensors as this package names them; `moments` is empty when the source has none."""
+
+    model: ModelConfig
+    weights: dict[str, Stored]
+    moments: dict[str, Stored]
+
+
+def neobert_state(source: Source, model: ModelConfig, num_tokens: int) -> NeoBertState:
+    """Return the tensors of a NeoBERT source for a tokenizer of `num_tokens` tokens.
+
+    The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
+    UsageError when the tensors do not fit the section or the tokenizer.
+    """
+    weights = _clean(source.weights)
+    tied = HEAD not in weights or _same(weights[EMBEDDING], weights[HEAD])
+    head = {"tie_word_embeddings": tied, "decoder_bias": HEAD_BIAS in weights, "ngpt": model.ngpt}
+    model = model.model_copy(update={**head, "vocab_size": padded_vocab_size(num_tokens)})
+    if tied:
+        weights.pop(HEAD, None)
+    shapes = _shapes(model, num_tokens)
+    numbered = any("#" in name for name in source.moments)
+    moments = _named(source, weights, shapes) if numbered else _clean(source.moments)
+    unused = _unused_rows(weights, moments)
+    rows = {kind: _fitted(_of_kind(moments, kind), shapes, unused, source.path) for kind in MOMENTS if moments}
+    return NeoBertState(
+        model,
+        _fitted(_split(weights), shapes, unused, source.path),
+        {f"{kind}.{name}": tensor for kind, of_kind in rows.items() for name, tensor in of_kind.items()},
+    )
+
+
+def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Drop prefixes of wrappers and buffers; an encoder saved without its head gets the prefix of the whole model."""
+    named: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        kind, own = ("", name) if not name.startswith(MOMENTS) else (f"{name.split('.', 1)[0]}.", name.split(".", 1)[1])
+        own = _WRAPPERS.sub("", own)
+        if not _BUFFERS.fullmatch(own):
+            named[kind + own] = tensor
+    if "encoder.weight" in named and EMBEDDING not in named:
+        named = {name if name.startswith("decoder.") else f"model.{name}": t for name, t in named.items()}
+    if EMBEDDING not in named and f"exp_avg.{EMBEDDING}" not in named and named:
+        raise UsageError(f"There is no {EMBEDDING} among the tensors ({', '.join(list(named)[:3])}, …): not a NeoBERT.")
+    return named
+
+
+def _same(a: Stored, b: Stored) -> bool:
+    return a.spec == b.spec and torch.equal(a.read(), b.read())
+
+
+def _shapes(model: ModelConfig, num_tokens: int) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        built = NeoBertForMaskedLM(model, num_tokens)
+    return {name: tuple(p.shape) for name, p in built.named_parameters()}
+
+
+def _of_kind(moments: dict[str, Stored], kind: str) -> dict[str, Stored]:
+    return _split({name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")})
+
+
+def _split(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Cut each `w12` into w1, its upper half, and w2."""
+    cut: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(".ffn.w12.weight"):
+            cut[name] = tensor
+            continue
+        half, width = tensor.spec.shape[0] // 2, tensor.spec.shape[1]
+        for part, place in (("w1", slice(0, half)), ("w2", slice(half, None))):
+            cut[name.replace("w12", part)] = Derived((half, width), partial(_rows, tensor, place))
+    return cut
+
+
+def _rows(tensor: Stored, place: slice) -> Tensor:
+    return tensor.read()[place]
+
+
+# --- numbered parameters ---------------------------------------------------------------------------------------------
+
+
+def _named(source: Source, weights: dict[str, Stored], shapes: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """Give numbered moments their names: parameters with weight decay in the model's order, then the others."""
+    order = []
+    for name in shapes:
+        packed = re.sub(r"\.ffn\.w1\.", ".ffn.w12.", name)
+        if packed in weights:
+            order.append(packed)
+        elif re.sub(r"\.ffn\.w2\.", ".ffn.w12.", name) not in weights or ".ffn.w2." not in name:
+            order.append(name)
+    stand_ins = {name: torch.nn.Parameter(torch.empty(weights[name].spec.shape, device="meta")) for name in order}
+    order.sort(key=lambda name: not decays(name, stand_ins[name]))
+    named = {}
+    for number, name in enumerate(order):
+        for kind in MOMENTS:
+            moment = source.moments.get(f"{kind}.#{number}")
+            if moment is None or moment.spec.shape != weights[name].spec.shape:
+                raise _other_order(source.path, number, name)
+            named[f"{kind}.{name}"] = moment
+    if len(named) != len(source.moments):
+        raise _other_order(source.path, len(order), "no parameter")
+    return named
+
+
+def _other_order(path: Path, number: int, name: str) -> UsageError:
+    return UsageError(
+        f"{path}: parameter {number} of the optimizer should be {name}, but is not. It was made by an optimizer other "
+        "than NeoBERT's AdamW, whose state cannot be carried over; import the weights alone, from model.safetensors."
+    )
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def _unused_rows(weights: dict[str, Stored], moments: dict[str, Stored]) -> Callable[[int], bool]:
+    """Return a test whether the embedding's rows from one on were never trained: no gradient, or, unknown, all zero."""
+
+    def unused(first: int) -> bool:
+        evidence = moments.get(f"exp_avg_sq.{EMBEDDING}", weights[EMBEDDING])
+        return not evidence.read()[first:].any()
+
+    return unused
+
+
+def _fitted(
+    tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], unused: Callable[[int], bool], path: Path
+) -> dict[str, Stored]:
+    """Return the tensors in the model's shapes; vocabulary rows are added as zeros, or dropped when never trained."""
+    missing, unknown = [n for n in shapes if n not in tensors], [n for n in tensors if n not in shapes]
+    other = [
+        f"{name} {tuple(tensors[name].spec.shape)} (the model has {shape})"
+        for name, shape in shapes.items()
+        if name in tensors and not _can_fit(name, tuple(tensors[name].spec.shape), shape)
+    ]
+    parts = [("missing", missing), ("unknown", unknown), ("of another shape", other)]
+    if any(names for _, names in parts):
+        listed = "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in parts if names)
+        raise UsageError(
+            f"{path} does not fit the model section of the config. Tensors {listed}. Give --config or keys."
+        )
+    return {name: _resized(tensors[name], shape, unused, path) for name, shape in shapes.items()}
+
+
+def _can_fit(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return found == wanted or (name in _VOCABULARY and found[1:] == wanted[1:])
+
+
+def _resized(tensor: Stored, shape: tuple[int, ...], unused: Callable[[int], bool], path: Path) -> Stored:
+    rows, wanted = (tensor.spec.shape or (1,))[0], (shape or (1,))[0]
+    if rows > wanted and not unused(wanted):
+        raise UsageError(
+            f"{path} has {rows} vocabulary rows, its tokenizer needs {wanted}, and the rest were trained. Give the "
+            "tokenizer that it was trained with: --tokenizer DIR."
+        )
+
+    def compute() -> Tensor:
+        whole = torch.zeros(shape)
+        whole[: min(rows, wanted)] = tensor.read()[:wanted]
+        return whole
+
+    return Derived(shape, tensor.read if rows == wanted else compute)

@@ -1,0 +1,151 @@
+"""What a reader of a checkpoint format gives: tensors by name that stay on disk until they are asked for.
+
+A tensor is a list of `Extent`s, places in files where elements lie one after the other. They are read with plain reads
+into the tensor's own memory: pages of a memory-mapped file would count as memory of this process.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from enc.encoder.errors import UsageError
+from enc.encoder.tensor_file import TensorSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Stored(Protocol):
+    """A tensor that is read when it is asked for."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    def read(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Elements of one dtype that lie one after the other in a file."""
+
+    path: Path
+    start: int  # in bytes
+    count: int  # in elements
+
+    def read_into(self, flat: Tensor) -> None:
+        """Fill a flat CPU tensor of `count` elements. Raises UsageError when the file ends too early."""
+        if not self.count:
+            return
+        view = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        done = 0
+        with self.path.open("rb", buffering=0) as file:
+            while done < len(view):
+                number = os.preadv(file.fileno(), [view[done : done + 2**26]], self.start + done)
+                if not number:
+                    raise damaged(self.path, f"it ends {len(view) - done} bytes too early")
+                done += number
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk. Its extents, one after the other, are its elements in row-major order."""
+
+    spec: TensorSpec
+    extents: tuple[Extent, ...]
+    strides: tuple[int, ...] | None = None  # of a tensor that was saved transposed; then there is one extent
+
+    def read(self) -> Tensor:
+        """Return the tensor, on the CPU and contiguous."""
+        flat = torch.empty(sum(extent.count for extent in self.extents), dtype=self.spec.dtype)
+        done = 0
+        for extent in self.extents:
+            extent.read_into(flat[done : done + extent.count])
+            done += extent.count
+        if self.strides is not None:
+            return flat.as_strided(self.spec.shape, self.strides).contiguous()
+        return flat.view(self.spec.shape)
+
+
+@dataclass(frozen=True)
+class TiledTensor:
+    """A tensor that several ranks saved in parts, each a box of it."""
+
+    spec: TensorSpec
+    tiles: tuple[tuple[tuple[int, ...], Callable[[], Tensor]], ...]  # (first index, reads the box)
+
+    def read(self) -> Tensor:
+        """Return the tensor, on the CPU and contiguous."""
+        if len(self.tiles) == 1:
+            return self.tiles[0][1]()
+        whole = torch.empty(self.spec.shape, dtype=self.spec.dtype)
+        for offsets, read in self.tiles:
+            box = read()
+            whole[tuple(slice(o, o + n) for o, n in zip(offsets, box.shape, strict=True))] = box
+        return whole
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors of one checkpoint of any format.
+
+    `weights` are by parameter name, `moments` by `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`. An optimizer file
+    that numbers its parameters gives `#0`, `#1`, … in place of names, in the order of the optimizer's groups.
+    """
+
+    path: Path
+    format: str
+    weights: dict[str, Stored]
+    moments: dict[str, Stored] = field(default_factory=dict)
+    counters: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    files: tuple[Path, ...] = ()  # that hold the tensors
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """Weights, then moments."""
+        return {**self.weights, **self.moments}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stored.spec.num_bytes for stored in self.tensors.values())
+
+
+def merged(*groups: dict[str, Stored]) -> dict[str, Stored]:
+    """Join tensors of several files. Raises UsageError when two files hold the same name."""
+    whole: dict[str, Stored] = {}
+    for group in groups:
+        twice = whole.keys() & group.keys()
+        if twice:
+            raise UsageError(
+                f"The tensor {min(twice)} is there twice, in two files. Remove the file that is left over."
+            )
+        whole.update(group)
+    return whole
+
+
+def check_covered(name: str, shape: tuple[int, ...], boxes: list[tuple[int, ...]], where: Path) -> None:
+    """Raise UsageError when the boxes of a tensor do not add up to it: a rank's file is missing."""
+    found = sum(math.prod(box) for box in boxes)
+    if found != math.prod(shape):
+        raise UsageError(
+            f"{where} is incomplete: of {name}, {math.prod(shape)} elements, it holds {found}. A rank's file is "
+            "missing; copy the folder again."
+        )
+
+
+def damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path} is damaged or was cut short: {why}. Copy it again, or use an older checkpoint.")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UsageError when it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"it is not JSON ({error})") from None
