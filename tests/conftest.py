@@ -27,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of DeepSpeed and FSDP2: <case>/, and its true state in <case>.safetensors."""
     folder = tmp_path_factory.mktemp("foreign")
-    run_writer("write", str(folder), *CASES, "fsdp", "neobert")
+    run_writer("write", str(folder), *CASES, "fsdp", "neobert", "trainer")
     return folder
 
 

@@ -3,7 +3,8 @@
     python foreign_writer.py write OUT CASE...    OUT/<case>/, and the true state in OUT/<case>.safetensors
     python foreign_writer.py load FOLDER STATE    load a DeepSpeed universal folder at stages 1, 2 and 3 and compare it
 
-A case is a ZeRO stage and a precision, such as z2-bf16, or fsdp, or neobert: a NeoBERT at stage 2.
+A case is a ZeRO stage and a precision, such as z2-bf16, or fsdp, or neobert: a NeoBERT at stage 2, or trainer: Hugging
+Face's Trainer at stage 3.
 """
 
 import sys
@@ -116,7 +117,50 @@ def write_deepspeed(out, case):
         train_step(engine, step)
     state = true_state(engine, stage)
     engine.save_checkpoint(str(out / case), client_state={"epoch": 1})
+    if case == "z3-bf16":
+        engine.save_checkpoint(str(out / "accelerate"), tag="pytorch_model")  # as Accelerate calls it
     save_true_state(out / f"{case}.safetensors", state)
+
+
+class Texts(torch.utils.data.Dataset):
+    """What Trainer reads."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return {"ids": torch.randint(37, (5,), generator=torch.Generator().manual_seed(index))}
+
+
+class TrainerModel(Model):
+    """A model as Trainer calls it; untied, since it saves with safetensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.head.weight = nn.Parameter(torch.randn(37, 6))
+
+    def forward(self, ids):
+        return {"loss": super().forward(ids)}
+
+
+def write_trainer(out):
+    from transformers import Trainer, TrainingArguments
+
+    settings = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    arguments = TrainingArguments(
+        output_dir=str(out / "trainer"), use_cpu=True, deepspeed=settings, max_steps=3, save_steps=3, report_to=[],
+        per_device_train_batch_size=4, remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = TrainerModel()
+    optimizer = torch.optim.AdamW(groups(model), lr=0.01)
+    trainer = Trainer(model=model, args=arguments, train_dataset=Texts(), optimizers=(optimizer, None))
+    trainer.train()
+    save_true_state(out / "trainer.safetensors", true_state(trainer.model_wrapped, 3))
 
 
 def write_fsdp(out):
@@ -154,6 +198,9 @@ if __name__ == "__main__":
     deepspeed.init_distributed("gloo")
     if sys.argv[1] == "write":
         for case in sys.argv[3:]:
-            write_fsdp(Path(sys.argv[2])) if case == "fsdp" else write_deepspeed(Path(sys.argv[2]), case)
+            if write := {"fsdp": write_fsdp, "trainer": write_trainer}.get(case):
+                write(Path(sys.argv[2]))
+            else:
+                write_deepspeed(Path(sys.argv[2]), case)
     else:
         check_universal(Path(sys.argv[2]), load_file(sys.argv[3]))

@@ -19,10 +19,10 @@ from enc.encoder.errors import UsageError
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
-    """A finished run with the checkpoints 2, 4, 6."""
+    """A finished run of two ranks with the checkpoints 2, 4, 6."""
     enc = Enc(tmp_path_factory.mktemp("finished"), environment)
     options = [f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", "trainer.max_steps=6",
-               "trainer.save_steps=2", "trainer.eval_strategy=no"]  # fmt: skip
+               "trainer.save_steps=2", "trainer.eval_strategy=no", "launch.nproc_per_node=2"]  # fmt: skip
     enc("launch", "pretrain", "smoke", *options)
     return enc.folder / "run"
 

@@ -13,7 +13,6 @@ ROWS, ROW_LENGTH = 4, 64
 @pytest.fixture(scope="module")
 def command(store: Path, environment: dict[str, str]) -> list[str]:
     """Return words that run the benchmark on a tiny model for a second."""
-    pytest.importorskip("accelerate")
     small = ["--layers", "2", "--width", "64", "--heads", "2", "--rows", str(ROWS), "--row-length", str(ROW_LENGTH)]
     short = ["--min-rounds", "2", "--minutes", "0", "--steps", "2", "--store", str(store)]
     return [sys.executable, "-m", "enc.tools.bench.step", *small, *short]

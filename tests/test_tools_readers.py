@@ -48,6 +48,14 @@ def test_the_folder_below_latest_can_be_named_too(foreign: Path) -> None:
     assert whole.weights.keys() == below.weights.keys()
 
 
+def test_deepspeed_folders_of_trainer_and_accelerate(foreign: Path) -> None:
+    """Written by Trainer itself at stage 3, and under the tag that Accelerate gives."""
+    source = open_source(foreign / "trainer" / "checkpoint-3")
+    assert_equal(source, load_file(foreign / "trainer.safetensors"))
+    assert len(source.moments) == 14
+    assert_equal(open_source(foreign / "accelerate"), load_file(foreign / "z3-bf16.safetensors"))
+
+
 def test_dcp_folders_give_the_true_state(foreign: Path) -> None:
     """Shards of two FSDP2 ranks are joined; `model.` and `optim.state.` are dropped from names."""
     expected = load_file(foreign / "fsdp.safetensors")

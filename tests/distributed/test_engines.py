@@ -13,6 +13,9 @@ ENGINES = {
     **{f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in range(4)},
     "zero2-offload": ["parallel.engine=deepspeed", "parallel.zero_stage=2", "parallel.offload=optimizer"],
     "zero3-offload": ["parallel.engine=deepspeed", "parallel.zero_stage=3", "parallel.offload=parameters"],
+    # Gradients summed over ranks in bf16.
+    "fsdp-reduced": ["parallel.engine=fsdp", "parallel.reduce_dtype=bf16"],
+    "zero3-reduced": ["parallel.engine=deepspeed", "parallel.zero_stage=3", "parallel.reduce_dtype=bf16"],
 }
 BATCHES = {
     "plain": ["trainer.global_batch_size=12", "trainer.per_device_train_batch_size=12",
@@ -22,8 +25,13 @@ BATCHES = {
                     "trainer.gradient_clipping=1.0"],
 }  # fmt: skip
 PRECISIONS = {"fp32": "trainer.mixed_precision='no'", "bf16": "trainer.mixed_precision=bf16"}
-ON_TWO = [name for name in ENGINES if name != "hybrid"]
+ON_TWO = [name for name in ENGINES if name != "hybrid" and not name.endswith("-reduced")]
 VARIANTS = [("plain", "fp32"), ("accumulated", "fp32"), ("accumulated", "bf16")]
+CASES = [
+    *((name, 2, *variant) for name in ON_TWO for variant in VARIANTS),
+    *(("hybrid", 4, *variant) for variant in VARIANTS),
+    *((name, 2, "accumulated", "bf16") for name in ENGINES if name.endswith("-reduced")),
+]
 # (loss, gradient norm): rounding in fp32; in bf16 a weight or activation is off by up to 2^-9 of itself.
 TOLERANCES = {"fp32": (1e-5, 1e-5), "bf16": (1e-3, 1e-2)}
 
@@ -36,22 +44,13 @@ def run_name(engine: str, ranks: int, batch: str = "accumulated", precision: str
     return f"{engine}x{ranks}-{batch}-{precision}"
 
 
-def train_variants(cluster: Cluster, engines: list[str], ranks: int) -> None:
-    """Train each engine in each variant for 20 steps, with a checkpoint of step 10."""
-    names = [(engine, *variant) for engine, variant in product(engines, VARIANTS)]
-    runs = [
-        cluster.prepare(run_name(engine, ranks, *variant), ranks, *options(engine, *variant))
-        for engine, *variant in names
-    ]
-    cluster.train(ranks, runs)
-
-
 @pytest.fixture(scope="module")
 def trained(cluster: Cluster) -> Cluster:
-    """All engines' runs, beside those of one process."""
-    train_variants(cluster, ["ddp"], 1)
-    train_variants(cluster, ON_TWO, 2)
-    train_variants(cluster, ["hybrid"], 4)
+    """20 steps of each case, with a checkpoint of step 10, beside those of one process."""
+    alone = [("ddp", 1, *variant) for variant in VARIANTS]
+    for ranks in (1, 2, 4):
+        cases = [case for case in [*alone, *CASES] if case[1] == ranks]
+        cluster.train(ranks, [cluster.prepare(run_name(*case), ranks, *options(case[0], *case[2:])) for case in cases])
     return cluster
 
 
@@ -66,15 +65,15 @@ def differences(cluster: Cluster, found: str, expected: str, first_step: int = 1
     return loss, norm
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-@pytest.mark.parametrize(("engine", "ranks"), [*((name, 2) for name in ON_TWO), ("hybrid", 4)])
+@pytest.mark.parametrize(("engine", "ranks", "batch", "precision"), CASES)
 def test_losses_and_norms_are_those_of_one_process(
-    trained: Cluster, engine: str, ranks: int, variant: tuple[str, str]
+    trained: Cluster, engine: str, ranks: int, batch: str, precision: str
 ) -> None:
     """20 steps: in fp32 within 1e-5 of plain training on one process, in bf16 within its rounding."""
-    loss, norm = differences(trained, run_name(engine, ranks, *variant), run_name("ddp", 1, *variant))
-    allowed = TOLERANCES[variant[1]]
-    print(f"{engine} x {ranks}, {' '.join(variant)}: loss {loss:.1e}, gradient norm {norm:.1e}")
+    found, expected = run_name(engine, ranks, batch, precision), run_name("ddp", 1, batch, precision)
+    loss, norm = differences(trained, found, expected)
+    allowed = TOLERANCES[precision]
+    print(f"{found}: loss {loss:.1e}, gradient norm {norm:.1e}")
     assert loss < allowed[0]
     assert norm < allowed[1]
 
