@@ -144,7 +144,7 @@ def _run_and_other(world: World) -> None:
     save_file({"other": torch.ones(2)}, world.folder / "w.safetensors")
 
 
-WEIGHTS, SHARD = "model.safetensors", "state/shard-00001-model-00001-of-00001.safetensors"
+WEIGHTS, SHARD = "model.safetensors", "state/moments-00000-of-00001.safetensors"
 TRAIN_DATA = "train/data-00000.arrow"
 ON_STORE = "launch pretrain smoke dataset.pre_tokenize_output=store trainer.output_dir=new/run"
 TEXT = "".join(f"Line {n} of a small text about the number {n * n}.\n" for n in range(200))

@@ -61,5 +61,5 @@ def test_cost_of_saves(environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["step_s"] > 0
-    assert found["written_s"] > found["waited_s"] > 0
+    assert found["written_s"] > found["waited_s"] >= 0
     assert found["share"] == pytest.approx((found["waited_s"] + found["slower_s"]) / (100 * found["step_s"]))
