@@ -15,8 +15,6 @@ from enc.encoder.data.packing import plan_rows
 from enc.encoder.data.store import TokenStore, data_fingerprint
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.ddp import DdpEngine
-from enc.encoder.engine.deepspeed import DeepSpeedEngine
-from enc.encoder.engine.fsdp import FsdpEngine
 from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
@@ -143,8 +141,12 @@ def build_engine(
         for block in model.blocks:
             block.compile(backend=trainer.torch_compile_backend, dynamic=dynamic)
     if engine == "fsdp":
+        from enc.encoder.engine.fsdp import FsdpEngine  # a second of imports that others need not wait for
+
         settings = fsdp_settings(config, split)
         return FsdpEngine(objective, model, model.blocks, optimizer, trainer.gradient_clipping, settings, device)
     if engine == "deepspeed":
+        from enc.encoder.engine.deepspeed import DeepSpeedEngine
+
         return DeepSpeedEngine(objective, model, optimizer, deepspeed_settings(config, split), device)
     return DdpEngine(objective.to(device), model, optimizer, trainer.gradient_clipping, split.world_size)

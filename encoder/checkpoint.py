@@ -37,7 +37,7 @@ class CheckpointStatus:
 
     @property
     def step(self) -> int | None:
-        return int(self.path.name) if self.path.name.isdigit() else None
+        return _step_of(self.path.name)
 
 
 def checkpoints_dir(run_dir: Path) -> Path:
@@ -49,7 +49,12 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     folder = checkpoints_dir(run_dir)
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+    steps = {p: _step_of(p.name) for p in folder.iterdir() if p.is_dir()}
+    return sorted((p for p, step in steps.items() if step is not None), key=lambda p: int(p.name))
+
+
+def _step_of(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdecimal() else None
 
 
 # --- manifest --------------------------------------------------------------------------------------------------------
@@ -111,7 +116,7 @@ def _manifest_problems(text: str) -> list[str]:
         seal_less = {key: value for key, value in content.items() if key != "seal"}
         if content.get("format", FORMAT) > FORMAT:
             return [f"{MANIFEST} has format {content['format']}, this version reads {FORMAT}"]
-        if text == _manifest_text(seal_less):
+        if text == _manifest_text(seal_less) and isinstance(content.get("files"), dict):
             return []
     except (ValueError, TypeError, AttributeError):
         pass
@@ -157,7 +162,7 @@ def find_checkpoint(run_dir: Path, which: str | int | bool) -> tuple[Path, list[
         if found is None:
             raise UsageError(_nothing_to_resume(run_dir, passed_over))
         return found, passed_over
-    path = checkpoints_dir(run_dir) / str(which) if str(which).isdigit() else Path(str(which))
+    path = checkpoints_dir(run_dir) / str(which) if _step_of(str(which)) is not None else Path(str(which))
     if not path.is_dir():
         steps = ", ".join(p.name for p in list_checkpoints(run_dir)) or "none"
         raise UsageError(f"There is no checkpoint {path}. Checkpoints of {run_dir}: {steps}.")
@@ -228,11 +233,31 @@ def _is_finite(folder: Path) -> bool:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what an interrupted save or deletion left behind."""
+    """Remove what an interrupted save or deletion left behind; a checkpoint that was being replaced comes back."""
     folder = checkpoints_dir(run_dir)
-    for pattern in (".*.tmp", ".*.deleted"):
+    for path in folder.glob(".*.replaced"):
+        original = path.with_name(path.name[1:].removesuffix(".replaced"))
+        if not original.exists():
+            path.rename(original)
+    for pattern in (".*.tmp", ".*.deleted", ".*.replaced"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside_newer(run_dir: Path, step: int) -> list[Path]:
+    """Rename the complete checkpoints after `step` to `<step>.abandoned-<n>` and return the new names.
+
+    A run that goes on from an older checkpoint takes another way: those that it leaves behind must neither be `latest`
+    nor count as the newest when older ones are pruned.
+    """
+    aside = []
+    for path in list_checkpoints(run_dir):
+        if int(path.name) > step and verify(path, contents=False).state == "complete":
+            number = 1
+            while (target := path.with_name(f"{path.name}.abandoned-{number}")).exists():
+                number += 1
+            aside.append(path.rename(target))
+    return aside
 
 
 def free_bytes_missing(folder: Path, needed: int, keep_free: float) -> int:

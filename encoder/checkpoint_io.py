@@ -128,7 +128,7 @@ class Saver:
             checksums = self._write_tensors(temporary, kept, set(shapes))
             self._on_main(lambda: _write_rest(temporary, trainer_state, self.attachments))
             self._on_main(lambda: _commit(temporary, final, step, checksums))
-            self._on_main(lambda: deleted.extend(prune(self.run_dir, self.keep)))
+            self._on_main(lambda: deleted.extend(_prune(self.run_dir, self.keep)))
             self.saved = Saved(step, final, stall, time.perf_counter() - began, deleted)
         except Exception as error:
             self.error = error
@@ -201,6 +201,16 @@ def _prepare(run_dir: Path, temporary: Path, needed: int, keep_free_gb: float) -
     (temporary / "state").mkdir(parents=True)
 
 
+def _prune(run_dir: Path, keep: int | None) -> list[Path]:
+    try:
+        return prune(run_dir, keep)
+    except OSError as error:
+        raise RunError(
+            f"Older checkpoints of {run_dir} could not be deleted: {error}. The new one is saved. "
+            "Mend the folder, then `enc resume latest`."
+        ) from None
+
+
 def _write_rest(folder: Path, trainer_state: dict[str, Any], attachments: list[Path]) -> None:
     (folder / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
     for path in attachments:
@@ -210,7 +220,7 @@ def _write_rest(folder: Path, trainer_state: dict[str, Any], attachments: list[P
 
 def _commit(temporary: Path, final: Path, step: int, checksums: dict[str, str]) -> None:
     write_manifest(temporary, step, checksums)
-    replaced = final.with_name(f".{step}.deleted")
+    replaced = final.with_name(f".{step}.replaced")
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)

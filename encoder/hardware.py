@@ -69,7 +69,7 @@ def _peak(device: torch.device, bf16: bool) -> tuple[float, str]:
     return _measured_peak(device, bf16), "matrix product measured at start"
 
 
-def _measured_peak(device: torch.device, bf16: bool, size: int = 2048) -> float:
+def _measured_peak(device: torch.device, bf16: bool, size: int = 1024) -> float:
     """Return the best rate of a few square matrix products, for devices without a data sheet."""
     a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best = float("inf")

@@ -78,6 +78,8 @@ class Ranks:
         """Raise on every rank when any rank failed, so that none waits for ever. A barrier otherwise."""
         if not self.any(error is not None):
             return
+        texts = self.gather(None if error is None else str(error))
         if error is not None:
             raise error if isinstance(error, EncError) else RunError(f"{type(error).__name__}: {error}") from error
-        raise RunError("Another rank failed; its message says why.")
+        rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
+        raise RunError(f"On rank {rank}: {text}")

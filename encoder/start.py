@@ -107,12 +107,13 @@ def main(run_dir: Path) -> NoReturn:
     stop.install()
     if "ENC_LAUNCHER_PID" in os.environ:
         die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
-    config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
-    use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
-    ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
+    rank = int(os.environ.get("RANK", 0))
     run: Run | None = None
     code, message = 0, None
     try:
+        config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+        use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
+        ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
         run = build(run_dir, ranks, config, stop)
         announce(run)
         train(run)
@@ -122,14 +123,22 @@ def main(run_dir: Path) -> NoReturn:
     except EncError as error:
         code, message = error.exit_code, str(error)
         _record_failure(run, message)
+    except KeyboardInterrupt:
+        message = "Interrupted before the state was saved. Go on with `enc resume latest`."
+        _record_failure(run, message)
+        _leave(3, message)
     except Exception as error:
         code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         _record_failure(run, message)
-        message += f". The traceback is in {_write_traceback(run_dir, ranks.rank)}."
+        message += f". The traceback is in {_write_traceback(run_dir, rank)}."
     if run is not None:
         run.saver.drain()
         run.log.close(code)
-    if message and (ranks.is_main or code == 3):
+    _leave(code, message if rank == 0 or code == 3 else None)
+
+
+def _leave(code: int, message: str | None) -> NoReturn:
+    if message:
         print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()

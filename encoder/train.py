@@ -235,17 +235,19 @@ def _save(run: Run) -> None:
 
 def _note_saved(run: Run, wait: bool = False) -> None:
     """Tell of a save that has ended. With `wait`, on all ranks, also of one under way, or raise what went wrong."""
+    began = time.perf_counter()
     ended = run.saver.finished and not run.saver.failed
     saved = run.saver.wait() if wait or ended else None
     if saved is None:
         return
+    stall_s = saved.stall_s + time.perf_counter() - began
     run.log.event(
         "saved", step=saved.step, path=str(saved.folder), seconds=round(saved.seconds, 3),
-        stall_seconds=round(saved.stall_s, 3), deleted=[p.name for p in saved.deleted],
+        stall_seconds=round(stall_s, 3), deleted=[p.name for p in saved.deleted],
     )  # fmt: skip
     run.log.say(
         f"step {saved.step:>7}  saved checkpoints/{saved.step} in {saved.seconds:.1f} s, of which training waited "
-        f"{saved.stall_s:.1f} s"
+        f"{stall_s:.1f} s"
     )
 
 

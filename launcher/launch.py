@@ -40,6 +40,7 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
     run_dir = make_plan(config).run_dir
     lock = RunLock(run_dir)
     try:
+        checkpoint.remove_leftovers(run_dir)
         resumes = bool(config.trainer.resume_from_checkpoint)
         if resumes:
             config = _resumed(run_dir, config, allow_change, say)
@@ -52,6 +53,8 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
             raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
+        if resumes:
+            _set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
         say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
         relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
         attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
@@ -107,6 +110,13 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
         )
     say(f"Resuming from {folder}.")
     return plan.config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+
+
+def _set_aside(run_dir: Path, folder: Path, say: Any) -> None:
+    """Take checkpoints that lie after the one to go on from out of the run's way."""
+    aside = checkpoint.set_aside_newer(run_dir, read_trainer_state(folder)["step"])
+    if aside:
+        say(f"Newer checkpoints of this run are set aside: {', '.join(path.name for path in aside)}.")
 
 
 def _has_tokenizer_of(folder: Path, plan: Plan) -> bool:

@@ -97,6 +97,35 @@ def test_unfinished_folders_are_never_found(run: Path) -> None:
     assert not (run / "checkpoints" / ".8.tmp").exists()
 
 
+def test_a_checkpoint_that_was_being_replaced_comes_back(run: Path) -> None:
+    """A kill between the two renames of a replacement leaves two hidden folders; the older one returns."""
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "6", folder / ".6.tmp")
+    (folder / "6").rename(folder / ".6.replaced")
+    checkpoint.remove_leftovers(run)
+    assert checkpoint.newest_complete(run)[0] == folder / "6"
+    assert not list(folder.glob(".*"))
+
+
+def test_going_back_leaves_the_later_checkpoints_aside(run: Path, environment: dict[str, str]) -> None:
+    """After a resume from an older step `latest` is the new way, and retention counts only that one."""
+    enc = Enc(run.parent, environment)
+    words = ["--run", "run", "trainer.max_steps=5", "trainer.save_steps=1", "trainer.save_total_limit=2"]
+    done = enc("resume", "2", *words, "--allow-change")
+    assert "set aside: 4.abandoned-1, 6.abandoned-1" in " ".join(done.stderr.split())
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "5"]
+    assert checkpoint.verify(run / "checkpoints" / "6.abandoned-1").state == "complete"
+    assert "checkpoints/5." in enc("resume", "latest", "--run", "run").stderr
+
+
+def test_folders_with_odd_digits_are_no_checkpoints(run: Path) -> None:
+    (run / "checkpoints" / "²").mkdir()
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["2", "4", "6"]
+    manifest = checkpoint._manifest_text({"format": 1, "step": 6})
+    (run / "checkpoints" / "6" / "manifest.json").write_text(manifest)
+    assert checkpoint.verify(run / "checkpoints" / "6").state == "damaged"
+
+
 def test_prune_keeps_the_newest(run: Path) -> None:
     deleted = checkpoint.prune(run, 2)
     assert [path.name for path in deleted] == ["2"]

@@ -74,6 +74,9 @@ class DeepSpeedEngine:
         """Make the moments exist, all zero: one update with no gradient at learning rate 0."""
         self.backward(self.forward(batch, last=True).loss_sum * 0.0, last=True)
         self.step(0.0)
+        for entry in self.inner.state.values():
+            for moment in MOMENTS:
+                entry[moment].zero_()  # Adam, other than AdamW, adds its weight decay to the gradient
         if self.stage in (1, 2):
             # DeepSpeed names the moments after the update of the first parameter group, before the others have any.
             self.module.optimizer._hp_optimizer_states_linked = False
@@ -93,7 +96,9 @@ class DeepSpeedEngine:
         if self.stage == 0:
             return parameter.detach()
         if self.stage == 3:
-            return self.deepspeed.utils.safe_get_local_fp32_param(parameter)
+            part = self.deepspeed.utils.safe_get_local_fp32_param(parameter)
+            left = parameter.ds_numel - part.numel() * self.module.global_rank
+            return part[: max(left, 0)]  # the last ranks' parts end in padding, which may hold anything
         mapping = parameter._hp_mapping  # None: the whole weight lies on other ranks
         return parameter.new_zeros(0) if mapping is None else mapping.get_hp_fragment()
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from enc.encoder.config import OptimizerConfig
 from enc.encoder.engine.interface import MOMENTS
@@ -56,7 +55,7 @@ class TorchEngine:
 
     def load(self, tensor_of: Callable[[str], Tensor], optimizer_steps: int) -> None:
         for name, tensor in self._tensors():
-            tensor.copy_(_like(tensor, tensor_of(name)))
+            _copy(tensor_of(name), tensor)
         for entry in self.optimizer.state.values():
             entry["step"].fill_(optimizer_steps)
 
@@ -70,12 +69,15 @@ class TorchEngine:
 
 def _whole(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; collective."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _like(target: Tensor, whole: Tensor) -> Any:
-    """Return `whole` on the device of `target`, sharded as it is. Every rank has the whole tensor: nothing is sent."""
-    if not isinstance(target, DTensor):
-        return whole.to(target.device)
-    local = whole.to(target.to_local().device)
-    return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)
+def _copy(whole: Tensor, target: Any) -> None:
+    """Copy a whole tensor, which every rank has, or the rows of it that this rank holds. Nothing is sent."""
+    if not hasattr(target, "to_local"):
+        target.copy_(whole)
+        return
+    mesh, own = target.device_mesh, target.to_local()
+    rows = -(-len(whole) // mesh["shard"].size())  # FSDP cuts along the first axis
+    start = rows * mesh.get_local_rank("shard")
+    own.copy_(whole[start : start + len(own)])

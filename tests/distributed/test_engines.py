@@ -80,8 +80,17 @@ def test_losses_and_norms_are_those_of_one_process(
 
 def test_engines_keep_their_contract(cluster: Cluster) -> None:
     """A NaN on one rank skips the update; named state goes out and in; norms are those of the whole model."""
-    runs = [cluster.prepare(f"contract-{name}", 2, *options(name, "plain", "fp32")) for name in ON_TWO]
-    cluster.act("check_contract", 2, runs)
+    adam = ["optimizer.name=adam", "optimizer.weight_decay=0.1"]  # whose weight decay goes through the moments
+    cases = {
+        2: {name: [] for name in ON_TWO} | {f"{name} with adam": adam for name in ("fsdp", "zero1", "zero3")},
+        3: {name: [] for name in ("fsdp", "zero2", "zero3")},  # no tensor divides by three
+    }
+    for ranks, wanted in cases.items():
+        runs = [
+            cluster.prepare(f"contract-{ranks}-{case}", ranks, *options(case.split()[0], "plain", "fp32"), *words)
+            for case, words in wanted.items()
+        ]
+        cluster.act("check_contract", ranks, runs)
 
 
 SAVED_BY = [("ddp", 1), ("fsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
