@@ -13,12 +13,14 @@ import traceback
 from pathlib import Path
 
 import deepspeed  # noqa: F401
+import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
 from enc.encoder.build import build_model, train_loader
 from enc.encoder.config_load import load_text
 from enc.encoder.engine.interface import state_names
+from enc.encoder.errors import RunError
 from enc.encoder.faults import StopFlag
 from enc.encoder.memory import device_bytes, static_bytes
 from enc.encoder.ranks import Ranks
@@ -80,6 +82,8 @@ def check_contract(run_dir: Path, ranks: Ranks) -> None:
     with torch.no_grad():
         loss, expected = (module(batch).loss_sum.item() for module in (engine.module, objective))
     assert math.isclose(loss, expected, rel_tol=1e-5), "the loaded weights are those that the model computes with"
+    with pytest.raises(RunError, match="no room"):  # what one rank says reaches all
+        ranks.agree(RunError("no room") if ranks.rank == 1 else None)
 
 
 def count_bytes(run_dir: Path, ranks: Ranks) -> None:
