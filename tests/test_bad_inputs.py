@@ -272,6 +272,9 @@ ROWS = [
     deepspeed("another kind", '{"wall_clock_breakdown": 3}', "ds.json:1", "is 3, must be true or false"),
     deepspeed("another stage", '{"zero_optimization": {"stage": 1}}', "the run has 2; set parallel.zero_stage 1"),
     deepspeed("fp16", '{"fp16": {"enabled": true}}', "ds.json:1: fp16.enabled is true", "mixed_precision bf16"),
+    deepspeed("steps_per_print 0", '{"steps_per_print": 0}', "ds.json:1", "must be a whole number of at least 1"),
+    deepspeed("no overflow check", '{"bf16": {"check_grad_overflow": false}}', "ds.json:1", "but enc needs true"),
+    deepspeed("a key of Comet", '{"comet": {"enabled": true, "api_key": "X"}}', "ds.json:1: comet has no place"),
     deepspeed("another batch", '{"train_batch_size": 7}', "train_batch_size is 7", "set trainer.global_batch_size 7"),
     deepspeed(
         "several at once",
