@@ -136,7 +136,7 @@ def _narrow(number: float) -> str:
 
 
 def _scaled(number: float, unit: str) -> str:
-    """Return a number with three to four digits and the prefix of its unit, e.g. `2.94 GB`; a noun has a space first."""
+    """Return a number of three or four digits with the prefix of its unit, e.g. `2.94 GB`; a noun has a space first."""
     for prefix, size in {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}.items():
         if number >= size:
             shown = number / size
