@@ -1,11 +1,11 @@
-"""Rules of a config that span several fields, and values whose feature does not exist yet.
+"""Rules of a config that span several fields, values whose feature does not exist yet, and settings without effect.
 
 Each rule yields (keys involved, what is wrong and what to do); the first key is the one that is shown.
 """
 
 from collections.abc import Iterator
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config import ParallelConfig, RunConfig
 
 Finding = tuple[tuple[str, ...], str]
 
@@ -146,3 +146,22 @@ def _parallel_rules(config: RunConfig) -> Iterator[Finding]:
         yield ("parallel.reduce_dtype", "parallel.engine"), "is bf16, which needs parallel.engine fsdp or deepspeed"
     if parallel.deepspeed_config is not None and engine != "deepspeed":
         yield ("parallel.deepspeed_config", "parallel.engine"), "needs parallel.engine deepspeed"
+
+
+# --- settings without effect -----------------------------------------------------------------------------------------
+
+_ENGINE_OF = {"zero_stage": "deepspeed", "bucket_size": "deepspeed", "reshard_after_forward": "fsdp"}
+
+
+def unused_settings(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for each setting that was changed and has no effect; `parallel.engine` must be resolved."""
+    parallel, default = config.parallel, ParallelConfig()
+    changed = {name for name in ParallelConfig.model_fields if getattr(parallel, name) != getattr(default, name)}
+    for name, engine in _ENGINE_OF.items():
+        if name in changed and parallel.engine != engine:
+            yield f"parallel.{name} has no effect with engine {parallel.engine}."
+    if "bucket_size" in changed and parallel.engine == "deepspeed" and parallel.zero_stage == 0:
+        yield "parallel.bucket_size has no effect with parallel.zero_stage 0."
+    for name in ("activation_checkpointing", "activation_checkpointing_every"):
+        if name in changed and not config.trainer.gradient_checkpointing:
+            yield f"parallel.{name} has no effect without trainer.gradient_checkpointing."

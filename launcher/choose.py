@@ -1,12 +1,13 @@
 """What `parallel.engine: auto` stands for. No torch."""
 
 from enc.encoder.batch_split import split_batch
-from enc.encoder.config import RunConfig
+from enc.encoder.config import ParallelConfig, RunConfig
 from enc.encoder.memory import device_bytes as needed_bytes
 
-# Settings that only one engine has: (key of the parallel section, value) -> engine.
-_ASKS = {
+# Settings that only one engine has, or is taken for: (key of the parallel section, value) -> engine; the first counts.
+_ASKS: dict[tuple[str, object], str] = {
     ("offload", "optimizer"): "deepspeed",
+    **{("zero_stage", stage): "deepspeed" for stage in range(4) if stage != ParallelConfig().zero_stage},
     ("offload", "parameters"): "fsdp",
     ("reduce_dtype", "bf16"): "fsdp",
 }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enc.encoder.errors import UsageError
 from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, ranks_given
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ def _render(engine: str, context: typer.Context, config: str, nproc: int | None,
     if to is None:
         typer.echo(text, nl=False)
         return
-    to.mkdir(parents=True, exist_ok=True)
-    (to / name).write_text(text)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        (to / name).write_text(text)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(f"--to {to}: {name} cannot be written there ({reason}); name another folder.") from None
     typer.echo(str(to / name))
 
 
@@ -78,7 +83,10 @@ def plan(
 
     loaded = with_expected_vocabulary(load(config, context, ranks_given(nproc)))
     cluster = Cluster(nodes, default_ranks(loaded), find_gpu(gpu))
-    found, numbers = variants(loaded, cluster), estimate(loaded, cluster, mfu)
+    try:
+        found, numbers = variants(loaded, cluster), estimate(loaded, cluster, mfu)
+    except OverflowError:
+        raise UsageError(f"{config}: a number of this run is too large to compute with; lower it.") from None
     advice = recommendation(loaded, cluster, found)
     if as_json:
         machine = {"nodes": nodes, "nproc_per_node": cluster.nproc, "gpu": cluster.gpu.name, "mfu": mfu}
@@ -92,18 +100,18 @@ def plan(
 def _page(numbers: dict[str, Any], cluster: "Cluster", mfu: float, found: "list[Variant]") -> str:
     from enc.encoder.metrics import table
 
-    gpus = f"{cluster.nodes} x {cluster.nproc} {cluster.gpu.name} GPU{'s' if cluster.ranks > 1 else ''}"
+    gpus = f"{cluster.nodes:,} x {cluster.nproc:,} {cluster.gpu.name} GPU{'s' if cluster.ranks > 1 else ''}"
     lines = [
-        ("model", f"{numbers['parameters'] / 1e6:.1f} M parameters"),
+        ("model", f"{_scaled(numbers['parameters'], ' parameters')}"),
         ("on", f"{gpus}, {cluster.gpu.bytes / 1e9:.0f} GB each"),
-        ("batch", f"{numbers['global_batch_size']:,} rows = {cluster.ranks} ranks x "
-                  f"{numbers['gradient_accumulation_steps']} microbatches x {numbers['rows_per_microbatch']} rows "
-                  f"of {numbers['row_length']} tokens"),
-        ("run", f"{numbers['max_steps']:,} steps of {numbers['tokens_per_step']:,} tokens, "
-                f"{numbers['total_tokens'] / 1e9:,.2f} G tokens in all"),
+        ("batch", f"{_count(numbers['global_batch_size'], 'row')} = {_count(cluster.ranks, 'rank')} x "
+                  f"{_count(numbers['gradient_accumulation_steps'], 'microbatch', 'es')} x "
+                  f"{_count(numbers['rows_per_microbatch'], 'row')} of {_count(numbers['row_length'], 'token')}"),
+        ("run", f"{_count(numbers['max_steps'], 'step')} of {_count(numbers['tokens_per_step'], 'token')}, "
+                f"{_scaled(numbers['total_tokens'], ' tokens')} in all"),
         ("time", f"about {_duration(numbers['hours'])} at {mfu:.0%} of the peak rate "
-                 f"({numbers['flops_per_step'] / 1e12:,.1f} TFLOP a step, {numbers['gpu_hours']:,.1f} GPU hours)"),
-        ("checkpoint", f"{numbers['checkpoint_bytes'] / 1e9:,.2f} GB each"),
+                 f"({_scaled(numbers['flops_per_step'], 'FLOP')} a step, {_hours(numbers['gpu_hours'])} GPU hours)"),
+        ("checkpoint", f"{_scaled(numbers['checkpoint_bytes'], 'B')} each"),
     ]  # fmt: skip
     return f"{table(lines)}\n\n{_memory_table(found)}"
 
@@ -113,16 +121,47 @@ def _memory_table(found: "list[Variant]") -> str:
     lines = [f"{'GB a GPU':<26}{'held':>8}{'peak':>8}{'RAM':>8}  {'fits':<6}{'most rows':>10}"]
     for variant in found:
         gigabytes = (variant.static / 1e9, (variant.static + variant.step) / 1e9)
-        numbers = "".join(f"{size:>8.2f}" for size in gigabytes)
-        numbers += f"{variant.host / 1e9:>8.2f}" if variant.host else " " * 8
-        lines.append(f"{variant.name:<26}{numbers}  {'yes' if variant.fits else 'no':<6}{variant.largest_rows:>10,}")
+        numbers = "".join(f"{_narrow(size):>8}" for size in gigabytes)
+        numbers += f"{_narrow(variant.host / 1e9) if variant.host else '':>8}"
+        rows = f"{variant.largest_rows:,}" if variant.largest_rows < 1e8 else f"{variant.largest_rows:.1e}"
+        lines.append(f"{variant.name:<26}{numbers}  {'yes' if variant.fits else 'no':<6}{rows:>10}")
     return "\n".join(lines)
 
 
+def _narrow(number: float) -> str:
+    """Return a number in at most 7 characters."""
+    if number < 9999.5:
+        return f"{number:.2f}"
+    return f"{number:,.0f}" if number < 999_999.5 else f"{number:.1e}"
+
+
+def _scaled(number: float, unit: str) -> str:
+    """Return a number of three or four digits with the prefix of its unit, e.g. `2.94 GB`; a noun has a space first."""
+    for prefix, size in {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}.items():
+        if number >= size:
+            shown = number / size
+            digits = ".2f" if shown < 10 else ".1f" if shown < 1e4 else ".1e"
+            return f"{shown:{digits}} {prefix}{unit}"
+    return f"{number:.3g} {unit.strip()}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if 1 <= hours < 1e9 else f"{hours:.2g}"
+
+
 def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.2g} seconds"
     if hours < 1:
         return f"{60 * hours:.1f} minutes"
-    return f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days"
+    if hours < 72:
+        return f"{hours:.1f} hours"
+    years = hours / 24 / 365.25
+    return f"{hours / 24:,.1f} days" if years < 3 else f"{_narrow(years)} years"
 
 
 def _wrapped(text: str) -> str:

@@ -40,10 +40,12 @@ def launch_pretrain(
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.metrics import table
-    from enc.launcher.plan import make_plan, plan_table, render
+    from enc.launcher.plan import make_plan, plan_notes, plan_table, render
 
     plan = make_plan(config)
     files = render(plan)
+    for note in plan_notes(plan):
+        say(note)
     if as_json:
         typer.echo(json.dumps({"plan": plan.as_dict(), "files": files}, indent=1))
         return

@@ -26,7 +26,7 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
-from enc.launcher.plan import Plan, make_plan, render, self_contained, store_fingerprint
+from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
 
 _GRACE_S = 20.0
@@ -56,6 +56,8 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         if resumes:
             _set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
         say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
+        for note in plan_notes(plan):
+            say(note)
         relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
         attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
     except BaseException:

@@ -8,6 +8,8 @@ from typing import Any
 from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import RunConfig
+from enc.encoder.config_checks import rule_problems, unused_settings
+from enc.encoder.config_load import Problem, raise_problems
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
@@ -93,9 +95,15 @@ def _check_ranks(config: RunConfig, world_size: int) -> None:
 
 
 def _with_engine(config: RunConfig, split: BatchSplit) -> tuple[RunConfig, str]:
-    """Return the config with its engine chosen and its own DeepSpeed JSON read, and why that engine."""
+    """Return the config with its engine chosen and its own DeepSpeed JSON read, and why that engine.
+
+    Raises UsageError when other settings do not go with the engine that `auto` took.
+    """
+    asked = config.parallel.engine
     engine, reason = choose_engine(config, split.world_size, device_bytes(config, split.world_size))
     config = config.changed({"parallel.engine": engine})
+    why = f" (parallel.engine auto took {engine}: {reason})" if asked == "auto" else ""
+    raise_problems("The config", [Problem(keys[0], f"{text}{why}") for keys, text in rule_problems(config)])
     if engine == "deepspeed":
         config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
     return config, reason
@@ -124,6 +132,11 @@ def self_contained(plan: Plan) -> RunConfig:
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
     return plan.config.changed(updates)
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    """Return what a person should know before the run starts: a sentence for each setting without effect."""
+    return [f"Note: {text}" for text in unused_settings(plan.config)]
 
 
 def store_fingerprint(plan: Plan) -> str | None:

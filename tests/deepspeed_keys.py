@@ -3,7 +3,8 @@
     python tests/deepspeed_keys.py > ds_configs/keys.json
 
 DeepSpeed checks the keys of a section with pydantic but ignores unknown top-level ones. The former are read off its
-models, the latter are noted while `DeepSpeedConfig` looks for them. A kind is bool, int, float, str, any, or a mapping.
+models, the latter are noted while `DeepSpeedConfig` looks for them. A kind is bool, int, float, str, list, any, or a
+mapping.
 """
 
 import json
@@ -72,7 +73,8 @@ def _kind(annotation: Any) -> Any:
         return model_keys(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return annotation.__base__.__name__ if annotation.__base__ is int else annotation.__mro__[1].__name__
-    return annotation.__name__ if annotation in (bool, int, float, str) else "any"
+    plain = get_origin(annotation) or annotation
+    return plain.__name__ if plain in (bool, int, float, str, list) else "any"
 
 
 def deepspeed_keys() -> dict[str, Any]:

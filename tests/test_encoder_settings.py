@@ -148,6 +148,38 @@ def test_what_the_json_adds_is_the_same_on_other_ranks() -> None:
         ({"gradient_allreduce_op": "sum"}, "but enc needs \"mean\"; remove it here"),
         ({"torch_autocast": {"enabled": True}}, "trainer.mixed_precision decides"),
         ({"activation_checkpointing": {"profile": True}}, "use trainer.gradient_checkpointing"),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false, but enc needs true"),
+        ({"bfloat16": {"check_grad_overflow": False}}, "bfloat16.check_grad_overflow is false, but enc needs true"),
+        ({"data_types": {"param_dtype": "fp16"}}, "data_types.param_dtype is \"fp16\", but enc needs null"),
+        ({"comet": {"enabled": True, "api_key": "X"}}, "comet has no place in a run of enc (enc logs by itself"),
+        ({"comet": {"enabled": False, "api_key": "X"}}, "comet has no place in a run of enc (enc logs by itself"),
+        ({"wandb": {"enabled": True}}, "use wandb.enabled of the run config"),
+        ({"tensorboard": {"enabled": True}}, "tensorboard has no place in a run of enc (enc logs by itself"),
+        ({"csv_monitor": {"enabled": True}}, "csv_monitor has no place in a run of enc (enc logs by itself"),
+        ({"steps_per_print": 0}, "steps_per_print is 0, must be a whole number of at least 1"),
+        ({"steps_per_print": "often"}, "steps_per_print is \"often\", must be a whole number of at least 1"),
+        ({"vocabulary_size": "many"}, "vocabulary_size is \"many\", must be a whole number of at least 1"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor is 0, but enc needs 1.0"),
+        ({"prescale_gradients": True}, "prescale_gradients is true, but enc needs false"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "must be a whole number of at least 1"),
+        ({"zero_optimization": {"allgather_bucket_size": 0}}, "must be a whole number of at least 1"),
+        ({"zero_optimization": {"allgather_bucket_size": 1001}}, "is 1001, must be even with ZeRO 1 and 2"),
+        ({"zero_optimization": {"sub_group_size": -1}}, "is -1, must be a whole number of at least 0"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 2}}, "is 2, but enc needs 1"),
+        ({"zero_optimization": {"offload_optimizer": {"cpuadam_cores_perc": 2.0}}}, "is 2.0, must be from 0 to 1"),
+        ({"log_level": "loud"}, "log_level is \"loud\", must be one of debug, info"),
+        ({"comms_logger": {"enabled": True, "prof_ops": 3}}, "comms_logger.prof_ops is 3, must be a list"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "checkpoints need the weights as they are"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "gradients are summed in parallel.reduce_dtype"),
+        ({"zero_optimization": {"zero_quantized_nontrainable_weights": True}}, "checkpoints need the weights as they"),
+        ({"amp": {"enabled": True, "opt_level": "O1"}}, "amp has no place in a run of enc (trainer.mixed_precision"),
+        ({"elasticity": {"enabled": True}}, "elasticity has no place in a run of enc (a run of enc can be resumed on"),
+        ({"sparse_gradients": True}, "sparse_gradients has no place in a run of enc (the gradients of enc's"),
+        ({"zero_optimization": {"mics_shard_size": 4}}, "use parallel.engine fsdp with parallel.replicate"),
+        ({"communication_data_type": "fp16"}, "the run has \"fp32\"; parallel.reduce_dtype cannot be fp16, so remove"),
+        ({"zero_optimization": {"stage": 5}}, "parallel.zero_stage cannot be 5, so remove it here"),
+        ({"train_batch_size": 0}, "trainer.global_batch_size cannot be 0, so remove it here"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.98]}}}, "set optimizer.betas [0.9, 0.98]"),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -157,6 +189,30 @@ def test_what_contradicts_the_run_is_refused(own: dict, says: str) -> None:
         deepspeed_settings(run_config(own), SPLIT)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_key_that_deepspeed_had_is_refused_with_a_reason() -> None:
+    """None is called unknown; switched off it is accepted and leaves no trace, since DeepSpeed stops at its name."""
+    code = "from deepspeed.runtime import config as c\nprint(*c._REMOVED_TOP_LEVEL_CONFIG_KEYS)\n"
+    code += "print(*c._REMOVED_ZERO_CONFIG_KEYS)"
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
+    top, zero = (line.split() for line in done.stdout.splitlines()[-2:])
+    for key in [*top, *(f"zero_optimization.{name}" for name in zero)]:
+        section, _, name = key.rpartition(".")
+        for on, off in (({"enabled": True}, {"enabled": False}), (True, False)):
+            with pytest.raises(UsageError, match=rf"{key} has no place in a run of enc \(.+\); remove it"):
+                own_settings(run_config({section: {name: on}} if section else {name: on}), SPLIT)
+            assert own_settings(run_config({section: {name: off}} if section else {name: off}), SPLIT) == {}
+
+
+def test_the_old_name_of_bf16_is_read_as_the_present_one() -> None:
+    """DeepSpeed ignores `bfloat16` beside `bf16`, which the rendered settings have."""
+    own = {"bfloat16": {"enabled": True, "immediate_grad_update": True}}
+    assert own_settings(run_config(own), SPLIT) == {"bf16": {"immediate_grad_update": True}}
+    assert deepspeed_settings(run_config(own), SPLIT)["bf16"] == {"enabled": True, "immediate_grad_update": True}
 
 
 def test_bf16_weights_need_a_sharded_optimizer() -> None:

@@ -1,6 +1,7 @@
 """The engine that `auto` chooses, what `enc plan` compares, and the files that a run folder gets."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from running import Enc
 
 from enc.encoder.config import RunConfig
+from enc.encoder.config_checks import unused_settings
 from enc.encoder.config_load import load_config
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu, gpu_of_device
@@ -36,6 +38,9 @@ def changed(**parallel: object) -> RunConfig:
         (changed(offload="parameters"), 8, 80, "fsdp", "parallel.offload parameters needs it"),
         (changed(replicate=2), 8, 80, "fsdp", "parallel.replicate 2 needs it"),
         (changed(reduce_dtype="bf16"), 8, 80, "fsdp", "parallel.reduce_dtype bf16 needs it"),
+        (changed(zero_stage=3), 1, 80, "deepspeed", "parallel.zero_stage 3 needs it"),
+        (changed(zero_stage=3, offload="parameters"), 8, 80, "deepspeed", "parallel.zero_stage 3 needs it"),
+        (changed(zero_stage=2), 8, 80, "ddp", "a whole copy fits"),
         (changed(engine="deepspeed"), 8, 80, "deepspeed", "as the config says"),
         (changed(engine="deepspeed"), 8, 20, "deepspeed", "as the config says; it may not fit"),
     ],
@@ -47,6 +52,59 @@ def test_auto_chooses_the_simplest_engine_that_fits(
     chosen, reason = choose_engine(config, ranks, None if gigabytes is None else int(gigabytes * 1e9))
     assert chosen == engine
     assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("parallel", "says"),
+    [
+        ({"offload": "optimizer", "zero_stage": 0},
+         "parallel.offload is optimizer, which needs parallel.zero_stage 1, 2 or 3 (parallel.engine auto took deepspeed"
+         ": parallel.offload optimizer needs it)."),
+        ({"offload": "optimizer", "replicate": 2}, "parallel.replicate is 2, which needs parallel.engine fsdp (parallel"
+                                                   ".engine auto took deepspeed"),
+        ({"offload": "parameters", "zero_stage": 1}, "which needs parallel.zero_stage 3, not 1 (parallel.engine auto"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_with_the_chosen_engine_are_refused(parallel: dict, says: str) -> None:
+    """Once `auto` has chosen, the rules of a named engine hold; the message says which was taken, and why."""
+    keys = {f"parallel.{key}": value for key, value in parallel.items()}
+    config = load_config("smoke", {"launch.nproc_per_node": 2, **keys}).config
+    with pytest.raises(UsageError) as error:
+        make_plan(config)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "says"),
+    [
+        ({"engine": "ddp", "bucket_size": 7}, ["parallel.bucket_size has no effect with engine ddp."]),
+        ({"engine": "fsdp", "zero_stage": 3}, ["parallel.zero_stage has no effect with engine fsdp."]),
+        ({"engine": "deepspeed", "reshard_after_forward": False},
+         ["parallel.reshard_after_forward has no effect with engine deepspeed."]),
+        ({"engine": "deepspeed", "bucket_size": 7, "zero_stage": 0},
+         ["parallel.bucket_size has no effect with parallel.zero_stage 0."]),
+        ({"engine": "ddp", "activation_checkpointing": "selective", "activation_checkpointing_every": 2},
+         ["parallel.activation_checkpointing has no effect without trainer.gradient_checkpointing.",
+          "parallel.activation_checkpointing_every has no effect without trainer.gradient_checkpointing."]),
+        ({"engine": "ddp", "zero_stage": 2, "bucket_size": 50_000_000}, []),
+        ({"engine": "deepspeed", "zero_stage": 3, "bucket_size": 7}, []),
+        ({"engine": "fsdp", "reshard_after_forward": False}, []),
+    ],
+)  # fmt: skip
+def test_changed_settings_without_effect_are_named(parallel: dict, says: list[str]) -> None:
+    """One sentence each; a value that is the default one is nobody's wish."""
+    assert list(unused_settings(changed(**parallel))) == says
+
+
+def test_dry_run_and_launch_note_settings_without_effect(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """On stderr, so that stdout stays JSON."""
+    words = ["parallel.engine=ddp", "parallel.bucket_size=7"]
+    note = "Note: parallel.bucket_size has no effect with engine ddp."
+    dry = enc(*smoke("run", *words, "--dry-run", "--json"))
+    assert dry.stderr.splitlines().count(note) == 1
+    json.loads(dry.stdout)
+    done = enc(*smoke("run", *words, "trainer.max_steps=1", "trainer.eval_strategy=no", "dataset.num_workers=0"))
+    assert done.stderr.splitlines().count(note) == 1
 
 
 def test_variants_are_compared_and_one_is_recommended() -> None:
@@ -91,6 +149,30 @@ def test_plan_prints_what_it_computed(enc: Enc) -> None:
     for variant in facts["variants"]:
         assert variant["name"] in page.stdout
     assert list(enc.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "shows"),
+    [
+        (["model.intermediate_size=1000000000000"], ["43.0 P parameters", "516.1 PB each", "years"]),
+        (["--nodes", "200000000", "--nproc", "8", "trainer.global_batch_size=null"], ["1,600,000,000 ranks"]),
+        (["trainer.max_steps=100000000000000000000000"], ["years at 40%"]),
+        (["--nproc", "1", "trainer.max_steps=1", "trainer.global_batch_size=1"],
+         ["1 row = 1 rank x 1 microbatch x 1 row of", "1 step of", "seconds at 40%"]),
+    ],
+    ids=["huge model", "many machines", "many steps", "one of each"],
+)  # fmt: skip
+def test_plan_lays_out_numbers_of_any_size(enc: Enc, words: list[str], shows: list[str]) -> None:
+    """80 columns, and the columns of the table stay apart."""
+    lines = enc("plan", "neobert-250m", *words).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    start = next(index for index, line in enumerate(lines) if line.startswith("GB a GPU"))
+    for line in lines[start + 1 : lines.index("", start)]:
+        assert line[26] == line[34] == line[42] == line[50] == " ", line
+        assert line[52:58].strip() in ("yes", "no")
+    text = " ".join(" ".join(lines).split())
+    for fragment in shows:
+        assert fragment in text
 
 
 def test_render_prints_or_writes_the_same_text(enc: Enc) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from enc.encoder.config import RunConfig, flatten
 from enc.encoder.config_load import Problem, Source, did_you_mean, raise_problems, read_yaml
 from enc.encoder.errors import UsageError
@@ -18,38 +20,83 @@ from enc.encoder.errors import UsageError
 KEYS = Path(__file__).parents[2] / "ds_configs" / "keys.json"
 Settings = dict[str, Any]
 
-# Parts of DeepSpeed that have no place in a run of enc, with what has.
+# Parts of DeepSpeed, present and past, that have no place in a run of enc, with the reason or with what has.
 _UNUSED = {
     "activation_checkpointing": "use trainer.gradient_checkpointing",
+    "amp": "trainer.mixed_precision decides",
     "autotuning": "`enc plan` shows what fits",
     "checkpoint": "enc writes its own checkpoints",
+    "comet": "enc logs by itself, and what is here would be copied into every checkpoint",
     "compile": "use trainer.torch_compile",
+    "compression_training": "enc trains unquantized weights",
+    "csv_monitor": "enc logs by itself, to metrics.jsonl",
+    "curriculum_learning": "enc loads its own batches",
     "data_efficiency": "enc loads its own batches",
+    "data_parallel_size": "enc spreads data only, over all ranks",
     "dataloader_drop_last": "enc loads its own batches",
     "datastates_ckpt": "enc writes its own checkpoints",
+    "eigenvalue": "enc trains unquantized weights",
+    "elasticity": "a run of enc can be resumed on another number of ranks",
     "expert_parallel": "enc spreads data only",
+    "graph_harvesting": "use trainer.torch_compile",
     "hybrid_engine": "enc does not generate text",
+    "nebula": "enc writes its own checkpoints",
     "pipeline": "enc spreads data only",
+    "progressive_layer_drop": "enc trains every layer at every step",
+    "quantize_training": "enc trains unquantized weights",
+    "seq_parallel_communication_data_type": "enc spreads data only",
+    "sequence_parallel_size": "enc spreads data only",
+    "sparse_attention": "model.attn_backend decides",
+    "sparse_gradients": "the gradients of enc's embeddings are dense",
     "tensor_parallel": "enc spreads data only",
+    "tensorboard": "enc logs by itself, to TensorBoard too",
     "torch_autocast": "trainer.mixed_precision decides",
+    "use_data_before_expert_parallelism": "enc spreads data only",
+    "wandb": "enc logs by itself: use wandb.enabled of the run config",
     "weight_quantization": "enc trains unquantized weights",
-    "zero_optimization.zenflow": "checkpoints need the moments as they are",
     "zero_optimization.cpu_offload": "it is an old key: use parallel.offload",
     "zero_optimization.cpu_offload_param": "it is an old key: use parallel.offload",
     "zero_optimization.cpu_offload_use_pin_memory": "it is an old key: use parallel.offload",
+    "zero_optimization.grad_hooks": "DeepSpeed has dropped it",
+    "zero_optimization.mics_hierarchical_params_gather": "use parallel.engine fsdp with parallel.replicate",
+    "zero_optimization.mics_shard_size": "use parallel.engine fsdp with parallel.replicate",
+    "zero_optimization.zenflow": "checkpoints need the moments as they are",
+    "zero_optimization.zero_quantized_gradients": "gradients are summed in parallel.reduce_dtype",
+    "zero_optimization.zero_quantized_nontrainable_weights": "checkpoints need the weights as they are",
+    "zero_optimization.zero_quantized_weights": "checkpoints need the weights as they are",
+    "zero_optimization.zeropp_loco_param": "gradients are summed in parallel.reduce_dtype",
 }
 # Values on which the engine relies.
 _NEEDED = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
     "gradient_allreduce_op": "mean",
+    "gradient_predivide_factor": 1.0,
+    "prescale_gradients": False,
     "managed_gradient_accumulation": True,
     "data_types.grad_accum_dtype": "fp32",
+    "data_types.param_dtype": None,
+    "data_types.buffer_dtype": None,
+    "data_types.keep_in_fp32_modules": "auto",
+    "bf16.check_grad_overflow": True,  # a step whose gradients are not finite is skipped
     "bf16.bf16_master_weights_and_grads": False,
     "bf16.bf16_optimizer_states": False,
+    "aio.use_gds": False,
     "zero_optimization.compute_grad_norm": True,
     "zero_optimization.legacy_stage1": False,
+    "zero_optimization.zero_hpz_partition_size": 1,  # a second copy of the weights, which `load` does not write
+    "zero_optimization.offload_optimizer.ratio": 1.0,
+    "zero_optimization.offload_optimizer.super_offload": False,
 }
+# Lowest whole numbers with which DeepSpeed neither fails at the start nor divides by zero; in zero_optimization it is 0
+# for all others.
+_LOWEST = {
+    "steps_per_print": 1,
+    "vocabulary_size": 1,
+    "zero_optimization.allgather_bucket_size": 1,
+    "zero_optimization.reduce_bucket_size": 1,
+}
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _SAME = {
     "train_batch_size": "trainer.global_batch_size",
     "train_micro_batch_size_per_gpu": "trainer.per_device_train_batch_size",
@@ -58,7 +105,7 @@ _SAME = {
     "communication_data_type": "parallel.reduce_dtype",
     "zero_optimization.stage": "parallel.zero_stage",
 }
-_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list"}
 
 
 def read_user_json(given: str | Settings) -> Source:
@@ -86,9 +133,10 @@ def user_settings(source: Source, ours: Settings, config: RunConfig) -> Settings
     known = json.loads(KEYS.read_text())
     problems = [Problem(key, text, source.place(key)) for key, text in _problems(source.tree, known, ours, config)]
     raise_problems(source.name, [*source.problems, *problems])
-    decided = {*_decided(ours), "bfloat16.enabled"}
+    decided = _decided(ours)
     added: Settings = {}
-    for key, value in flatten(source.tree).items():
+    for given, value in flatten(source.tree).items():
+        key = _present_name(given)
         section = key.partition(".")[0]
         if value in ("auto", {}) or key in decided or section in ("fp16", "optimizer", "scheduler") or _unused(key):
             continue
@@ -120,8 +168,13 @@ def _offload_section(key: str) -> str:
     return parts[1] if len(parts) > 2 and parts[1] in ("offload_optimizer", "offload_param") else ""
 
 
+def _present_name(key: str) -> str:
+    """Return a dotted key with `bf16` for its old name; DeepSpeed reads only one of the two sections."""
+    return key.replace("bfloat16.", "bf16.", 1) if key.startswith("bfloat16.") else key
+
+
 def _unused(key: str) -> str:
-    """Return the section or key of `_UNUSED` that a dotted key lies in."""
+    """Return the section or key of `_UNUSED` that a dotted key lies in, or an empty text."""
     return next((name for name in _UNUSED if f"{key}.".startswith(f"{name}.")), "")
 
 
@@ -138,8 +191,9 @@ def _problems(tree: Settings, known: Settings, ours: Settings, config: RunConfig
     yield from _optimizer_problems(tree.get("optimizer"), config)
     yield from _scheduler_problems(tree.get("scheduler"))
     for key, value in good.items():
-        text = "" if value == "auto" else _contradiction(key, value, ours, config)
-        if text:
+        if value == "auto" or _unused(key):
+            continue
+        if text := _contradiction(key, value, ours, config) or _limit_problem(key, value, known, ours):
             yield key, text
 
 
@@ -147,6 +201,8 @@ def _shape_problems(tree: Settings, known: Settings, prefix: str) -> Iterator[tu
     """Yield unknown keys, and values that are of another kind than DeepSpeed's."""
     for name, value in tree.items():
         key, kind = f"{prefix}{name}", known.get(name)
+        if key in _UNUSED:
+            continue
         if kind is None:
             yield key, f"is not a key of DeepSpeed{_nearest(name, known, prefix)}"
         elif isinstance(kind, dict) and isinstance(value, dict):
@@ -178,7 +234,24 @@ def _fits(value: Any, kind: str) -> bool:
             return number
         case "str":
             return isinstance(value, str)
+        case "list":
+            return isinstance(value, list)
     return True
+
+
+def _limit_problem(key: str, value: Any, known: Settings, ours: Settings) -> str:
+    """Return what is wrong with a value of the right kind that DeepSpeed would only refuse in the ranks, or nothing."""
+    in_zero = key.startswith("zero_optimization.") and flatten(known).get(key) == "int"
+    lowest = _LOWEST.get(key, 0 if in_zero else None)
+    if lowest is not None and value is not None and not (_fits(value, "int") and value >= lowest):
+        return f"is {_shown(value)}, must be a whole number of at least {lowest}"
+    if key == "zero_optimization.allgather_bucket_size" and ours["zero_optimization"]["stage"] in (1, 2) and value % 2:
+        return f"is {_shown(value)}, must be even with ZeRO 1 and 2"
+    if key == "zero_optimization.offload_optimizer.cpuadam_cores_perc" and not 0 <= value <= 1:
+        return f"is {_shown(value)}, must be from 0 to 1"
+    if key == "log_level" and value is not None and str(value).lower() not in _LOG_LEVELS:
+        return f"is {_shown(value)}, must be one of {', '.join(_LOG_LEVELS)}"
+    return ""
 
 
 def _shown(value: Any) -> str:
@@ -191,7 +264,7 @@ def _unused_problems(tree: Settings) -> Iterator[tuple[str, str]]:
         place = tree.get(section, {}) if section else tree
         value = place.get(name) if isinstance(place, dict) else None
         off = value in (None, False, "auto", {}) or (isinstance(value, dict) and value.get("enabled") is False)
-        if not off:
+        if not off or (key == "comet" and isinstance(value, dict) and "api_key" in value):
             yield key, f"has no place in a run of enc ({instead}); remove it"
 
 
@@ -247,7 +320,7 @@ def _decided(ours: Settings) -> Settings:
 def _contradiction(key: str, value: Any, ours: Settings, config: RunConfig) -> str:
     """Return what is wrong with a value that the run config decides, or an empty text."""
     decided = _decided(ours)
-    key = "bf16.enabled" if key == "bfloat16.enabled" else key
+    key = _present_name(key)
     if key not in decided or value == decided[key]:
         return ""
     both = f"is {_shown(value)}, but the run has {_shown(decided[key])}"
@@ -273,4 +346,11 @@ def _offload_advice(key: str, device: Any) -> str:
 
 
 def _set_to(key: str, value: Any) -> str:
-    return f"set {key} {value if isinstance(value, str) else _shown(value)}, or remove it here"
+    """Return the advice to give a key of the run config this value, where the key can have it."""
+    section, _, name = key.partition(".")
+    shown = value if isinstance(value, str) else _shown(value)
+    try:
+        type(getattr(RunConfig(), section)).model_validate({name: value})
+    except ValidationError:
+        return f"{key} cannot be {shown}, so remove it here"
+    return f"set {key} {shown}, or remove it here"
