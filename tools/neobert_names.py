@@ -19,12 +19,12 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
 from enc.encoder.sizes import padded_vocab_size
 from enc.encoder.tensor_file import TensorSpec
+from enc.tools.readers.names import BUFFERS
 from enc.tools.readers.source import MOMENTS, Source, Stored
 
 EMBEDDING, HEAD, HEAD_BIAS = "model.encoder.weight", "decoder.weight", "decoder.bias"
 _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-_BUFFERS = re.compile(r".*(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|rope_cache)$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
     for name, tensor in tensors.items():
         kind, own = ("", name) if not name.startswith(MOMENTS) else (f"{name.split('.', 1)[0]}.", name.split(".", 1)[1])
         own = _WRAPPERS.sub("", own)
-        if not _BUFFERS.fullmatch(own):
+        if not BUFFERS.fullmatch(own):
             named[kind + own] = tensor
     if "encoder.weight" in named and EMBEDDING not in named:
         named = {name if name.startswith("decoder.") else f"model.{name}": t for name, t in named.items()}
