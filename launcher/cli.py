@@ -66,6 +66,12 @@ def main() -> None:
             raise
         typer.echo(f"enc: {_lines(error)}", err=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        if os.environ.get("ENC_DEBUG"):
+            raise
+        place = printable(error.filename or "A file")
+        typer.echo(f"enc: {place} may not be read or written by you. Mend its permissions and repeat.", err=True)
+        sys.exit(3)
     except Exception as error:
         if os.environ.get("ENC_DEBUG"):
             raise

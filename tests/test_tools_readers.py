@@ -266,8 +266,9 @@ def test_torch_files_without_plain_bytes_are_refused(tmp_path: Path) -> None:
     deep["again"] = deep
     torch.save(deep, tmp_path / "deep.pt")
     (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("a text")
     messages = {"packed": "compressed", "meta": "meta device", "conjugated": "conjugated", "deep": "too deep",
-                "empty": "is empty"}  # fmt: skip
+                "empty": "is empty", "text": "does not begin"}  # fmt: skip
     for name, message in messages.items():
         with pytest.raises(UsageError, match=message):
             open_source(tmp_path / f"{name}.pt")

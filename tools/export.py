@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from enc.encoder.checkpoint import read_trainer_state
 from enc.encoder.config import ModelConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
@@ -26,6 +25,7 @@ from enc.encoder.models import modeling_neobert
 from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.tools.output import new_output, refuse_taken
+from enc.tools.readers.source import damaged, numbers_in
 
 TOLERANCE = 1e-5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,14 +81,18 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
         raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}.")
     _refuse_incomplete(folder)
     config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
-    run_dir, step = folder.absolute().parent.parent, read_trainer_state(folder)["step"]
+    counters = numbers_in(folder / "trainer_state.json", {"step": "step", "tokens": "tokens"})
+    if len(counters) < 2:
+        raise damaged(folder / "trainer_state.json", "step or tokens are missing")
+    place = folder.resolve() if folder.is_symlink() else folder.absolute()
+    run_dir, step = place.parent.parent, int(counters["step"])
     num_tokens = json.loads((folder / "tokenizer_info.json").read_text())["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
         "dataset": _dataset_name(Path(config.dataset.path)),
         "row_length": config.row_length,
         "steps": step,
-        "tokens": read_trainer_state(folder)["tokens"],
+        "tokens": counters["tokens"],
         **_measured(run_dir / "metrics.jsonl", step),
     }
     weights = load_file(folder / "model.safetensors")

@@ -76,6 +76,8 @@ def _load(path: Path, file: Any) -> Any:
     start = file.read(4)
     if not start:
         raise damaged(path, "it is empty")
+    if start[0] not in b"P\x80":  # of an archive, of a pickle
+        raise damaged(path, "it does not begin like a file of torch.save")
     if start != b"PK\x03\x04":
         raise UsageError(
             f"{path} is not a file of torch.save as torch writes it since 1.6, so nothing of it was read. If you trust "
