@@ -2,6 +2,7 @@
 
 EncError
 ├── UsageError    2   a bad config, command, file or folder, found before anything was changed
+│   └── DamagedError  a checkpoint of a known format that is not whole
 ├── RunError      3   a run or a tool that started and then failed
 └── Stopped      75   a signal stopped the run after a checkpoint was saved: requeue it
 
@@ -19,6 +20,10 @@ class UsageError(EncError):
     """The request itself is at fault; nothing was changed."""
 
     exit_code = 2
+
+
+class DamagedError(UsageError):
+    """A checkpoint is damaged or a part of it is missing."""
 
 
 class RunError(EncError):

@@ -8,6 +8,7 @@ import typer
 
 from enc import __version__
 from enc.encoder.errors import EncError
+from enc.encoder.printable import printable
 from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_plan, cli_run
 
 app = typer.Typer(
@@ -51,6 +52,11 @@ app.add_typer(cli_ckpt.app, name="ckpt")
 app.add_typer(cli_config.app, name="config")
 
 
+def _lines(error: Exception) -> str:
+    """Return a message with its line breaks, everything else that does not print escaped."""
+    return "\n".join(printable(line) for line in str(error).split("\n"))
+
+
 def main() -> None:
     """Run the command line; an error of the user's is one paragraph on stderr."""
     try:
@@ -58,10 +64,18 @@ def main() -> None:
     except EncError as error:
         if os.environ.get("ENC_DEBUG"):
             raise
-        typer.echo(f"enc: {error}", err=True)
+        typer.echo(f"enc: {_lines(error)}", err=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        if os.environ.get("ENC_DEBUG"):
+            raise
+        place = printable(error.filename or "A file")
+        typer.echo(f"enc: {place} may not be read or written by you. Mend its permissions and repeat.", err=True)
+        sys.exit(3)
     except Exception as error:
         if os.environ.get("ENC_DEBUG"):
             raise
-        typer.echo(f"enc: unexpected {type(error).__name__}: {error}. `enc --debug` shows the traceback.", err=True)
+        typer.echo(
+            f"enc: unexpected {type(error).__name__}: {_lines(error)}. `enc --debug` shows the traceback.", err=True
+        )
         sys.exit(3)

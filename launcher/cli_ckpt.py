@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from enc.encoder.printable import jsonable, printable
 from enc.launcher.options import say
 
 app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
@@ -57,23 +58,43 @@ def list_all(
     as_json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a run: step, state, size, tokens seen."""
-    from enc.encoder.checkpoint import list_checkpoints, read_trainer_state, verify
+    from enc.encoder.checkpoint import list_checkpoints, verify
     from enc.launcher.run_folder import find_run
 
     statuses = [verify(path) for path in list_checkpoints(find_run(run))]
     rows: list[dict[str, Any]] = []
     for status in statuses:
-        tokens = read_trainer_state(status.path)["tokens"] if status.state == "complete" else None
+        tokens = _tokens(status.path) if status.state == "complete" else None
         rows.append({"step": status.step, "state": status.state, "bytes": status.num_bytes, "tokens": tokens,
                      "path": str(status.path), "problems": status.problems})  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(_json(rows))
         return
     for row in rows:
         seen = "" if row["tokens"] is None else f"{row['tokens']:>14,} tokens"
         typer.echo(f"{row['step']:>8}  {row['state']:<12} {row['bytes'] / 1e6:>9.1f} MB {seen}")
         for problem in row["problems"][:3]:
-            typer.echo(f"{'':>10}{problem}")
+            typer.echo(f"{'':>10}{printable(problem)}")
+
+
+def _tokens(folder: Path) -> int | None:
+    """Return the tokens seen up to a checkpoint; None when it does not say."""
+    state = _trainer_state(folder)
+    return state["tokens"] if state and isinstance(state.get("tokens"), int) else None
+
+
+def _trainer_state(folder: Path) -> dict[str, Any] | None:
+    from enc.encoder.checkpoint import read_trainer_state
+
+    try:
+        found = read_trainer_state(folder)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _json(found: Any) -> str:
+    return json.dumps(jsonable(found), indent=1, allow_nan=False)
 
 
 @app.command()
@@ -82,7 +103,7 @@ def inspect(checkpoint: AnyArgument, as_json: JsonOption = False) -> None:
     from enc.tools.inspect import inspect_checkpoint, inspection_text
 
     found = inspect_checkpoint(any_checkpoint(checkpoint, only_complete=False))
-    typer.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))
+    typer.echo(_json(found) if as_json else inspection_text(found))
 
 
 @app.command()
@@ -104,12 +125,12 @@ def verify(
     results = [(folder.verify(p), []) if p.is_dir() and is_ours(p) else _verified_foreign(p) for p in paths]
     if as_json:
         rows = [{"path": str(s.path), "state": s.state, "problems": s.problems, "checked": c} for s, c in results]
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(_json(rows))
     else:
         for status, checked in results:
-            typer.echo(f"{status.path}: {status.state}")
+            typer.echo(f"{printable(status.path)}: {status.state}")
             for line in [*status.problems, *checked]:
-                typer.echo(f"  {line}")
+                typer.echo(f"  {printable(line)}")
     if any(status.state == "damaged" or (not checked and status.state != "complete") for status, checked in results):
         sys.exit(3)
 
@@ -132,7 +153,7 @@ def diff(
 
     first, second = (open_source(any_checkpoint(name, only_complete=False)) for name in (a, b))
     found = diff_sources(first, second)
-    typer.echo(json.dumps(found, indent=1) if as_json else diff_text(found))
+    typer.echo(_json(found) if as_json else diff_text(found))
     if not is_equal(found):
         sys.exit(1)
 
@@ -148,6 +169,7 @@ def prune(
     from enc.launcher.run_folder import RunLock, find_run
 
     run_dir = find_run(run)
+    _refuse_unknown_health(run_dir)
     if dry_run:
         doomed = folder.prunable(run_dir, keep)
     else:
@@ -158,3 +180,16 @@ def prune(
         typer.echo(str(path))
     kept = len(folder.list_checkpoints(run_dir)) - (len(doomed) if dry_run else 0)
     say(f"{'Would delete' if dry_run else 'Deleted'} {len(doomed)} checkpoints of {run_dir}, {kept} stay.")
+
+
+def _refuse_unknown_health(run_dir: Path) -> None:
+    """Raise UsageError when a complete checkpoint does not say whether its loss was finite."""
+    from enc.encoder.checkpoint import list_checkpoints, verify
+    from enc.encoder.errors import UsageError
+
+    for path in list_checkpoints(run_dir):
+        if verify(path, contents=False).state == "complete" and _trainer_state(path) is None:
+            raise UsageError(
+                f"{path} has no trainer_state.json that can be read, so which checkpoint is the last healthy one is "
+                "not known. Nothing was deleted. Remove or restore that folder first."
+            )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.encoder.printable import shown
 from enc.launcher.cli_ckpt import AnyArgument, any_checkpoint, checkpoint_folder
 from enc.launcher.options import load, load_defaults, say
 
@@ -51,6 +52,10 @@ def convert(
 
 def _tell(written: "Written") -> None:
     say(f"Wrote {written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB, in {written.num_files} file(s).")
+    if written.left_out:
+        names = ", ".join(shown(name) for name in written.left_out[:8])
+        more = f" and {len(written.left_out) - 8} more" if len(written.left_out) > 8 else ""
+        say(f"Left out, buffers and second names of tied weights: {names}{more}.")
     typer.echo(str(written.path))
 
 

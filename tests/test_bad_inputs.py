@@ -21,6 +21,8 @@ from foreign import hostile_pickle, hostile_torch_file
 from running import Enc
 from safetensors.torch import save_file
 
+from enc.encoder.checkpoint import write_manifest
+
 MAX_LINES = 12
 
 
@@ -106,6 +108,24 @@ def cut(path: Path) -> None:
     """Drop the second half of a file."""
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
+
+
+def cut_end(folder: Path) -> None:
+    """Drop the last bytes of w.safetensors."""
+    path = folder / "w.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def with_config(world: "World", name: str, text: str) -> None:
+    """Make a folder of weights with a config, of which `text` begins with the value of `day`."""
+    world.write(f"{name}/config.yaml", f"day: {text}")
+    save_file({"w": torch.ones(2)}, world.folder / name / "model.safetensors")
+
+
+def without_state(checkpoint: Path) -> None:
+    """Remove the counters of a checkpoint and make it look as if there had never been any."""
+    (checkpoint / "trainer_state.json").unlink()
+    write_manifest(checkpoint, 6)
 
 
 def in_run(damage: Callable[[Path], object]) -> Setup:
@@ -608,6 +628,68 @@ ROWS = [
         "ckpt consolidate run --out text",
         ("text", "not empty"),
         setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
+    ),
+    Row(
+        "ckpt verify: a foreign file cut short",
+        "ckpt verify w.safetensors --json",
+        (),
+        code=3,
+        out=('"state": "damaged"', "it has 68 bytes"),
+        setup=lambda w: (save_file({"w": torch.ones(2)}, w.folder / "w.safetensors"), cut_end(w.folder)),
+    ),
+    Row(
+        "ckpt consolidate: a name with an escape sequence",
+        "ckpt consolidate w.pt --out out",
+        (r"\x1b[2J is complex128, which safetensors cannot hold",),
+        setup=lambda w: torch.save({"\x1b[2J": torch.ones(1, dtype=torch.complex128)}, w.folder / "w.pt"),
+    ),
+    Row(
+        "ckpt inspect: a name with an escape sequence",
+        "ckpt inspect w.safetensors",
+        (),
+        code=0,
+        out=(r"\x1b[2J\nw",),
+        setup=lambda w: save_file({"\x1b[2J\nw": torch.ones(2)}, w.folder / "w.safetensors"),
+    ),
+    Row(
+        "ckpt diff: values that JSON does not know",
+        "ckpt diff one two --json",
+        (),
+        code=1,
+        out=('"2024-01-01"', '"nan"', '"inf"'),
+        setup=lambda w: (with_config(w, "one", "2024-01-01\nx: .nan\n"), with_config(w, "two", "1\nx: .inf\n")),
+    ),
+    Row(
+        "ckpt inspect: no counters",
+        "ckpt inspect run/checkpoints/6",
+        ("damaged", "trainer_state.json", "it holds no counters"),
+        setup=in_run(lambda run: (run / "checkpoints/6/trainer_state.json").write_text("[]")),
+    ),
+    Row(
+        "ckpt ls: no counters",
+        "ckpt ls run",
+        (),
+        code=0,
+        out=("6  complete",),
+        setup=in_run(lambda run: without_state(run / "checkpoints/6")),
+    ),
+    Row(
+        "ckpt prune: no counters",
+        "ckpt prune run --keep 1",
+        ("checkpoints/6 has no trainer_state.json", "Nothing was deleted"),
+        setup=in_run(lambda run: without_state(run / "checkpoints/6")),
+    ),
+    Row(
+        "ckpt export: no counters",
+        "ckpt export run",
+        ("checkpoints/6 has no trainer_state.json", "Choose another"),
+        setup=in_run(lambda run: without_state(run / "checkpoints/6")),
+    ),
+    Row(
+        "ckpt consolidate: a dangling link",
+        "ckpt consolidate run --out link",
+        ("link is a symbolic link", "Name the place"),
+        setup=lambda w: (w.run(), (w.folder / "link").symlink_to("nothere")),
     ),
     Row("ckpt prune: keep none", "ckpt prune run --keep 0", ("--keep",), setup=World.run),
     Row("ckpt prune: no run", "ckpt prune text --keep 1", ("text is not a run folder",)),

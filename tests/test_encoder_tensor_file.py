@@ -13,7 +13,7 @@ from enc.encoder.tensor_file import DTYPES, TensorSpec, file_order, write_tensor
 def test_bytes_and_checksum_are_the_librarys(tmp_path: Path) -> None:
     """Many dtypes, empty tensors, scalars, names that are not ASCII: the same bytes as save_file writes."""
     dtypes = list(DTYPES.values())
-    tensors = {f"t{n}": torch.randn(n % 5, 3).to(dtypes[n % len(dtypes)]) for n in range(30)}
+    tensors = {f"t{n}": torch.randn(n % 5, 3).to(dtypes[n % len(dtypes)]) for n in range(40)}
     tensors |= {"scalar": torch.tensor(3.0), "naïve.weight": torch.randn(4, 4).T, "tab\t": torch.ones(1)}
     specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
     checksum = write_tensors(tmp_path / "ours", specs, (tensors[name] for name in file_order(specs)))

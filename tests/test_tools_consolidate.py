@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-5GB", "0", "5 apples", "1.2.3GB"])
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "0", "5 apples", "1.2.3GB", "9" * 400])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="max-shard-size"):
         parse_size(text)
@@ -128,6 +129,31 @@ def test_what_is_there_is_never_overwritten_and_a_failure_leaves_nothing(foreign
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "z3"]
 
 
+def test_only_what_was_made_here_is_removed(tmp_path: Path) -> None:
+    """A folder with the name of a temporary one, even the source itself, stays; no link is followed or replaced."""
+    source = tmp_path / ".out.tmp"
+    source.mkdir()
+    save_file({"w": torch.ones(2)}, source / "model.safetensors")
+    weights = open_source(source).weights
+    consolidate(weights, tmp_path / "out", None, "5GB")
+    assert (source / "model.safetensors").is_file()
+    assert (tmp_path / "out").stat().st_mode & 0o777 == source.stat().st_mode & 0o777
+    (tmp_path / "link").symlink_to(tmp_path / "nothere")
+    places = ["link", "x" * 300, "out/model.safetensors/x", "new/.."]
+    for place in [*(tmp_path / name for name in places), Path("/proc/enc/x")]:
+        with pytest.raises(UsageError, match=r"[Cc]hoose|Name"):
+            consolidate(weights, place, None, "5GB")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.tmp", "link", "out"]
+
+
+def test_what_safetensors_cannot_hold_is_named(tmp_path: Path) -> None:
+    state = {"c": torch.ones(2, dtype=torch.complex128)}, {"__metadata__": torch.ones(2)}, {"\ud800": torch.ones(2)}
+    for number, tensors in enumerate(state):
+        torch.save(tensors, tmp_path / f"{number}.pt")
+        with pytest.raises(UsageError, match="safetensors cannot hold"):
+            consolidate(open_source(tmp_path / f"{number}.pt").weights, tmp_path / "out", None, "5GB")
+
+
 # --- convert ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,8 +168,14 @@ def test_deepspeed_loads_a_universal_folder_at_every_stage(foreign: Path, tmp_pa
 def test_every_conversion_reads_back(foreign: Path, tmp_path: Path, case: str, to: str) -> None:
     """Weights, moments and steps are the same bits in every format."""
     source = open_source(foreign / case)
-    convert(source, to, tmp_path / "out", None)
+    if (case, to) == ("fsdp", "universal"):  # its buffer looks like a weight that was never trained
+        with pytest.raises(UsageError, match="lacks exp_avg of offset"):
+            convert(source, to, tmp_path / "out", None)
+        source = replace(source, buffers=frozenset({"offset"}))
+    written = convert(source, to, tmp_path / "out", None)
     again = open_source(tmp_path / "out")
+    assert written.num_tensors == len(again.tensors)
+    assert set(written.left_out) == source.weights.keys() - again.weights.keys()
     found = diff_sources(source, again)
     assert not found["different"]
     assert not found["other_kind"]
@@ -165,23 +197,61 @@ def test_torch_loads_the_converted_dcp_folder(foreign: Path, tmp_path: Path) -> 
     assert state["first.weight"]["step"] == 3
 
 
+def moments_of(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{kind}.{name}": torch.rand(weight.shape) for kind in MOMENTS}
+
+
 def test_conversions_that_cannot_be(foreign: Path, tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
     save_file(
         {"../w": torch.ones(2), "exp_avg.../w": torch.ones(2), "exp_avg_sq.../w": torch.ones(2)},
         tmp_path / "x.safetensors",
     )
+    w = torch.ones(2)
+    whole = {"a": w, **moments_of("a", w)}
+    save_file({"..": w, **moments_of("..", w)}, tmp_path / "dots.safetensors")
+    save_file({"a\0b": w, **moments_of("a\0b", w)}, tmp_path / "nul.safetensors")
+    save_file({**whole, "b": w.clone()}, tmp_path / "none.safetensors")
+    save_file({**whole, "b": w.clone(), "exp_avg.b": w.clone()}, tmp_path / "one.safetensors")
+    save_file({**whole, "exp_avg.ghost": w.clone()}, tmp_path / "ghost.safetensors")
     cases = [
         ("w", "universal", "no optimizer moments"),
         ("w", "torch", "allowed: universal"),
-        ("x", "universal", "folder's name"),
+        ("x", "universal", "cannot be a folder"),
+        ("dots", "universal", "cannot be a folder"),
+        ("nul", "universal", r"'a\\x00b', which cannot be a folder"),
+        ("none", "universal", "lacks exp_avg of b, exp_avg_sq of b, in the same shape"),
+        ("one", "universal", "lacks exp_avg_sq of b, the weight of exp_avg.b"),
+        ("ghost", "universal", "lacks the weight of exp_avg.ghost"),
     ]
     for name, to, message in cases:
         with pytest.raises(UsageError, match=message):
             convert(open_source(tmp_path / f"{name}.safetensors"), to, tmp_path / "out", None)
     with pytest.raises(UsageError, match="numbers the parameters"):
         convert(open_source(foreign / "z0-fp32"), "dcp", tmp_path / "out", None)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.safetensors", "x.safetensors"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_need_no_moments_are_left_out_by_name(tmp_path: Path) -> None:
+    """Whole numbers, rotary tables and second names of tied weights; what is counted is what was written."""
+    a = torch.randn(2, 3)
+    extra = {"tied": a.clone(), "ids": torch.arange(3), "model.freqs_cos": torch.rand(4)}
+    save_file({"a": a, **extra, **moments_of("a", a)}, tmp_path / "w.safetensors")
+    source = open_source(tmp_path / "w.safetensors")
+    written = convert(source, "universal", tmp_path / "out", None)
+    assert (set(written.left_out), written.num_tensors, written.num_bytes) == (set(extra), 3, 72)
+    assert convert(source, "dcp", tmp_path / "dcp", None).num_tensors == 6
+    assert open_source(tmp_path / "dcp").weights.keys() == {"a", *extra}
+
+
+@pytest.mark.parametrize("to", ["universal", "dcp"])
+def test_no_updates_is_a_number_of_updates(tmp_path: Path, to: str) -> None:
+    """Moments that are zero must not get the age of the run, or their bias would not be corrected."""
+    a = torch.ones(2)
+    save_file({"a": a, **moments_of("a", a)}, tmp_path / "w.safetensors")
+    source = replace(open_source(tmp_path / "w.safetensors"), counters={"step": 7, "optimizer_steps": 0})
+    convert(source, to, tmp_path / "out", None)
+    assert open_source(tmp_path / "out").counters["optimizer_steps"] == 0
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -206,6 +276,30 @@ def test_diff_finds_each_kind_of_difference(tmp_path: Path) -> None:
     save_file({"other": torch.ones(2)}, tmp_path / "c.safetensors")
     with pytest.raises(UsageError, match="no tensor name in common"):
         diff_sources(source, open_source(tmp_path / "c.safetensors"))
+
+
+def test_configs_that_only_json_finds_hard(tmp_path: Path) -> None:
+    """A value that is not a number equals itself, and a config that holds itself is refused."""
+    for name, text in {"a": "x: .nan\n", "b": "x: .nan\n", "c": "x: &x\n  y: *x\n"}.items():
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.ones(2)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.yaml").write_text(text)
+    a, b, c = (open_source(tmp_path / name) for name in "abc")
+    assert is_equal(diff_sources(a, b))
+    with pytest.raises(UsageError, match="holds itself"):
+        diff_sources(a, c)
+
+
+def test_statistics_of_any_dtype() -> None:
+    """The norm of complex values counts both parts; each value that is not finite counts once."""
+    values = torch.tensor([3 + 4j, 12j, complex(math.nan, math.inf)])
+    assert stats_of(values[:2]).norm == pytest.approx(13.0)
+    assert stats_of(values).non_finite == 1
+    moved = difference_of(values, torch.tensor([3 + 4j, 7j, complex(math.nan, math.inf)]))
+    assert (moved.same_bits, moved.max_abs, moved.unlike_non_finite) == (False, 5.0, 0)
+    assert difference_of(values, values.clone()).same_bits
+    for dtype in (torch.uint16, torch.float8_e4m3fn):
+        assert stats_of(torch.tensor([3.0, 4.0]).to(dtype)).norm == 5.0
 
 
 def test_statistics_over_several_blocks() -> None:

@@ -199,7 +199,7 @@ def test_a_wrong_export_leaves_nothing(tokenizer_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="differ from the trained model's"):
         export_model(model.state_dict(), config, tokenizer_dir, NUM_TOKENS, tmp_path / "out/x", CARD)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("problem", ["taken", "ngpt", "dtype", "tokenizer", "weights"])
@@ -221,3 +221,11 @@ def test_requests_that_cannot_be_met_write_nothing(problem, tokenizer_dir, tmp_p
     with pytest.raises(UsageError, match=match.get(problem, "do not fit")):
         export_model(weights, config, tokenizer_dir, NUM_TOKENS, out, CARD, dtype=dtype)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_with_the_name_of_a_temporary_one_stays(tokenizer_dir, tmp_path):
+    """Even when what is exported lies in it."""
+    model, config = trained()
+    tokenizer_dir.rename(tmp_path / ".out.tmp")
+    export_model(model.state_dict(), config, tmp_path / ".out.tmp", NUM_TOKENS, tmp_path / "out", CARD)
+    assert (tmp_path / ".out.tmp" / "tokenizer.json").is_file()

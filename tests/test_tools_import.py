@@ -196,6 +196,12 @@ REFUSED = {
 }
 
 
+def test_a_config_of_another_depth_is_refused(tmp_path: Path) -> None:
+    """Of a training folder whose config is gone, the tensors that do not fit the defaults are named."""
+    with pytest.raises(UsageError, match=r"does not fit the model section.*transformer_encoder\.2"):
+        import_run(SOURCE, tmp_path / "run", RunConfig(model=ModelConfig(**{**FIELDS, "num_hidden_layers": 3})), None)
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None:
     """One sentence says which tensor, and no run folder is made."""

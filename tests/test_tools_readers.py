@@ -1,8 +1,13 @@
 """Readers of checkpoint formats: the true tensors come out of files that the systems themselves wrote."""
 
+import json
 import pickle
+import re
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,9 +15,9 @@ import torch
 from foreign import ACCELERATE, CASES, RunsCode, hostile_pickle, hostile_torch_file
 from safetensors.torch import load_file, save_file
 
-from enc.encoder.errors import UsageError
+from enc.encoder.errors import DamagedError, UsageError
 from enc.tools.readers.detect import open_source
-from enc.tools.readers.source import Source
+from enc.tools.readers.source import Source, check_covered
 from enc.tools.verify import verify_foreign
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -156,8 +161,9 @@ def test_damaged_and_missing_shards_are_named(
     """One sentence names what is missing; no tensor is given that is not whole."""
     folder = shutil.copytree(foreign / case, tmp_path / case)
     damage(folder)
-    with pytest.raises(UsageError, match=message):
-        verify_foreign(folder)
+    status, checked = verify_foreign(folder)
+    assert (status.state, checked) == ("damaged", [])
+    assert re.search(message, status.problems[0])
 
 
 def test_a_changed_byte_of_a_torch_file_is_found(foreign: Path, tmp_path: Path) -> None:
@@ -179,6 +185,102 @@ def test_nothing_readable(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nothere"):
         with pytest.raises(UsageError):
             open_source(path)
+
+
+# --- odd files -------------------------------------------------------------------------------------------------------
+
+
+def _safetensors(path: Path, header: object, num_bytes: int = 8) -> Path:
+    """Write a safetensors file with any header, of which text and bytes are taken as they are."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(num_bytes))
+    return path
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HEADERS = {
+    "sharding info that is no JSON": ({"__metadata__": {"DCP_SHARDING_INFO": "{"}, "a": ENTRY}, "DCP_SHARDING_INFO"),
+    "sharding info without offsets": (
+        {"__metadata__": {"DCP_SHARDING_INFO": '{"a": {}}'}, "a": ENTRY},
+        "DCP_SHARDING_INFO",
+    ),
+    "sharding info of other dimensions": (
+        {"__metadata__": {"DCP_SHARDING_INFO": '{"a": {"saved_offsets": [0, 0]}}'}, "a": ENTRY},
+        "does not fit a",
+    ),
+    "metadata that is a list": ({"__metadata__": [1], "a": ENTRY}, "__metadata__"),
+    "a shape of fractions": ({"a": {**ENTRY, "shape": [2.0]}}, "whole numbers"),
+    "a huge shape of nothing": ({"a": {**ENTRY, "shape": [0, 2**70], "data_offsets": [0, 0]}}, "is damaged"),
+    "deep JSON": (b"[" * 200_000, "recursion"),
+    "half of a surrogate pair": (b'{"\\ud800":' + json.dumps(ENTRY).encode() + b"}", "surrogates"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_headers_that_no_library_writes_are_damage(tmp_path: Path, case: str) -> None:
+    header, message = HEADERS[case]
+    with pytest.raises(DamagedError, match=message):
+        open_source(_safetensors(tmp_path / "w.safetensors", header))
+
+
+def test_boxes_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Their elements add up, yet some would be left out: memory that nobody wrote would be given as weights."""
+    for number in (1, 2):
+        metadata = {"DCP_SHARDING_INFO": json.dumps({"a": {"saved_offsets": [2]}})}
+        _safetensors(tmp_path / f"{number}.safetensors", {"__metadata__": metadata, "a": ENTRY})
+    with pytest.raises(DamagedError, match="parts of a overlap"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "boxes", "message"),
+    [
+        ((4, 4), [((0, 0), (4, 2)), ((0, 2), (4, 2))], None),
+        ((4, 4), [((0, 0), (2, 4)), ((2, 0), (2, 2)), ((2, 2), (2, 2)), ((4, 4), (0, 0))], None),
+        ((), [((), ())], None),
+        ((4, 4), [((0, 0), (4, 2)), ((0, 1), (4, 2))], "overlap"),
+        ((4, 4), [((0, 0), (2, 4))], "incomplete"),
+        ((4, 4), [((0, 0), (4, 2)), ((0, 3), (4, 2))], "outside"),
+        ((4, 4), [((-1, 0), (4, 4))], "outside"),
+        ((4, 4), [((0,), (16,))], "outside"),
+        ((), [((), ()), ((), ())], "overlap"),
+    ],
+)
+def test_boxes_cover_a_tensor_once(
+    shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]], message: str | None
+) -> None:
+    with pytest.raises(DamagedError, match=message) if message else nullcontext():
+        check_covered("w", shape, boxes, Path("folder"))
+
+
+def test_torch_files_without_plain_bytes_are_refused(tmp_path: Path) -> None:
+    """Compressed archives, tensors of the meta device and lazy views hold no values at their places."""
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "plain.pt")
+    plain = zipfile.ZipFile(tmp_path / "plain.pt")
+    with plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    torch.save({"m": torch.empty(3, device="meta")}, tmp_path / "meta.pt")
+    torch.save({"c": torch.ones(3, dtype=torch.complex64).conj()}, tmp_path / "conjugated.pt")
+    deep: dict[str, object] = {}
+    deep["again"] = deep
+    torch.save(deep, tmp_path / "deep.pt")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("a text")
+    messages = {"packed": "compressed", "meta": "meta device", "conjugated": "conjugated", "deep": "too deep",
+                "empty": "is empty", "text": "does not begin"}  # fmt: skip
+    for name, message in messages.items():
+        with pytest.raises(UsageError, match=message):
+            open_source(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"step": "x"}', '{"step": null}', '{"step": NaN}', "[" * 100_000])
+def test_counters_that_are_none_are_damage(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(DamagedError, match=r"trainer_state\.json"):
+        open_source(tmp_path)
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
@@ -250,7 +352,7 @@ def test_a_hostile_tensor_inside_of_dcp_data_is_refused(foreign: Path, tmp_path:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", ".."])
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     """An index or a `latest` file of a stranger cannot point elsewhere."""
     (tmp_path / "latest").write_text(name)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import shown
+from enc.encoder.tensor_file import DTYPES as FILE_DTYPES
 from enc.encoder.tensor_file import TensorSpec, file_order, write_tensors
 from enc.tools.output import new_output
 from enc.tools.readers.source import Stored
@@ -25,6 +27,7 @@ class Written:
     num_tensors: int
     num_bytes: int
     num_files: int
+    left_out: tuple[str, ...] = ()  # tensors of the source that the format has no place for
 
 
 def consolidate(weights: dict[str, Stored], out: Path, dtype: str | None, max_shard_size: str) -> Written:
@@ -34,6 +37,7 @@ def consolidate(weights: dict[str, Stored], out: Path, dtype: str | None, max_sh
     is taken, or for another dtype or size.
     """
     specs = output_specs(weights, dtype)
+    refuse_unwritable(specs)
     total = sum(spec.num_bytes for spec in specs.values())
     if out.suffix == ".safetensors":
         with new_output(out, total, folder=False) as partial:
@@ -52,6 +56,20 @@ def output_specs(tensors: dict[str, Stored], dtype: str | None) -> dict[str, Ten
     return {name: _output_spec(stored.spec, dtype) for name, stored in tensors.items()}
 
 
+def refuse_unwritable(specs: dict[str, TensorSpec]) -> None:
+    """Raise UsageError for a name or a dtype that a safetensors file cannot hold."""
+    for name, spec in specs.items():
+        if spec.dtype not in FILE_DTYPES.values():
+            raise UsageError(
+                f"{shown(name)} is {str(spec.dtype).removeprefix('torch.')}, which safetensors cannot hold. Cast it to "
+                "one of its dtypes and save the checkpoint again."
+            )
+        if name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in name):
+            raise UsageError(
+                f"A tensor is named '{shown(name)}', which safetensors cannot hold. Rename it and save it again."
+            )
+
+
 def _output_spec(spec: TensorSpec, dtype: str | None) -> TensorSpec:
     return TensorSpec(DTYPES[dtype], spec.shape) if dtype and spec.dtype.is_floating_point else spec
 
@@ -61,10 +79,10 @@ def parse_size(text: str) -> int:
     unit = text.lstrip("0123456789.")
     try:
         size = int(float(text.removesuffix(unit)) * _UNITS[unit.strip().upper() or "B"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
-        raise UsageError(f"--max-shard-size is {text!r}, must be a size such as 5GB or 500MB.")
+        raise UsageError(f"--max-shard-size is {shown(repr(text))}, must be a size such as 5GB or 500MB.")
     return size
 
 

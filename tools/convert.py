@@ -14,10 +14,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from enc.encoder.errors import UsageError
-from enc.tools.consolidate import DTYPES, Written, output_specs, write_file
+from enc.encoder.printable import shown
+from enc.encoder.tensor_file import TensorSpec
+from enc.tools.consolidate import DTYPES, Written, output_specs, refuse_unwritable, write_file
 from enc.tools.output import new_output
 from enc.tools.readers.folders import MOMENTS_FILE
-from enc.tools.readers.source import MOMENTS, Source
+from enc.tools.readers.names import BUFFERS
+from enc.tools.readers.source import MOMENTS, Source, is_file_name
 
 _TAG = "universal"
 _DEEPSPEED = "0.19.8"  # the version whose universal format is written
@@ -27,17 +30,27 @@ def convert(source: Source, to: str, out: Path, dtype: str | None) -> Written:
     """Write a source to the folder `out` as "universal", "dcp" or "safetensors".
 
     `dtype` is of the weights, "fp32", "bf16" or None for each tensor's own; moments stay as they are. Raises UsageError
-    when the source lacks what the format needs, `out` is taken, or an argument is not one of these.
+    when the source lacks what the format needs (universal: both moments of every weight but buffers and second names of
+    tied weights), `out` is taken, or an argument is not one of these.
     """
     if to not in _WRITERS:
         raise UsageError(f"--to is {to!r}; allowed: {', '.join(_WRITERS)}.")
     specs = output_specs(source.weights, dtype)
-    num_bytes = sum(spec.num_bytes for spec in [*specs.values(), *(t.spec for t in source.moments.values())])
+    moments = output_specs(source.moments, None)
+    left_out: tuple[str, ...] = ()
     _refuse_nameless(source, to)
+    if to == "safetensors":
+        refuse_unwritable({**specs, **moments})
+    elif to == "universal":
+        _refuse_paths(source)
+        left_out = _without_moments(source)
+        specs = {name: TensorSpec(torch.float32, spec.shape) for name, spec in specs.items()}
+    written = [*(spec for name, spec in specs.items() if name not in left_out), *moments.values()]
+    num_bytes = sum(spec.num_bytes for spec in written)
     with new_output(out, num_bytes) as partial:
         _WRITERS[to](source, partial, dtype)
         num_files = sum(p.is_file() for p in partial.rglob("*"))
-    return Written(out, len(source.tensors), num_bytes, num_files)
+    return Written(out, len(written), num_bytes, num_files, left_out)
 
 
 def _refuse_nameless(source: Source, to: str) -> None:
@@ -53,6 +66,50 @@ def _refuse_nameless(source: Source, to: str) -> None:
         )
 
 
+def _without_moments(source: Source) -> tuple[str, ...]:
+    """Return the weights that have no moments because none are trained: buffers, and second names of tied weights.
+
+    Raises UsageError when any other weight lacks one, or a moment belongs to no weight of its shape.
+    """
+    fits = {kind: {name for name in source.weights if _fits(source, kind, name)} for kind in MOMENTS}
+    trained = set.intersection(*fits.values())
+    lacking = [
+        f"{kind} of {shown(name)}"
+        for name in source.weights
+        if name not in trained and not _needs_none(source, name, trained)
+        for kind in MOMENTS
+        if name not in fits[kind]
+    ]
+    lacking += [f"the weight of {shown(m)}" for m in source.moments if m.split(".", 1)[1] not in trained]
+    if lacking:
+        more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+        raise UsageError(
+            f"{source.path} lacks {', '.join(lacking[:4])}{more}, in the same shape. An optimizer could not go on "
+            "from it. Use `--to dcp` or `--to safetensors`, which write what there is."
+        )
+    return tuple(name for name in source.weights if name not in trained)
+
+
+def _fits(source: Source, kind: str, name: str) -> bool:
+    moment = source.moments.get(f"{kind}.{name}")
+    return moment is not None and moment.spec.shape == source.weights[name].spec.shape
+
+
+def _needs_none(source: Source, name: str, trained: set[str]) -> bool:
+    """Tell whether a weight is a buffer, or has the values of a weight that is trained."""
+    weight = source.weights[name]
+    if any(f"{kind}.{name}" in source.moments for kind in MOMENTS):
+        return False
+    if name in source.buffers or BUFFERS.fullmatch(name) or not weight.spec.dtype.is_floating_point:
+        return True
+    alike = [source.weights[other] for other in trained if source.weights[other].spec == weight.spec]
+    if any(other is weight for other in alike):
+        return True
+    values = weight.read() if alike else torch.empty(0)
+    is_constant = not values.numel() or bool((values == values.flatten()[0]).all())  # as norms and biases begin
+    return not is_constant and any(torch.equal(other.read(), values) for other in alike)
+
+
 def _weight(source: Source, name: str, dtype: str | None) -> Tensor:
     tensor = source.weights[name].read()
     return tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
@@ -60,7 +117,8 @@ def _weight(source: Source, name: str, dtype: str | None) -> Tensor:
 
 def _step(source: Source) -> int | None:
     """Return the number of updates of the moments, as far as it is known."""
-    return source.counters.get("optimizer_steps") or source.counters.get("step")
+    updates = source.counters.get("optimizer_steps")
+    return source.counters.get("step") if updates is None else updates
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
@@ -84,7 +142,6 @@ def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
     tag, step = folder / _TAG, torch.tensor(float(_step(source) or 0))
     names = [name for name in source.weights if f"exp_avg.{name}" in source.moments]
     for name in names:
-        _refuse_path(name)
         place = tag / "zero" / name
         place.mkdir(parents=True)
         _save_param(place / "fp32.pt", _weight(source, name, dtype).float())
@@ -95,18 +152,21 @@ def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
     optimizer = {"ds_version": _DEEPSPEED, "param_groups": groups, "optimizer_state_dict": inner}
     torch.save(optimizer, tag / "zero" / "optimizer_state.pt")
+    taken_steps = source.counters.get("step")
     counters: dict[str, Any] = {
-        "module": {}, "global_steps": source.counters.get("step") or int(step), "skipped_steps": 0, "dp_world_size": 1,
-        "mp_world_size": 1, "lr_scheduler": None, "ds_version": _DEEPSPEED, "universal_checkpoint_info": {},
+        "module": {}, "global_steps": int(step) if taken_steps is None else int(taken_steps), "skipped_steps": 0,
+        "dp_world_size": 1, "mp_world_size": 1, "lr_scheduler": None, "ds_version": _DEEPSPEED,
+        "universal_checkpoint_info": {},
     }  # fmt: skip
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):  # stages 1 and 2; stage 3
         torch.save(counters, tag / name)
     (folder / "latest_universal").write_text(_TAG)
 
 
-def _refuse_path(name: str) -> None:
-    if Path(name).name != name:
-        raise UsageError(f"A parameter is named {name!r}, which cannot be a folder's name. Use another --to.")
+def _refuse_paths(source: Source) -> None:
+    for name in source.weights:
+        if not is_file_name(name) or len(name.encode(errors="replace")) > 255 or not name.isprintable():
+            raise UsageError(f"A parameter is named '{shown(name)}', which cannot be a folder. Use another --to.")
 
 
 def _save_param(path: Path, tensor: Tensor) -> None:

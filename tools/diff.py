@@ -5,6 +5,7 @@ from typing import Any
 
 from enc.encoder.config import flatten
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import shown
 from enc.tools.readers.source import Source
 from enc.tools.tensor_stats import difference_of
 
@@ -22,9 +23,10 @@ def diff_sources(a: Source, b: Source) -> dict[str, Any]:
     first, second = a.tensors, b.tensors
     both = [name for name in first if name in second]
     if not both:
+        examples = f"{shown(min(first))} and {shown(min(second))}"
         raise UsageError(
-            f"{a.path} and {b.path} have no tensor name in common (for example {min(first)} and {min(second)}). They "
-            "are not checkpoints of the same model."
+            f"{a.path} and {b.path} have no tensor name in common (for example {examples}). They are not checkpoints "
+            "of the same model."
         )
     found: dict[str, Any] = {
         "only_in_a": sorted(first.keys() - second.keys()),
@@ -52,9 +54,17 @@ def _kind(spec: Any) -> str:
 def _config_changes(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, list[Any]] | None:
     if a is None or b is None:
         return None
-    before, after = flatten(a), flatten(b)
+    try:
+        before, after = flatten(a), flatten(b)
+    except RecursionError:  # an anchor of YAML can hold itself
+        raise UsageError("A config holds itself, so the two cannot be compared. Remove config.yaml from one.") from None
     keys = dict.fromkeys([*before, *after])
-    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+    return {key: [before.get(key), after.get(key)] for key in keys if not _same(before.get(key), after.get(key))}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare two values of a config; one that is not a number equals itself."""
+    return bool(a == b) or repr(a) == repr(b)
 
 
 def is_equal(found: dict[str, Any]) -> bool:
@@ -64,17 +74,17 @@ def is_equal(found: dict[str, Any]) -> bool:
 
 def diff_text(found: dict[str, Any]) -> str:
     """Lay a comparison out for a terminal of 80 columns."""
-    lines = [f"only in A: {name}" for name in found["only_in_a"]]
-    lines += [f"only in B: {name}" for name in found["only_in_b"]]
-    lines += [f"{row['name']}: {row['a']} in A, {row['b']} in B" for row in found["other_kind"]]
+    lines = [f"only in A: {shown(name)}" for name in found["only_in_a"]]
+    lines += [f"only in B: {shown(name)}" for name in found["only_in_b"]]
+    lines += [f"{shown(row['name'])}: {row['a']} in A, {row['b']} in B" for row in found["other_kind"]]
     if found["different"]:
         lines.append(f"{'different':<48} {'max |a - b|':>13} {'of largest':>13}")
     for row in found["different"]:
-        lines.append(f"  {row['name']:<46} {row['max_abs']:>13.4g} {row['relative']:>13.4g}")
+        lines.append(f"  {shown(row['name']):<46} {row['max_abs']:>13.4g} {row['relative']:>13.4g}")
         if row["unlike_non_finite"]:
             lines.append(f"{'':4}{row['unlike_non_finite']} values are not finite in one of the two")
     for key, (before, after) in (found["config"] or {}).items():
-        lines.append(f"config {key}: {before!r} -> {after!r}")
+        lines.append(f"config {shown(key)}: {shown(repr(before))} -> {shown(repr(after))}")
     if found["config"] is None:
         lines.append("configs not compared: not both have one")
     lines.append(f"{found['num_equal']} tensors are equal bit for bit, {len(found['different'])} differ")

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from enc.encoder.checkpoint import read_trainer_state
 from enc.encoder.config import ModelConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
@@ -25,6 +24,8 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models import modeling_neobert
 from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.tools.output import new_output, refuse_taken
+from enc.tools.readers.source import damaged, numbers_in
 
 TOLERANCE = 1e-5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,20 +79,32 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
     """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}.")
+    _refuse_incomplete(folder)
     config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
-    run_dir, step = folder.absolute().parent.parent, read_trainer_state(folder)["step"]
+    counters = numbers_in(folder / "trainer_state.json", {"step": "step", "tokens": "tokens"})
+    if len(counters) < 2:
+        raise damaged(folder / "trainer_state.json", "step or tokens are missing")
+    place = folder.resolve() if folder.is_symlink() else folder.absolute()
+    run_dir, step = place.parent.parent, int(counters["step"])
     num_tokens = json.loads((folder / "tokenizer_info.json").read_text())["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
         "dataset": _dataset_name(Path(config.dataset.path)),
         "row_length": config.row_length,
         "steps": step,
-        "tokens": read_trainer_state(folder)["tokens"],
+        "tokens": counters["tokens"],
         **_measured(run_dir / "metrics.jsonl", step),
     }
     weights = load_file(folder / "model.safetensors")
     target = out or run_dir / "hf" / str(step)
     return export_model(weights, config.model, folder / "tokenizer", num_tokens, target, card, _DTYPES[dtype])
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    names = ("config.yaml", "model.safetensors", "trainer_state.json", "tokenizer_info.json")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"{folder} has no {', '.join(missing)}, needed to export. Choose another checkpoint.")
 
 
 def _dataset_name(store: Path) -> str | None:
@@ -139,20 +152,14 @@ def export_model(
     Raises:
         UsageError: ``out`` is taken, the model is an nGPT, the dtype is another one, the weights do not fit the
             config, or there is no tokenizer. Nothing was written.
-        RunError: The written model disagrees with the trained one. Nothing is left behind.
+        RunError: Writing failed, or the written model disagrees with the trained one. Nothing is left behind.
     """
-    trained = _trained_model(weights, model_config, tokenizer_dir, num_tokens, out, dtype)
-    partial = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        tensors = {name: _exported(name, tensor, num_tokens, dtype) for name, tensor in trained.state_dict().items()}
+    refuse_taken(out)
+    trained = _trained_model(weights, model_config, tokenizer_dir, num_tokens, dtype)
+    tensors = {name: _exported(name, tensor, num_tokens, dtype) for name, tensor in trained.state_dict().items()}
+    with new_output(out, sum(t.nbytes for t in tensors.values())) as partial:
         _write(partial, tensors, model_config, tokenizer_dir, num_tokens, card, dtype)
         difference = _check(partial, trained)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     num_bytes = sum(file.stat().st_size for file in out.iterdir())
     return ExportResult(out, sum(t.numel() for t in tensors.values()), num_bytes, difference)
 
@@ -162,12 +169,9 @@ def _trained_model(
     config: ModelConfig,
     tokenizer_dir: Path,
     num_tokens: int,
-    out: Path,
     dtype: torch.dtype,
 ) -> NeoBertForMaskedLM:
     """Return the model with its weights rounded to the exported dtype, or say why nothing can be exported."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty. Choose another folder, or remove it first.")
     if config.type != "neobert" or config.ngpt:
         kind = "an nGPT" if config.ngpt else f"a {config.type}"
         raise UsageError(

@@ -12,6 +12,7 @@ from enc.encoder.config_load import load_text
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import printable, shown
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours
 from enc.tools.readers.source import Source, Stored
@@ -105,13 +106,13 @@ def _choices(config: RunConfig) -> dict[str, str]:
 
 def inspection_text(found: dict[str, Any]) -> str:
     """Lay an inspection out for a terminal of 80 columns."""
-    lines = [f"{found['path']}: {found['state']}, {found['format']}, {found['bytes'] / 1e6:.1f} MB"]
-    lines += [f"  {problem}" for problem in found["problems"]]
+    lines = [f"{printable(found['path'])}: {found['state']}, {found['format']}, {found['bytes'] / 1e6:.1f} MB"]
+    lines += [f"  {printable(problem)}" for problem in found["problems"]]
     simple = {k: v for k, v in found["counters"].items() if isinstance(v, str | int | float)}
-    lines += [f"  {name:<18} {value}" for name, value in simple.items()]
+    lines += [f"  {shown(name):<18} {shown(value)}" for name, value in simple.items()]
     if position := found["position"]:
         lines.append(f"  {'rows read':<18} {position['rows']}{_epoch(position)}")
-    lines += [f"  {name:<18} {text}" for name, text in (found["choices"] or {}).items()]
+    lines += [f"  {name:<18} {printable(text)}" for name, text in (found["choices"] or {}).items()]
     for kind, rows in found["tensors"].items():
         total = sum(row["bytes"] for row in rows)
         lines += ["", f"{kind}: {len(rows)} tensors, {total / 1e6:.1f} MB"]
@@ -128,16 +129,16 @@ def _epoch(position: dict[str, Any]) -> str:
 def _tree(rows: list[dict[str, Any]]) -> list[str]:
     """Return one line a tensor below one line for each new part of the dotted names above it."""
     lines: list[str] = []
-    shown: list[str] = []
+    open_parts: list[str] = []
     below = Counter(prefix for row in rows for prefix in _prefixes(row["name"]))
     for row in rows:
         parts = row["name"].split(".")
         depth = sum(below[prefix] > 1 for prefix in _prefixes(row["name"]))  # a part with one tensor gets no line
         above, own = parts[:depth], ".".join(parts[depth:])
-        common = next((i for i, part in enumerate(above) if shown[i : i + 1] != [part]), len(above))
-        lines += [f"{'  ' * (depth + 1)}{above[depth]}" for depth in range(common, len(above))]
-        shown = above
-        lines += _tensor_lines("  " * (len(above) + 1) + own, row)
+        common = next((i for i, part in enumerate(above) if open_parts[i : i + 1] != [part]), len(above))
+        lines += [f"{'  ' * (depth + 1)}{shown(above[depth])}" for depth in range(common, len(above))]
+        open_parts = above
+        lines += _tensor_lines("  " * (len(above) + 1) + shown(own), row)
     return lines
 
 

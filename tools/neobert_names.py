@@ -17,14 +17,15 @@ from enc.encoder.config import ModelConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
+from enc.encoder.printable import shown
 from enc.encoder.sizes import padded_vocab_size
 from enc.encoder.tensor_file import TensorSpec
+from enc.tools.readers.names import BUFFERS
 from enc.tools.readers.source import MOMENTS, Source, Stored
 
 EMBEDDING, HEAD, HEAD_BIAS = "model.encoder.weight", "decoder.weight", "decoder.bias"
 _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-_BUFFERS = re.compile(r".*(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|rope_cache)$")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def neobert_state(source: Source, model: ModelConfig, num_tokens: int) -> NeoBer
     if tied:
         weights.pop(HEAD, None)
     shapes = _shapes(model, num_tokens)
+    _refuse_misfits(_split(weights), shapes, source.path)
     numbered = any("#" in name for name in source.moments)
     moments = _named(source, weights, shapes) if numbered else _clean(source.moments)
     unused = _unused_rows(weights, moments)
@@ -82,12 +84,13 @@ def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
     for name, tensor in tensors.items():
         kind, own = ("", name) if not name.startswith(MOMENTS) else (f"{name.split('.', 1)[0]}.", name.split(".", 1)[1])
         own = _WRAPPERS.sub("", own)
-        if not _BUFFERS.fullmatch(own):
+        if not BUFFERS.fullmatch(own):
             named[kind + own] = tensor
     if "encoder.weight" in named and EMBEDDING not in named:
         named = {name if name.startswith("decoder.") else f"model.{name}": t for name, t in named.items()}
     if EMBEDDING not in named and f"exp_avg.{EMBEDDING}" not in named and named:
-        raise UsageError(f"There is no {EMBEDDING} among the tensors ({', '.join(list(named)[:3])}, …): not a NeoBERT.")
+        examples = ", ".join(shown(n) for n in list(named)[:3])
+        raise UsageError(f"There is no {EMBEDDING} among the tensors ({examples}, …): not a NeoBERT.")
     return named
 
 
@@ -172,6 +175,11 @@ def _fitted(
     tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], unused: Callable[[int], bool], path: Path
 ) -> dict[str, Stored]:
     """Return the tensors in the model's shapes; vocabulary rows are added as zeros, or dropped when never trained."""
+    _refuse_misfits(tensors, shapes, path)
+    return {name: _resized(tensors[name], shape, unused, path) for name, shape in shapes.items()}
+
+
+def _refuse_misfits(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], path: Path) -> None:
     missing, unknown = [n for n in shapes if n not in tensors], [n for n in tensors if n not in shapes]
     other = [
         f"{name} {tuple(tensors[name].spec.shape)} (the model has {shape})"
@@ -180,11 +188,10 @@ def _fitted(
     ]
     parts = [("missing", missing), ("unknown", unknown), ("of another shape", other)]
     if any(names for _, names in parts):
-        listed = "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in parts if names)
+        listed = "; ".join(f"{what}: {', '.join(shown(n) for n in names[:4])}" for what, names in parts if names)
         raise UsageError(
             f"{path} does not fit the model section of the config. Tensors {listed}. Give --config or keys."
         )
-    return {name: _resized(tensors[name], shape, unused, path) for name, shape in shapes.items()}
 
 
 def _can_fit(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from enc.encoder.files import fsync_directory
 def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]:
     """Give a place to write to; it becomes `out` at the end of the block, and is removed when the block fails.
 
+    The place lies in a folder beside `out` that is made here under a name of its own, so nothing else is removed.
+
     Raises:
-        UsageError: `out` is taken, or the disk has no room for `num_bytes`. Nothing was written.
+        UsageError: `out` is taken or cannot be made, or the disk has no room for `num_bytes`. Nothing was written.
         RunError: Writing failed.
     """
     refuse_taken(out, folder)
@@ -26,30 +29,54 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
             f"The disk of {out} has no room for {num_bytes / 1e9:.2f} GB: {missing / 1e9:.2f} GB are missing. Nothing "
             "was written. Free some space, or choose a place on another disk."
         )
-    partial = out.absolute().with_name(f".{out.absolute().name}.tmp")
-    _remove(partial)
     made = [parent for parent in out.absolute().parents if not parent.exists()]
+    staging = _staging(out.absolute(), made)
+    partial = staging / out.absolute().name
     try:
-        (partial if folder else partial.parent).mkdir(parents=True, exist_ok=True)
+        if folder:
+            partial.mkdir()
         yield partial
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
+        refuse_taken(out, folder)
+        partial.rename(out)  # takes the place of an empty folder
         fsync_directory(out.parent)
     except OSError as error:
         raise RunError(
             f"{out} could not be written and was removed again: {error}. Mend the cause and repeat."
         ) from None
     finally:
-        _remove(partial)
-        if not out.exists():
-            with contextlib.suppress(OSError):  # not made, or somebody else has put something there
-                for parent in made:
-                    parent.rmdir()
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _staging(out: Path, made: list[Path]) -> Path:
+    """Make the folder beside `out` that is written to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise UsageError(f"{out} cannot be made ({error.strerror}). Choose another place.") from None
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # not made, or something is in it
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_taken(out: Path, folder: bool = True) -> None:
     """Raise UsageError unless `out` is free; an empty folder is free for a folder."""
+    try:
+        _refuse_taken(out, folder)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UsageError(f"{out} cannot be made ({error.strerror}). Choose another place.") from None
+
+
+def _refuse_taken(out: Path, folder: bool) -> None:
+    if out.absolute().name in ("", ".."):
+        raise UsageError(f"{out} is no name for something new. Choose another place.")
+    if out.is_symlink():
+        raise UsageError(f"{out} is a symbolic link, which is not replaced. Name the place that is meant.")
     empty_folder = folder and out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty_folder:
         kind = "exists and is not empty" if folder and out.is_dir() else "exists"
@@ -57,10 +84,3 @@ def refuse_taken(out: Path, folder: bool = True) -> None:
     blocked = next(p for p in [out.parent, *out.absolute().parent.parents] if p.exists())
     if not blocked.is_dir():
         raise UsageError(f"{out} lies below {blocked}, which is a file. Choose another place.")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -31,8 +31,8 @@ def stats_of(tensor: Tensor) -> Stats:
     """Return norm and non-finite count, in double precision."""
     total, non_finite = 0.0, 0
     for (block,) in _blocks(tensor):
-        values = block.double()
-        total += values.square().sum().item()
+        values = _wide(block)
+        total += values.abs().square().sum().item()
         non_finite += int((~values.isfinite()).sum())
     return Stats(total**0.5, non_finite)
 
@@ -42,16 +42,20 @@ def difference_of(a: Tensor, b: Tensor) -> Difference:
     same_bits, largest, furthest, unlike = a.dtype == b.dtype, 0.0, 0.0, 0
     for one, other in _blocks(a, b):
         if same_bits and torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
-            largest = max(largest, _largest(one.double()))
+            largest = max(largest, _largest(_wide(one)))
             continue
         same_bits = False
-        x, y = one.double(), other.double()
+        x, y = _wide(one), _wide(other)
         finite = x.isfinite() & y.isfinite()
         equal = (x == y) | (x.isnan() & y.isnan())
         unlike += int((~finite & ~equal).sum())
         largest = max(largest, _largest(x), _largest(y))
         furthest = max(furthest, _largest((x - y).where(finite, torch.zeros_like(x))))
     return Difference(same_bits, furthest, furthest / largest if largest else 0.0, unlike)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.complex128) if values.is_complex() else values.double()
 
 
 def _largest(values: Tensor) -> float:

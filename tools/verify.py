@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from enc.encoder.checkpoint import CheckpointStatus
+from enc.encoder.errors import DamagedError
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.torch_file import bad_records
 
@@ -13,8 +14,16 @@ def verify_foreign(path: Path) -> tuple[CheckpointStatus, list[str]]:
     """Read a checkpoint to its end; return its state and what was checked.
 
     Files of torch.save carry a CRC32 of every tensor: all of them compared makes it *complete*. Where a file carries
-    none, contents cannot be verified: *unverifiable*. Raises UsageError when a shard is missing or cannot be read.
+    none, contents cannot be verified: *unverifiable*. What is missing, cut short or contradicts itself is *damaged*.
+    Raises UsageError when it is no checkpoint or must not be read.
     """
+    try:
+        return _verified(path)
+    except DamagedError as error:
+        return CheckpointStatus(path, "damaged", [str(error)]), []
+
+
+def _verified(path: Path) -> tuple[CheckpointStatus, list[str]]:
     source = open_source(path)
     for stored in source.tensors.values():
         stored.read()

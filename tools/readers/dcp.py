@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from enc.encoder.errors import UsageError
+from enc.encoder.errors import DamagedError, UsageError
+from enc.encoder.printable import shown
 from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.names import split_names
 from enc.tools.readers.source import Source, Stored, TiledTensor, check_covered, damaged, merged
@@ -82,7 +83,8 @@ def read(path: Path, folders: list[Path]) -> Source:
         files |= of_folder
         tensors.update({tuple(map(str, paths.get(name, (name,)))): tensor for name, tensor in found.items()})
     weights, moments, steps = split_names(tensors)
-    counters = {"optimizer_steps": int(steps[0].read().item())} if steps else {}
+    updates = steps[0].read() if steps else torch.empty(0)
+    counters = {"optimizer_steps": int(updates)} if updates.numel() == 1 and updates.isfinite().all() else {}
     return Source(path, "DCP", weights, moments, counters, files=tuple(sorted(files)))
 
 
@@ -104,7 +106,7 @@ def _check_files(folder: Path, files: set[Path]) -> None:
         raise UsageError(f"{folder}/.metadata names files outside of its folder. Use a checkpoint that you trust.")
     missing = sorted(file.name for file in files if not file.is_file())
     if missing:
-        raise UsageError(
+        raise DamagedError(
             f"{folder} is incomplete: {', '.join(missing[:8])} of {len(files)} data files missing. Copy it again, from "
             "all nodes."
         )
@@ -119,11 +121,11 @@ def _tensor(
         offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
         info = infos.get(offsets)
         if info is None:
-            raise damaged(folder / ".metadata", f"it does not say where {name} from {offsets} on lies")
+            raise damaged(folder / ".metadata", f"it does not say where {shown(name)} from {offsets} on lies")
         if info.transform_descriptors:
             raise UsageError(f"{folder} is compressed, which is not read. Save it again without DCP extensions.")
         tiles.append((offsets, partial(_read_box, folder / info.relative_path, info, TensorSpec(spec.dtype, sizes))))
-    check_covered(name, spec.shape, [tuple(chunk.sizes) for chunk in entry.chunks], folder)
+    check_covered(name, spec.shape, [(tuple(c.offsets), tuple(c.sizes)) for c in entry.chunks], folder)
     return TiledTensor(spec, tuple(tiles))
 
 

@@ -1,14 +1,15 @@
 """Our checkpoints, Hugging Face and Accelerate folders, and single files of weights."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from enc.encoder.errors import UsageError
+from enc.encoder.errors import DamagedError, UsageError
 from enc.tools.readers.names import split_names
 from enc.tools.readers.safetensors_file import indexed_files, read_shards
-from enc.tools.readers.source import Source, Stored, damaged, merged, read_json
+from enc.tools.readers.source import Source, Stored, damaged, merged, numbers_in, read_json
 from enc.tools.readers.torch_file import load_pickle, load_values, optimizer_moments, state_dict_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -28,12 +29,19 @@ def read_ours(path: Path) -> Source:
     """Read a checkpoint of a run."""
     weights_file = path / "model.safetensors"
     if not weights_file.is_file():
-        raise UsageError(f"{path} is incomplete: model.safetensors is missing. Choose another checkpoint.")
+        raise DamagedError(f"{path} is incomplete: model.safetensors is missing. Choose another checkpoint.")
     moment_files = sorted((path / "state").glob("*.safetensors"))
     weights, moments = read_shards([weights_file]), read_shards(moment_files)
     state = path / "trainer_state.json"
-    counters = read_json(state) if state.is_file() else {}
+    counters = _own_counters(state) if state.is_file() else {}
     return Source(path, "enc", weights, moments, counters, _yaml(path), (weights_file, *moment_files))
+
+
+def _own_counters(file: Path) -> dict[str, Any]:
+    numbers = numbers_in(file, {name: name for name in ("step", "tokens", "optimizer_steps", "world_size")})
+    if "step" not in numbers:
+        raise damaged(file, "it has no step")
+    return {**read_json(file), **numbers}
 
 
 def read_file(path: Path) -> Source:
@@ -94,16 +102,15 @@ def _weight_files(path: Path) -> list[Path]:
 def _counters(path: Path) -> dict[str, Any]:
     """Return what a folder says of its steps: HF Trainer in JSON, NeoBERT in a file of torch.save."""
     if (path / "trainer_state.json").is_file():
-        state = read_json(path / "trainer_state.json")
         keep = {"global_step": "step", "step": "step", "epoch": "epoch", "optimizer_steps": "optimizer_steps"}
-        return {ours: state[theirs] for theirs, ours in keep.items() if theirs in state}
+        return dict(numbers_in(path / "trainer_state.json", keep))
     custom = path / "custom_checkpoint_0.pkl"
     if not custom.is_file():
         return {}
     found = load_values(custom)
     if not isinstance(found, dict):
         return {}
-    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
     return {str(name).removeprefix("train/").replace("steps", "step"): value for name, value in numbers.items()}
 
 
@@ -113,11 +120,12 @@ def _yaml(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise damaged(file, f"it is not YAML ({error})") from None
     return found if isinstance(found, dict) else None
 
 
 def _json_config(path: Path) -> dict[str, Any] | None:
     file = path / "config.json"
-    return read_json(file) if file.is_file() else None
+    found = read_json(file) if file.is_file() else None
+    return found if isinstance(found, dict) else None

@@ -9,6 +9,7 @@ _CONTAINERS = {"app", "state", "state_dict", "model", "module", "model_state", "
 _OPTIMIZERS = r"(?:optim|optimizer|opt|optim_state|optimizer_state|optimizer_state_dict)"
 _STATE = re.compile(rf"(?:.*\.)?{_OPTIMIZERS}\.state\.(.+)\.(exp_avg|exp_avg_sq|step)")
 _OTHER_STATE = re.compile(rf"(?:app\.|state_dict\.)?{_OPTIMIZERS}\.(?:state|param_groups)\..*")
+BUFFERS = re.compile(r".*(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|rope_cache)$")  # of rotary positions
 _OURS = re.compile(r"(exp_avg|exp_avg_sq)\.(.+)")
 
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from enc.encoder.errors import UsageError
+from enc.encoder.errors import DamagedError, UsageError
+from enc.encoder.printable import printable, shown
 from enc.encoder.tensor_file import TensorSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,12 +45,15 @@ class Extent:
             return
         view = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         done = 0
-        with self.path.open("rb", buffering=0) as file:
-            while done < len(view):
-                number = os.preadv(file.fileno(), [view[done : done + 2**26]], self.start + done)
-                if not number:
-                    raise damaged(self.path, f"it ends {len(view) - done} bytes too early")
-                done += number
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                while done < len(view):
+                    number = os.preadv(file.fileno(), [view[done : done + 2**26]], self.start + done)
+                    if not number:
+                        raise damaged(self.path, f"it ends {len(view) - done} bytes too early")
+                    done += number
+        except OSError as error:
+            raise unreadable(self.path, error) from None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Source:
     counters: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()  # that hold the tensors
+    buffers: frozenset[str] = frozenset()  # weights of which the source says that no optimizer trains them
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -123,29 +128,80 @@ def merged(*groups: dict[str, Stored]) -> dict[str, Stored]:
         twice = whole.keys() & group.keys()
         if twice:
             raise UsageError(
-                f"The tensor {min(twice)} is there twice, in two files. Remove the file that is left over."
+                f"The tensor {shown(min(twice))} is there twice, in two files. Remove the file that is left over."
             )
         whole.update(group)
     return whole
 
 
-def check_covered(name: str, shape: tuple[int, ...], boxes: list[tuple[int, ...]], where: Path) -> None:
-    """Raise UsageError when the boxes of a tensor do not add up to it: a rank's file is missing."""
-    found = sum(math.prod(box) for box in boxes)
-    if found != math.prod(shape):
-        raise UsageError(
-            f"{where} is incomplete: of {name}, {math.prod(shape)} elements, it holds {found}. A rank's file is "
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # first index, sizes
+
+
+def check_covered(name: str, shape: tuple[int, ...], boxes: list[Box], where: Path) -> None:
+    """Raise DamagedError unless the boxes of a tensor lie in it, do not overlap and add up to it."""
+    for offsets, sizes in boxes:
+        if len(offsets) != len(shape) or len(sizes) != len(shape) or not _inside(offsets, sizes, shape):
+            raise damaged(where, f"a part of {shown(name)} lies outside of its shape {list(shape)}")
+    found = sum(math.prod(sizes) for _, sizes in boxes)
+    if found < math.prod(shape):
+        raise DamagedError(
+            f"{where} is incomplete: of {shown(name)}, {math.prod(shape)} elements, it holds {found}. A rank's file is "
             "missing; copy the folder again."
         )
+    if _overlap([box for box in boxes if math.prod(box[1])], len(shape)):
+        raise damaged(where, f"parts of {shown(name)} overlap")
 
 
-def damaged(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is damaged or was cut short: {why}. Copy it again, or use an older checkpoint.")
+def _inside(offsets: tuple[int, ...], sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return all(o >= 0 and n >= 0 and o + n <= whole for o, n, whole in zip(offsets, sizes, shape, strict=True))
+
+
+def _overlap(boxes: list[Box], num_dims: int) -> bool:
+    """Tell whether two boxes share an element; only those that meet along the dimension cut most often are compared."""
+    if not num_dims or len(boxes) < 2:
+        return len(boxes) > 1
+    most = max(range(num_dims), key=lambda dim: len({offsets[dim] for offsets, _ in boxes}))
+    ordered = sorted(boxes, key=lambda box: box[0][most])
+    for number, (offsets, sizes) in enumerate(ordered):
+        for others, other_sizes in ordered[number + 1 :]:
+            if others[most] >= offsets[most] + sizes[most]:
+                break
+            if all(a < b + m and b < a + n for a, n, b, m in zip(offsets, sizes, others, other_sizes, strict=True)):
+                return True
+    return False
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    why = printable(" ".join(why.split()), 400)
+    return DamagedError(f"{path} is damaged or was cut short: {why}. Copy it again, or use an older checkpoint.")
+
+
+def unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be read ({error.strerror}). Mend the cause, or copy the checkpoint again.")
+
+
+def is_file_name(name: str) -> bool:
+    """Tell whether a name of a stranger is that of something in a folder and leads nowhere else."""
+    return name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UsageError when it is not one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({error})") from None
+
+
+def numbers_in(path: Path, names: dict[str, str]) -> dict[str, int | float]:
+    """Return the numbers that a JSON file has under some names, by new ones. Raises DamagedError for anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise damaged(path, "it holds no counters")
+    known = {name: found[name] for name in names if found.get(name) is not None}
+    for name, value in known.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise damaged(path, f"its {name} is {value!r}, not a number")
+    return {names[name]: value for name, value in known.items()}

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import shown
 from enc.encoder.tensor_file import TensorSpec
-from enc.tools.readers.source import MOMENTS, Extent, Stored, StoredTensor, damaged
+from enc.tools.readers.source import MOMENTS, Extent, Stored, StoredTensor, damaged, unreadable
 
 
 class _Record:
@@ -68,15 +69,21 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Copy the checkpoint again.") from None
+        raise unreadable(path, error) from None
 
 
 def _load(path: Path, file: Any) -> Any:
-    if file.read(4) != b"PK\x03\x04":
+    start = file.read(4)
+    if not start:
+        raise damaged(path, "it is empty")
+    if start[0] not in b"P\x80":  # of an archive, of a pickle
+        raise damaged(path, "it does not begin like a file of torch.save")
+    if start != b"PK\x03\x04":
         raise UsageError(
             f"{path} is not a file of torch.save as torch writes it since 1.6, so nothing of it was read. If you trust "
             "it, load it and save it again with torch; else remove it."
         )
+    _refuse_compressed(path, file)
     file.seek(0)
     try:
         with safe_globals(_STAND_INS):
@@ -86,8 +93,21 @@ def _load(path: Path, file: Any) -> Any:
             f"{path} holds a pickle that asks for more than tensors and plain values ({_asked_for(error)}), which can "
             "run any code. It was refused and nothing of it was run. Use a checkpoint from a source you trust."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what a broken file raises depends on where it is broken
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def _refuse_compressed(path: Path, file: Any) -> None:
+    """Refuse an archive that was packed again with compression: tensors are read from their places, as they lie."""
+    try:
+        compressed = [i.filename for i in zipfile.ZipFile(file).infolist() if i.compress_type != zipfile.ZIP_STORED]
+    except Exception as error:  # as above
+        raise damaged(path, str(error) or type(error).__name__) from None
+    if compressed:
+        raise UsageError(
+            f"{path} is compressed ({shown(compressed[0])}), which torch.save never does, so nothing of it was read. "
+            "Load it and save it again with torch."
+        )
 
 
 def _asked_for(error: pickle.UnpicklingError) -> str:
@@ -131,8 +151,18 @@ class _Part(io.RawIOBase):
 def stored(path: Path, tensor: Tensor, first: int = 0) -> StoredTensor:
     """Return where a tensor of `load_pickle` lies; `first` is where the torch.save begins in its file."""
     spec = TensorSpec.of(tensor)
+    if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        raise UsageError(
+            f"{path} holds a tensor that is quantized or a view (conjugated or negated), which is not read. Save it "
+            "again with plain tensors."
+        )
     if not tensor.numel():
         return StoredTensor(spec, ())
+    if getattr(tensor.untyped_storage(), "_checkpoint_offset", None) is None:
+        raise UsageError(
+            f"{path} holds a tensor of the meta device, of shape {list(tensor.shape)}, which has no values. Save it "
+            "again from a model whose weights are in memory."
+        )
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     saved_at: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[assignment]
     begin = first + saved_at + int(tensor.storage_offset()) * tensor.element_size()
@@ -150,7 +180,10 @@ def flat_part(path: Path, tensor: Tensor, start: int, count: int) -> Extent:
 
 def state_dict_tensors(path: Path, found: Mapping[str, Any]) -> dict[str, Stored]:
     """Return the tensors of a state dict by their dotted names; other values are left out."""
-    return {name: stored(path, tensor) for name, tensor in _flat(found) if tensor.layout == torch.strided}
+    try:
+        return {name: stored(path, tensor) for name, tensor in _flat(found) if tensor.layout == torch.strided}
+    except RecursionError:
+        raise damaged(path, "its dictionaries lie too deep in each other") from None
 
 
 def _flat(found: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +211,7 @@ def optimizer_moments(path: Path, optimizer: Any) -> tuple[dict[str, Stored], in
 
 def number_of(path: Path, value: Any) -> int | None:
     """Return a step, which is a number or a tensor of one, as a whole number."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.numel() == 1:
         value = stored(path, value).read().item()
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

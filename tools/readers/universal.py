@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from enc.tools.readers.source import MOMENTS, Source, Stored, damaged
+from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, is_file_name
 from enc.tools.readers.torch_file import load_pickle, number_of, stored
 
 
@@ -16,7 +16,7 @@ def find_folder(path: Path) -> Path | None:
     if not latest.is_file():
         return None
     tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if Path(tag).name != tag or not (path / tag / "zero").is_dir():
+    if not is_file_name(tag) or not (path / tag / "zero").is_dir():
         raise damaged(latest, "it does not name a universal folder beside it")
     return path / tag
 

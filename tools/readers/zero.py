@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enc.encoder.errors import UsageError
+from enc.encoder.errors import DamagedError, UsageError
+from enc.encoder.printable import shown
 from enc.encoder.tensor_file import TensorSpec
-from enc.tools.readers.source import MOMENTS, Extent, Source, Stored, StoredTensor, damaged
+from enc.tools.readers.source import MOMENTS, Extent, Source, Stored, StoredTensor, damaged, is_file_name
 from enc.tools.readers.torch_file import (
     flat_part,
     load_pickle,
@@ -49,10 +50,10 @@ def find_folder(path: Path) -> Path | None:
     if not latest.is_file():
         return None
     tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if not tag or Path(tag).name != tag:
+    if not is_file_name(tag):
         raise damaged(latest, "it does not name a folder beside it")
     if not (path / tag).is_dir():
-        raise UsageError(f"{latest} names {tag}, which is not there. Name one of the folders of {path} instead.")
+        raise DamagedError(f"{latest} names {tag}, which is not there. Name one of the folders of {path} instead.")
     return path / tag
 
 
@@ -98,7 +99,8 @@ def _read_partitioned(
     weights.update({alias: weights[name] for alias, name in shared.items() if name in weights})
     counters["zero_stage"] = int(states[0].get("zero_stage", 3 if partitioned_weights else 1))
     counters["optimizer_steps"] = _optimizer_steps(files[0], states[0])
-    return Source(folder, "DeepSpeed", weights, moments, counters, files=(model_file, *files))
+    paths = (model_file, *files)
+    return Source(folder, "DeepSpeed", weights, moments, counters, files=paths, buffers=frozenset(buffers))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def _model_file(folder: Path) -> Path:
         raise UsageError(f"{folder} holds a mixture of experts, which is not read. Use DeepSpeed's ds_to_universal.py.")
     first = [name for name, match in names.items() if match[1] is None or int(match[1]) == 0]
     if not first:
-        raise UsageError(f"{folder} is incomplete: the model states of rank 0 are missing. Copy the folder again.")
+        raise DamagedError(f"{folder} is incomplete: the model states of rank 0 are missing. Copy the folder again.")
     return folder / min(first)
 
 
@@ -124,7 +126,7 @@ def _optimizer_files(folder: Path, world_size: object) -> list[Path]:
     number = world_size if isinstance(world_size, int) else max(ranks, default=0) + 1
     missing = [str(rank) for rank in range(number) if rank not in ranks]
     if missing:
-        raise UsageError(
+        raise DamagedError(
             f"{folder} is incomplete: the optimizer states of rank {', '.join(missing[:8])} of {number} are missing. "
             "Copy the folder again, from all nodes."
         )
@@ -143,7 +145,7 @@ def _check_world_size(folder: Path, states: list[dict[str, Any]]) -> None:
     count = states[0].get("partition_count", len(states))
     number = max(count) if isinstance(count, list) else count
     if number != len(states):
-        raise UsageError(
+        raise DamagedError(
             f"{folder} has the optimizer states of {len(states)} ranks, but was cut for {number}. Files of two "
             "checkpoints may be mixed, or some are missing: copy the folder again."
         )
@@ -228,7 +230,7 @@ def _cut(vectors: list[tuple[Path, Tensor]], ends: list[int], offset: int, count
 
 def _tensor(folder: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, extents: list[Extent]) -> StoredTensor:
     if sum(extent.count for extent in extents) != math.prod(shape):
-        raise damaged(folder, f"the ranks' vectors end before {name} does")
+        raise damaged(folder, f"the ranks' vectors end before {shown(name)} does")
     return StoredTensor(TensorSpec(dtype, shape), tuple(extents))
 
 
