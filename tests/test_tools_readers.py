@@ -177,7 +177,10 @@ def test_a_changed_byte_of_a_torch_file_is_found(foreign: Path, tmp_path: Path) 
     path.write_bytes(data)
     status, _ = verify_foreign(folder)
     assert status.state == "damaged"
-    assert path.name in status.problems[0]
+    assert re.search(f"{path.name}.*does not match its CRC32", status.problems[0])
+    data[30] = 0xFF  # of the name of the first record
+    path.write_bytes(data)
+    assert "records cannot be read" in verify_foreign(folder)[0].problems[0]
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours
-from enc.tools.readers.source import Source, Stored
+from enc.tools.readers.source import Source, Stored, damaged
 from enc.tools.tensor_stats import stats_of
 
 
@@ -73,7 +73,13 @@ def _rows(tensors: dict[str, Stored]) -> list[dict[str, Any]]:
 
 def _run_config(path: Path) -> RunConfig | None:
     file = path / "config.yaml"
-    return load_text(file.read_text(encoding="utf-8"), str(file)).config if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(file, f"it is not text ({error})") from None
+    return load_text(text, str(file)).config
 
 
 def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:

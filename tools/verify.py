@@ -29,8 +29,8 @@ def _verified(path: Path) -> tuple[CheckpointStatus, list[str]]:
         stored.read()
     checked = [f"{source.format}: all shards are there, {len(source.tensors)} tensors were read in full"]
     sealed = [file for file in source.files if _is_zip(file)]
-    bad = {file.name: record for file in sealed if (record := bad_records(file))}
-    problems = [f"{name}: {record} does not match its CRC32" for name, record in bad.items()]
+    bad = {file.name: problem for file in sealed if (problem := bad_records(file))}
+    problems = [f"{name}: {problem}" for name, problem in bad.items()]
     if sealed:
         checked.append(f"{len(sealed)} files compared with the CRC32 in them")
     rest = len(source.files) - len(sealed)

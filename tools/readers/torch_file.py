@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from enc.encoder.errors import UsageError
-from enc.encoder.printable import shown
+from enc.encoder.printable import printable, shown
 from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.source import MOMENTS, Extent, Stored, StoredTensor, damaged, unreadable
 
@@ -86,7 +87,8 @@ def _load(path: Path, file: Any) -> Any:
     _refuse_compressed(path, file)
     file.seek(0)
     try:
-        with safe_globals(_STAND_INS):
+        # It warns of pickle protocols; an odd one is damage and fails on its own.
+        with safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore", category=UserWarning):
             return torch.load(file, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
@@ -217,9 +219,10 @@ def number_of(path: Path, value: Any) -> int | None:
 
 
 def bad_records(path: Path) -> str | None:
-    """Compare the contents of a torch file with the checksums in it; return the name of a bad record, else None."""
+    """Compare the contents of a torch file with the checksums in it; say what is wrong, None when nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        return str(error)
+            bad = archive.testzip()
+    except Exception as error:  # what a broken archive raises depends on where it is broken
+        return f"its records cannot be read ({printable(error)})"
+    return f"{shown(bad)} does not match its CRC32" if bad is not None else None
