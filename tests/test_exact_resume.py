@@ -33,7 +33,12 @@ def wait_for_step(enc: Enc, run: str, step: int, process) -> None:
 
 @pytest.mark.parametrize(
     ("nproc", "workers", "eval_steps"),
-    [(1, 0, 7), (1, 3, 1000), (2, 3, 7), (2, 0, 1000)],
+    [
+        (1, 3, 1000),
+        (2, 3, 7),
+        pytest.param(1, 0, 7, marks=pytest.mark.slow),
+        pytest.param(2, 0, 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_repeat_every_bit(
     enc: Enc, smoke: Callable[..., list[str]], nproc: int, workers: int, eval_steps: int
