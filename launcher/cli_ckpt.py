@@ -21,9 +21,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def checkpoint_folder(name: str) -> Path:
     """Return the checkpoint meant by a checkpoint folder or by a run folder. Raises UsageError when there is none."""
     from enc.encoder.checkpoint import checkpoints_dir, find_checkpoint
+    from enc.encoder.errors import UsageError
     from enc.launcher.launch import passed_over_text
 
     path = Path(name)
+    if path.is_file():
+        raise UsageError(f"{path} is a file, not a checkpoint folder of enc. `enc ckpt import` makes one of weights.")
     if checkpoints_dir(path).is_dir():
         found, passed_over = find_checkpoint(path, "latest")
         for status in passed_over:

@@ -712,6 +712,12 @@ ROWS = [
         ("text", "not empty"),
         setup=lambda world: (world.run(), world.write("text/a.txt", "x")),
     ),
+    Row(
+        "export: a file of weights",
+        "ckpt export w.safetensors",
+        ("w.safetensors is a file", "enc ckpt import"),
+        setup=lambda world: save_file({"w": torch.ones(2)}, world.folder / "w.safetensors"),
+    ),
     Row("export: fp8", "ckpt export run --dtype fp8", ("'fp8'", "fp32, bf16"), setup=World.run),
     Row(
         "export: damaged",

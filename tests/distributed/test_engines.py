@@ -26,7 +26,7 @@ BATCHES = {
 }  # fmt: skip
 PRECISIONS = {"fp32": "trainer.mixed_precision='no'", "bf16": "trainer.mixed_precision=bf16"}
 ON_TWO = [name for name in ENGINES if name != "hybrid" and not name.endswith("-reduced")]
-VARIANTS = [("plain", "fp32"), ("accumulated", "fp32"), ("accumulated", "bf16")]
+VARIANTS = [("plain", "fp32"), ("plain", "bf16"), ("accumulated", "fp32"), ("accumulated", "bf16")]
 CASES = [
     *((name, 2, *variant) for name in ON_TWO for variant in VARIANTS),
     *(("hybrid", 4, *variant) for variant in VARIANTS),
