@@ -531,7 +531,7 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     pretrained_checkpoint: Annotated[str | int, NotBuilt("starting from another run's weights")] = "latest"
     """Checkpoint that evaluation or fine-tuning starts from."""
-    use_deepspeed: Annotated[Bool, NotBuilt("DeepSpeed")] = False
+    use_deepspeed: Annotated[Bool, NoEffect("checkpoints are told apart by their files")] = False
     """The checkpoint to load was written by DeepSpeed."""
     accelerate_config_file: Annotated[str | None, NoEffect("`enc` starts its own processes")] = None
     """Accelerate's settings file."""
