@@ -70,8 +70,8 @@ class Saver:
         self.saved: Saved | None = None
         self.error: Exception | None = None
 
-    def save(self, step: int, engine: Engine, trainer_state: dict[str, Any]) -> float:
-        """Copy the state and start to write it; return the seconds that this took. Collective.
+    def save(self, step: int, engine: Engine, trainer_state: dict[str, Any]) -> None:
+        """Copy the state and start to write it. Collective.
 
         The save before must have been taken note of (`wait`).
         """
@@ -85,7 +85,6 @@ class Saver:
             target=self._write, args=(step, kept, engine.shapes, trainer_state, began, stall), daemon=True
         )
         self.thread.start()
-        return stall
 
     @property
     def finished(self) -> bool:

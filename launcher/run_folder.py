@@ -17,7 +17,6 @@ from typing import Any
 
 from enc import __version__
 from enc.encoder.checkpoint import list_checkpoints
-from enc.encoder.config import RunConfig
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 
@@ -170,7 +169,3 @@ def find_run(run: str | None) -> Path:
     if not runs:
         raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name one with --run DIR.")
     return runs[0]
-
-
-def run_dir_of(config: RunConfig) -> Path:
-    return Path(config.trainer.output_dir).absolute()
