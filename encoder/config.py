@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def _attention_name(value: Any) -> Any:
     return "flash_attn_varlen" if value in ("flash", "flash_attn") else value
 
 
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return value
+
+
 Bool = Annotated[bool, BeforeValidator(_yes_no)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -51,6 +57,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+_TIME_LIMIT = r"^[0-9]+(:[0-9]{1,2}){0,2}$|^[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}$"
 
 
 class Section(BaseModel):
@@ -498,13 +506,115 @@ class ParallelConfig(Section):
     """With `trainer.gradient_checkpointing`: recompute every so many-th block."""
 
 
-class LaunchConfig(Section):
-    """Where the processes of a run start."""
+class SlurmConfig(Section):
+    """How SLURM is asked for a job. A site profile (`launch.site`) fills in what a cluster always wants."""
 
-    nodes: Annotated[PositiveInt, NotBuilt("launching on several nodes")] = 1
-    """Number of machines."""
+    partition: Line | None = None
+    """Partition, or several with commas."""
+    account: Line | None = None
+    """Account that pays."""
+    qos: Line | None = None
+    """Quality of service."""
+    constraint: Line | None = None
+    """Features that nodes must have."""
+    reservation: Line | None = None
+    """Reservation to run in."""
+    time: Annotated[str, Field(pattern=_TIME_LIMIT)] | None = None
+    """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. A run may take many; the partition's limit by default."""
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for; `none` where a partition gives whole nodes. CPU runs never ask."""
+    gpu_type: Line | None = None
+    """Type in the request for GPUs, e.g. `h100`."""
+    cpus_per_task: PositiveInt | None = None
+    """Cores for each rank."""
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
+    """Memory of a node, e.g. `480G`; `0` is all of it."""
+    exclusive: Bool = False
+    """Ask for whole nodes."""
+    exclude: list[Line] = []
+    """Nodes to stay away from; those that failed are added by themselves."""
+    after: Annotated[str, Field(pattern=r"^[0-9]+$")] | None = None
+    """Start when this job has ended, whatever became of it."""
+    continue_by: Literal["requeue", "resubmit", "array"] = "requeue"
+    """How a run gets its next job: the same job is requeued; a new one is submitted from inside the old one; or all are
+    submitted at once as an array that runs one task at a time."""
+    array_size: Annotated[int, Field(ge=2)] = 10
+    """Jobs of the array, with `continue_by: array`."""
+    signal_s: PositiveInt = 120
+    """Seconds before the time limit at which SLURM itself gives a warning; the run stops earlier when its measured
+    times ask for it."""
+    directives: list[Annotated[Line, Field(pattern="^--[a-z]")]] = []
+    """Further `#SBATCH` options, e.g. `--switches=1`."""
+    rejected: list[Annotated[Line, Field(pattern="^--[a-z]")]] = []
+    """Options that this site does not allow; they are left out of scripts."""
+    srun: list[Annotated[Line, Field(pattern="^-")]] = []
+    """Further options of `srun`, e.g. `--cpu-bind=cores`."""
+
+
+class ContainerConfig(Section):
+    """The container that ranks run in."""
+
+    kind: Literal["none", "pyxis", "apptainer"] = "none"
+    """Runtime: `pyxis` (srun --container-image) or `apptainer`."""
+    image: Line | None = None
+    """Image: a name or .sqsh file for pyxis, a .sif file or name for apptainer."""
+    mounts: list[Line] = []
+    """Folders to mount, `host:container`; the run folder, token store and working folder are mounted by themselves."""
+    args: list[Line] = []
+    """Further options of the runtime."""
+    python: Line = "python3"
+    """Python inside the container that has `enc`."""
+
+
+class RestartsConfig(Section):
+    """How often a run that was interrupted is started again, by cause. Config errors and `scancel` never restart it."""
+
+    same_step: PositiveInt = 3
+    """Attempts that may end at the same step, without progress, for any cause; after them the run stops."""
+    crash: Count = 5
+    """Restarts after an error of the training process."""
+    lost_rank: Count = 20
+    """Restarts after a process was killed or a node failed."""
+    hang: Count = 10
+    """Restarts after no rank had made progress for `launch.hang_timeout_s`."""
+
+
+class LaunchConfig(Section):
+    """Where the processes of a run start, and what happens when they are interrupted."""
+
+    scheduler: Literal["auto", "local", "slurm"] = "auto"
+    """`auto` submits to SLURM when several nodes, a site or any `launch.slurm` key is asked for, else starts here."""
+    site: Line | None = None
+    """Site profile: a name (`enc config sites` lists them) or a YAML file; its values are defaults of this section."""
+    nodes: PositiveInt | None = None
+    """Number of machines; one by default."""
     nproc_per_node: PositiveInt | None = None
     """Processes (ranks) on a machine; by default one a GPU, or one without GPUs."""
+    gpu: Line | None = None
+    """Kind of GPU on the machines, as `enc plan --gpu` names it; with it memory is checked before a job is queued."""
+    modules: list[Line] = []
+    """Environment modules to load."""
+    setup: list[Line] = []
+    """Shell lines to run before the job starts, e.g. to source a file."""
+    env: dict[str, str] = {}
+    """Environment variables of all processes of a job."""
+    python: Line | None = None
+    """Python of the compute nodes that has `enc`; by default the one that runs this command."""
+    snapshot_code: Bool = False
+    """Copy `enc` itself into the run folder and run the copy, so that later edits do not reach a requeued job."""
+    hang_timeout_s: PositiveFloat = 1800.0
+    """Seconds without progress on any rank after which a job's processes are killed and started again."""
+    heartbeat_s: PositiveFloat = 5.0
+    """Seconds between two notes of a rank about what it is doing."""
+    max_excluded_nodes: Count = 4
+    """Failing nodes that a run may exclude by itself."""
+    slurm: SlurmConfig = SlurmConfig()
+    container: ContainerConfig = ContainerConfig()
+    restarts: RestartsConfig = RestartsConfig()
+
+    @property
+    def num_nodes(self) -> int:
+        return self.nodes or 1
 
 
 class RunConfig(Section):
@@ -550,17 +660,17 @@ class RunConfig(Section):
         """Return a copy with dotted keys set, e.g. ``{"trainer.global_batch_size": 64}``; values are trusted."""
         result = self
         for key, value in updates.items():
-            section, _, field = key.rpartition(".")
-            if section:
-                part = getattr(result, section).model_copy(update={field: value})
-                result = result.model_copy(update={section: part})
-            else:
-                result = result.model_copy(update={field: value})
+            result = _with(result, key.split("."), value)
         return result
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML that loads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _with(section: Any, path: list[str], value: Any) -> Any:
+    first, *rest = path
+    return section.model_copy(update={first: _with(getattr(section, first), rest, value) if rest else value})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
 def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
     trainer = config.trainer
     key = "trainer.global_batch_size"
-    ranks = config.launch.nproc_per_node or 1
+    ranks = config.launch.num_nodes * (config.launch.nproc_per_node or 1)
     if trainer.global_batch_size and trainer.global_batch_size < ranks:
         yield (
             (key, "launch.nproc_per_node"),
@@ -136,8 +136,8 @@ def _parallel_rules(config: RunConfig) -> Iterator[Finding]:
         yield ("parallel.offload", "parallel.zero_stage"), "is optimizer, which needs parallel.zero_stage 1, 2 or 3"
     if parallel.replicate > 1 and engine in ("ddp", "deepspeed"):
         yield ("parallel.replicate", "parallel.engine"), f"is {parallel.replicate}, which needs parallel.engine fsdp"
-    ranks = config.launch.nproc_per_node
-    if ranks and ranks % parallel.replicate:
+    ranks = config.launch.num_nodes * (config.launch.nproc_per_node or 0)
+    if ranks % parallel.replicate:
         yield (
             ("parallel.replicate", "launch.nproc_per_node"),
             f"is {parallel.replicate}, which does not divide the {ranks} ranks",

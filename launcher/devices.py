@@ -21,7 +21,7 @@ def num_gpus(config: RunConfig) -> int:
 
 
 def default_ranks(config: RunConfig) -> int:
-    """Return the processes on this machine: as the config says, or one a GPU, or one."""
+    """Return the processes on one machine: as the config says, or one a GPU of this one, or one."""
     return config.launch.nproc_per_node or max(num_gpus(config), 1)
 
 
