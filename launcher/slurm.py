@@ -1,0 +1,97 @@
+"""Talking to SLURM: sbatch, squeue, scontrol, scancel. No torch."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from enc.encoder.errors import UsageError
+
+_TIMEOUT_S = 60
+_FIELDS = "%i|%T|%r|%M|%l|%e|%N|%D"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What SLURM says of a job; texts are SLURM's own words."""
+
+    id: str
+    state: str  # PENDING, RUNNING, COMPLETING, CANCELLED, ...
+    reason: str
+    elapsed: str
+    time_limit: str
+    end: str  # 2026-11-22T13:00:00, or N/A
+    nodelist: str
+    num_nodes: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job will not run any more."""
+        return self.state not in ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
+
+
+def is_installed() -> bool:
+    """Tell whether SLURM's commands are there; it says nothing about a controller that answers."""
+    return shutil.which("sbatch") is not None
+
+
+def outer_environment() -> dict[str, str]:
+    """Return this process's environment without what an allocation left in it, which would change a new job."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in kept or not key.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI", "ENC_"))
+    }
+
+
+def submit(script: Path, *options: str) -> str:
+    """Submit a script and return the job's id. Raises UsageError with what sbatch said."""
+    words = ["sbatch", "--parsable", *options, str(script)]
+    return _run(words, f"sbatch refused {script}").strip().partition(";")[0]
+
+
+def find_job(job: str) -> Job | None:
+    """Return what SLURM knows of a job; None when it does not know it (any more). Raises UsageError without an answer."""
+    try:
+        output = _run(["squeue", "-h", "-t", "all", "-j", job, "-o", _FIELDS], "squeue failed")
+    except UsageError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    lines = output.splitlines()
+    if not lines:
+        return None
+    id, state, reason, elapsed, limit, end, nodelist, count = lines[0].split("|")
+    return Job(id, state, reason, elapsed, limit, end, nodelist, int(count) if count.isdigit() else 0)
+
+
+def cancel(*words: str) -> None:
+    """Run scancel. Raises UsageError with what it said."""
+    _run(["scancel", *words], "scancel failed")
+
+
+def requeue(job: str) -> None:
+    """Put a job back into the queue; it ends at once. Raises UsageError when SLURM refuses."""
+    _run(["scontrol", "requeue", job], f"SLURM does not requeue job {job}")
+
+
+def node_names(nodelist: str) -> list[str]:
+    """Expand SLURM's short form of node names, e.g. `n[1-3]`."""
+    return _run(["scontrol", "show", "hostnames", nodelist], "scontrol failed").split()
+
+
+def _run(words: list[str], what: str) -> str:
+    try:
+        done = subprocess.run(
+            words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"SLURM did not answer {words[0]} within {_TIMEOUT_S} s. Try again later.") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
+        raise UsageError(f"{what}: {said}")
+    return done.stdout
