@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 from enc.encoder.config import RunConfig
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+from enc.launcher.machine import cgroup_memory_limit
 
 
 def num_gpus(config: RunConfig) -> int:
@@ -27,7 +26,7 @@ def default_ranks(config: RunConfig) -> int:
 
 def device_bytes(config: RunConfig, ranks: int) -> int | None:
     """Return the memory that one rank may use: its GPU's, or its share of the RAM; None when it cannot be found out."""
-    return _gpu_bytes() if num_gpus(config) else _ram_bytes() // ranks
+    return _gpu_bytes() if num_gpus(config) else ram_bytes() // ranks
 
 
 @functools.cache
@@ -41,10 +40,7 @@ def _gpu_bytes() -> int | None:
         return None
 
 
-def _ram_bytes() -> int:
-    """Return the RAM of this machine, or of the container that this process lives in."""
+def ram_bytes() -> int:
+    """Return the RAM of this machine, or of the container or job that this process lives in."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(ram, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return ram
+    return min(ram, cgroup_memory_limit() or ram)

@@ -31,6 +31,18 @@ class Job:
         return self.state not in ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
 
 
+@dataclass(frozen=True)
+class Partition:
+    """A partition; texts are SLURM's own words."""
+
+    name: str
+    is_default: bool
+    state: str  # up, down, drain, inact
+    time_limit: str
+    idle_nodes: int
+    num_nodes: int
+
+
 def is_installed() -> bool:
     """Tell whether SLURM's commands are there; it says nothing about a controller that answers."""
     return shutil.which("sbatch") is not None
@@ -82,15 +94,31 @@ def node_names(nodelist: str) -> list[str]:
     return _run(["scontrol", "show", "hostnames", nodelist], "scontrol failed").split()
 
 
-def _run(words: list[str], what: str) -> str:
+def partitions(timeout_s: float = _TIMEOUT_S) -> list[Partition]:
+    """Return the partitions that this user sees. Raises UsageError when SLURM does not answer in time."""
+    lines = _run(["sinfo", "-h", "-o", "%P|%a|%l|%F"], "sinfo failed", timeout_s).splitlines()
+    rows = [line.split("|") for line in lines if line.count("|") == 3]
+    return [
+        Partition(name.rstrip("*"), name.endswith("*"), state, limit, *_counts(nodes))
+        for name, state, limit, nodes in rows
+    ]
+
+
+def _counts(nodes: str) -> tuple[int, int]:
+    """Return idle and all nodes of SLURM's `allocated/idle/other/total`, in which thousands can be written as `1K`."""
+    numbers = [int(float(n[:-1]) * 1000) if n.endswith("K") else int(n) for n in nodes.split("/")]
+    return numbers[1], numbers[3]
+
+
+def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:
     try:
         done = subprocess.run(
-            words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+            words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except FileNotFoundError:
         raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise UsageError(f"SLURM did not answer {words[0]} within {_TIMEOUT_S} s. Try again later.") from None
+        raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
         raise UsageError(f"{what}: {said}")
