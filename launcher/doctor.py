@@ -79,7 +79,7 @@ def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
     gpus = Later(lambda: probes.read_gpus(limits.probe))
     looks: dict[str, list[Callable[[], list[Finding]]]] = {
         "Software": [probes.versions, lambda: _torch(torch, gpus, limits)],
-        "GPUs": [lambda: list(probes.check_gpus(gpus.get(limits.probe), os.environ.get("CUDA_VISIBLE_DEVICES")))],
+        "GPUs": [lambda: list(probes.check_gpus(gpus.get(limits.probe + 0.5), os.environ.get("CUDA_VISIBLE_DEVICES")))],
         "Network": [lambda: _network(config, for_slurm), lambda: _of_torch(torch, limits, probes.check_nccl)],
         "Fast paths": [lambda: _of_torch(torch, limits, probes.check_fast_paths)],
         "Compilers": [lambda: probes.compilers(config)],
@@ -122,7 +122,7 @@ def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probes.GpuSeen]], limi
     except EncError as error:
         return [red("torch", str(error), "install torch again; the last lines of `python -c 'import torch'` say more")]
     try:
-        num_gpus = len(gpus.get(limits.probe))
+        num_gpus = len(gpus.get(limits.probe + 0.5))
     except (EncError, OSError):  # said under GPUs
         num_gpus = 0
     return list(probes.check_torch(facts, num_gpus))

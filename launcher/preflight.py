@@ -334,7 +334,7 @@ def _check_ram(plan: Plan, for_slurm: bool) -> Iterator[Finding]:
         "the copy that a save writes": sizes.checkpoint_bytes(plan.config.model) * ranks // world,
     }
     if plan.config.trainer.use_cpu or (plan.device == "cpu" and not for_slurm):
-        needed["the ranks themselves"] = ranks * (sum(parts.values()) - parts["host"])
+        needed["the model and its steps"] = ranks * (sum(parts.values()) - parts["host"])
     if available:
         where = "asked for by launch.slurm.mem" if for_slurm else "of RAM here"
         named = " and ".join(name for name, amount in needed.items() if amount)
