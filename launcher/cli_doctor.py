@@ -62,7 +62,7 @@ def doctor(
 
 
 def _counts(sections: "Iterable[Section]") -> dict[str, int]:
-    levels = [finding.level for section in sections for finding in section.findings]
+    levels: list[str] = [finding.level for section in sections for finding in section.findings]
     return {level: levels.count(level) for level in _WORDS}
 
 

@@ -15,7 +15,7 @@ from enc.encoder.config import RunConfig
 from enc.encoder.errors import EncError
 from enc.launcher import machine, probes, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
-from enc.launcher.plan import make_plan
+from enc.launcher.plan import make_plan, with_expected_vocabulary
 from enc.launcher.preflight import goes_to_slurm, preflight
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
             yield Section(name, new)
     if not quick:
         folder = Path(config.trainer.output_dir if config else ".")
-        speed = Later(lambda: probes.disk_speed(folder, config))
+        speed = Later(lambda: probes.disk_speed(folder, with_expected_vocabulary(config) if config else None))
         yield Section("Disk", _result("speed", speed, FULL.probe))
 
 

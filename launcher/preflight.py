@@ -317,11 +317,11 @@ def _device(plan: Plan, for_slurm: bool) -> tuple[int | None, str]:
     launch, ranks = plan.config.launch, plan.config.launch.nproc_per_node or 1
     if launch.gpu and not plan.config.trainer.use_cpu:
         gpu = find_gpu(launch.gpu)
-        return gpu.bytes, f"of a {gpu.name}"
+        return gpu.bytes, f"on each {gpu.name}"
     if for_slurm:
         asked = memory_asked(launch.slurm.mem) if plan.config.trainer.use_cpu else None
         return (asked // ranks, "of RAM for each rank (launch.slurm.mem)") if asked else (None, "")
-    return device_bytes(plan.config, ranks), "of a GPU here" if plan.device == "cuda" else "of RAM for each rank"
+    return device_bytes(plan.config, ranks), "on each GPU here" if plan.device == "cuda" else "of RAM for each rank"
 
 
 def _check_ram(plan: Plan, for_slurm: bool) -> Iterator[Finding]:

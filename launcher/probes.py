@@ -30,6 +30,7 @@ from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher import machine, slurm, surroundings
 from enc.launcher.devices import ram_bytes
 from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.preflight import time_limit_s
 
 _SHOWN = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "triton", "flash-attn", "wandb")
 _PROBE_BYTES = 256 * 10**6
@@ -384,8 +385,7 @@ def slurm_facts(config: RunConfig | None, for_slurm: bool, timeout_s: float) -> 
         partitions = slurm.partitions(timeout_s)
     except UsageError as error:
         return [check_silence(str(error), for_slurm), *inside]
-    wanted = config.launch.slurm.partition if config and for_slurm else None
-    return [*check_partitions(partitions, wanted, config.launch.num_nodes if config else 1), *inside]
+    return [*check_partitions(partitions, config if for_slurm else None), *inside]
 
 
 def check_silence(said: str, for_slurm: bool) -> Finding:
@@ -399,20 +399,14 @@ def check_silence(said: str, for_slurm: bool) -> Finding:
     return level("SLURM", said, "`scontrol ping` tells more; ask the cluster's administrators")
 
 
-def check_partitions(partitions: list[slurm.Partition], wanted: str | None, num_nodes: int) -> Iterator[Finding]:
-    """The partition that is asked for must be there, be up and have enough nodes."""
-    names = wanted.split(",") if wanted else []
+def check_partitions(partitions: list[slurm.Partition], config: RunConfig | None) -> Iterator[Finding]:
+    """The partition that a job of this config goes to must be there, be up, and have enough nodes and time."""
+    asked = config.launch.slurm.partition if config else None
+    names = asked.split(",") if asked else []
     for one in partitions:
-        if wanted is None or one.name in names:
-            default = ", the default" if one.is_default else ""
-            limit = "no time limit" if one.time_limit == "infinite" else f"time limit {one.time_limit}"
-            text = f"{one.name}{default}: {limit}, {one.num_nodes} nodes, {one.idle_nodes} idle"
-            if wanted and one.num_nodes < num_nodes:
-                yield red("partition", f"{text}, but launch.nodes is {num_nodes}", "fewer nodes, or another partition")
-            elif one.state != "up":
-                yield yellow("partition", f"{text}, {one.state}", "jobs wait until it is up; choose another one")
-            else:
-                yield green("partition", text)
+        if not names or one.name in names:
+            is_used = one.name in names or (not names and one.is_default)
+            yield _check_partition(one, config if is_used else None)
     known = [one.name for one in partitions]
     missing = [name for name in names if name not in known]
     if missing:
@@ -420,6 +414,24 @@ def check_partitions(partitions: list[slurm.Partition], wanted: str | None, num_
                   f"use one of {', '.join(known)}")  # fmt: skip
     if not known:
         yield yellow("partition", "SLURM shows none", "ask the cluster's administrators for access")
+
+
+def _check_partition(one: slurm.Partition, config: RunConfig | None) -> Finding:
+    """Check the partition of a job; without a config only say what it offers."""
+    has_limit = one.time_limit[:1].isdigit()
+    limit = f"time limit {one.time_limit}" if has_limit else "no time limit"
+    nodes = f"{one.num_nodes:,} node{'' if one.num_nodes == 1 else 's'}, {one.idle_nodes:,} idle"
+    text = f"{one.name}{', the default' if one.is_default else ''}: {limit}, {nodes}"
+    asked = config.launch.slurm.time if config else None
+    if config and one.num_nodes < config.launch.num_nodes:
+        return red("partition", f"{text}, but launch.nodes is {config.launch.num_nodes}",
+                   "fewer nodes, or another launch.slurm.partition")  # fmt: skip
+    if asked and has_limit and time_limit_s(asked) > time_limit_s(one.time_limit):
+        return red("partition", f"{text}, but launch.slurm.time is {asked}: the job would never start",
+                   "a shorter launch.slurm.time; a run takes as many jobs as it needs")  # fmt: skip
+    if one.state != "up":
+        return yellow("partition", f"{text}, {one.state}", "jobs wait until it is up; choose another one")
+    return green("partition", text)
 
 
 def check_allocation(config: RunConfig | None, for_slurm: bool, variables: dict[str, str]) -> Iterator[Finding]:

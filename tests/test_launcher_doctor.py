@@ -82,7 +82,7 @@ def test_it_looks_at_the_disk_and_leaves_no_file_there(enc: Enc) -> None:
 def test_something_bad_gives_exit_code_3_and_a_bad_config_2(enc: Enc) -> None:
     (enc.folder / "cfg.yaml").write_text(CFG)
     done = enc("doctor", "cfg.yaml", "--quick", "trainer.output_dir=cfg.yaml/run", code=3)
-    assert "  bad   run folder: " in done.stdout
+    assert "  bad   run folder:" in done.stdout
     assert enc("doctor", "cfg.yaml", "--quick", "trainer.max_stepz=3", code=2).stdout == ""
     assert "neither an option" in enc("doctor", "--quik", "cfg.yaml", "--quik", code=2).stderr
 
@@ -139,11 +139,9 @@ def test_a_probe_that_hangs_or_breaks_is_a_yellow_line() -> None:
     assert "ZeroDivisionError" in the(doctor._result("disk", breaks, 5)).text
 
 
-def test_a_program_that_hangs_is_given_up(
-    report: Callable[..., Any], tmp_path: Path, program: Callable[[str, str], Path]
-) -> None:
+def test_a_program_that_hangs_is_given_up(report: Callable[..., Any], program: Callable[[str, str], Path]) -> None:
     """nvidia-smi on a machine whose driver hangs."""
-    path = program("nvidia-smi", "sleep 60")
+    path = program("nvidia-smi", "exec sleep 60")
     started = time.monotonic()
     found = report(PATH=f"{path.parent}:{os.environ['PATH']}")
     assert time.monotonic() - started < 20
@@ -373,10 +371,25 @@ def test_a_run_inside_a_job_must_fit_into_it(nodes: int, nproc: int, expected: l
     assert levels(probes.check_allocation(config, False, {})) == []
 
 
-def test_a_partition_that_is_down_is_yellow() -> None:
-    found = the(probes.check_partitions([Partition("gpu", True, "down", "1-00:00:00", 0, 4)], None, 1))
-    assert (found.level, found.text) == ("yellow", "gpu, the default: time limit 1-00:00:00, 4 nodes, 0 idle, down")
-    assert levels(probes.check_partitions([], None, 1)) == ["yellow"]
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, ["green", "yellow"]),
+        ({"partition": "long"}, ["yellow"]),
+        ({"partition": "gpu,long"}, ["green", "yellow"]),
+        ({"time": "8:00:00"}, ["green", "yellow"]),
+        ({"time": "1-01"}, ["red", "yellow"]),
+        ({"partition": "long", "time": "1-01"}, ["yellow"]),
+        ({"partition": "lnog"}, ["red"]),
+    ],
+)
+def test_a_partition_must_be_up_and_have_the_time(keys: dict[str, str], expected: list[str]) -> None:
+    """A job that asks for more than the limit would wait for ever; without a partition it goes to the default one."""
+    known = [Partition("gpu", True, "up", "1-00:00:00", 2, 4), Partition("long", False, "down", "infinite", 0, 1)]
+    config = load_config("smoke", {f"launch.slurm.{key}": value for key, value in keys.items()}).config
+    assert levels(probes.check_partitions(known, config)) == expected
+    assert levels(probes.check_partitions(known, None)) == ["green", "yellow"]
+    assert levels(probes.check_partitions([], None)) == ["yellow"]
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_memory_is_compared_with_the_gpu_that_the_config_names(plan: Make) -> No
     large = {"model__hidden_size": 4096, "model__num_attention_heads": 32, "model__intermediate_size": 16384}
     one = the(found(plan(launch__gpu="h100-80gb"), "memory", True))
     assert one.level == "green"
-    assert "of a h100-80gb" in one.text
+    assert "on each h100-80gb" in one.text
     wide = plan(**large, model__num_hidden_layers=8, launch__gpu="l4-24gb")
     assert the(found(wide, "memory", True)).level == "yellow"
     assert "`enc plan`" in the(found(wide, "memory", True)).fix
