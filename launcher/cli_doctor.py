@@ -28,7 +28,7 @@ def doctor(
     context: typer.Context,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CFG]", help="YAML file or recipe name. Any key can follow: section.key=value"),
+        typer.Argument(metavar="CFG", help="YAML file or recipe name. Any key can follow: section.key=value"),
     ] = None,
     nproc: NprocOption = None,
     nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")] = None,

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher import machine, probes, surroundings
+from enc.launcher import machine, probe_machine, probe_slurm, probe_software, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
 from enc.launcher.plan import make_plan, with_expected_vocabulary
 from enc.launcher.preflight import goes_to_slurm, preflight
@@ -75,16 +75,16 @@ def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     limits = QUICK if quick else FULL
     for_slurm = config is not None and goes_to_slurm(config)
-    torch = Later(lambda: probes.ask_torch(limits.torch))
-    gpus = Later(lambda: probes.read_gpus(limits.probe))
+    torch = Later(lambda: probe_software.ask_torch(limits.torch))
+    gpus = Later(lambda: probe_software.read_gpus(limits.probe))
     looks: dict[str, list[Callable[[], list[Finding]]]] = {
-        "Software": [probes.versions, lambda: _torch(torch, gpus, limits)],
-        "GPUs": [lambda: list(probes.check_gpus(gpus.get(limits.probe + 0.5), os.environ.get("CUDA_VISIBLE_DEVICES")))],
-        "Network": [lambda: _network(config, for_slurm), lambda: _of_torch(torch, limits, probes.check_nccl)],
-        "Fast paths": [lambda: _of_torch(torch, limits, probes.check_fast_paths)],
-        "Compilers": [lambda: probes.compilers(config)],
-        "Machine": [probes.machine_facts],
-        "SLURM": [lambda: probes.slurm_facts(config, for_slurm, limits.slurm)],
+        "Software": [probe_software.versions, lambda: _torch(torch, gpus, limits)],
+        "GPUs": [lambda: _gpus(gpus.get(limits.probe + 0.5))],
+        "Network": [lambda: _network(config, for_slurm), lambda: _of_torch(torch, limits, probe_software.check_nccl)],
+        "Fast paths": [lambda: _of_torch(torch, limits, probe_software.check_fast_paths)],
+        "Compilers": [lambda: probe_software.compilers(config)],
+        "Machine": [probe_machine.machine_facts],
+        "SLURM": [lambda: probe_slurm.slurm_facts(config, for_slurm, limits.slurm)],
         **({"This run": [lambda: run_findings(config, for_slurm)]} if config is not None else {"Caches": [_caches]}),
     }  # fmt: skip
     started = {name: [Later(look) for look in calls] for name, calls in looks.items()}
@@ -99,7 +99,7 @@ def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
             yield Section(name, new)
     if not quick:
         folder = Path(config.trainer.output_dir if config else ".")
-        speed = Later(lambda: probes.disk_speed(folder, with_expected_vocabulary(config) if config else None))
+        speed = Later(lambda: probe_machine.disk_speed(folder, with_expected_vocabulary(config) if config else None))
         yield Section("Disk", _result("speed", speed, FULL.probe))
 
 
@@ -114,7 +114,7 @@ def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding
         return [yellow(name, f"could not be looked at: {type(error).__name__}: {error}", "")]
 
 
-def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probes.GpuSeen]], limits: Limits) -> list[Finding]:
+def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probe_software.GpuSeen]], limits: Limits) -> list[Finding]:
     try:
         facts = torch.get(limits.torch + 1)
     except TimeoutError as error:
@@ -125,7 +125,11 @@ def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probes.GpuSeen]], limi
         num_gpus = len(gpus.get(limits.probe + 0.5))
     except (EncError, OSError):  # said under GPUs
         num_gpus = 0
-    return list(probes.check_torch(facts, num_gpus))
+    return list(probe_software.check_torch(facts, num_gpus))
+
+
+def _gpus(gpus: list[probe_software.GpuSeen]) -> list[Finding]:
+    return list(probe_software.check_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 
 def _of_torch(
@@ -139,7 +143,9 @@ def _of_torch(
 
 def _network(config: RunConfig | None, for_slurm: bool) -> list[Finding]:
     variables = {**os.environ, **(config.launch.env if config else {})}
-    return list(probes.check_network(probes.read_interfaces(), probes.read_fabrics(), variables, for_slurm))
+    return list(
+        probe_machine.check_network(probe_machine.read_interfaces(), probe_machine.read_fabrics(), variables, for_slurm)
+    )
 
 
 def _caches() -> list[Finding]:

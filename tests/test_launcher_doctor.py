@@ -16,9 +16,10 @@ from packaging.requirements import Requirement
 from running import ENC, Enc
 
 from enc.encoder.config_load import load_config
-from enc.launcher import doctor, probes
+from enc.launcher import doctor, probe_machine, probe_slurm, probe_software
 from enc.launcher.findings import Finding
-from enc.launcher.probes import DiskSpeed, GpuSeen, Interface
+from enc.launcher.probe_machine import DiskSpeed, Interface
+from enc.launcher.probe_software import GpuSeen
 from enc.launcher.slurm import Partition
 
 CFG = "dataset: {name: python-docs}\ntokenizer: {train: {vocab_size: 1024}}\n"
@@ -170,13 +171,13 @@ def program(tmp_path: Path) -> Callable[[str, str], Path]:
 @pytest.mark.parametrize(("version", "level"), [("2.11.0", "green"), ("2.13.1+cu130", "green"), ("2.14.0", "red")])
 def test_a_version_outside_of_what_is_asked_for_is_red(version: str, level: str) -> None:
     has = {"torch": version}
-    found = the(probes.check_versions(has, [Requirement("torch>=2.11,<2.14")], has.get))
+    found = the(probe_software.check_versions(has, [Requirement("torch>=2.11,<2.14")], has.get))
     assert found.level == level
     assert level == "green" or found.fix.startswith("pip install 'torch")
 
 
 def test_a_missing_package_is_red_and_an_optional_one_is_not() -> None:
-    found = probes.check_versions({"wandb": None}, [Requirement("datasets>=4.0")], lambda name: None)
+    found = probe_software.check_versions({"wandb": None}, [Requirement("datasets>=4.0")], lambda name: None)
     assert [(f.level, f.text) for f in found] == [("red", "datasets is missing"), ("green", "wandb (optional)")]
 
 
@@ -200,7 +201,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_torch_must_be_built_for_the_gpus(changes: dict[str, Any], num_gpus: int, expected: list[str]) -> None:
-    assert levels(probes.check_torch(facts(**changes), num_gpus)) == expected
+    assert levels(probe_software.check_torch(facts(**changes), num_gpus)) == expected
 
 
 def test_torch_that_does_not_import_is_red(report: Callable[..., Any], tmp_path: Path) -> None:
@@ -216,10 +217,10 @@ def test_torch_that_does_not_import_is_red(report: Callable[..., Any], tmp_path:
 
 def test_what_torch_says_is_json() -> None:
     """The process that imports it, on this machine."""
-    said = probes.ask_torch(120)
+    said = probe_software.ask_torch(120)
     assert set(said) == set(facts())
     assert said["why_not"]["attention"]
-    assert levels(probes.check_fast_paths(said)) == levels(probes.check_nccl(said)) == ["green"]
+    assert levels(probe_software.check_fast_paths(said)) == levels(probe_software.check_nccl(said)) == ["green"]
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_gpus_as_nvidia_smi_lists_them(
     """Its output is parsed; unequal, used and hidden GPUs are pointed out."""
     path = program("nvidia-smi", "cat <<'END'\n" + "\n".join(lines) + "\nEND")
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-    assert levels(probes.check_gpus(probes.read_gpus(10), visible)) == expected
+    assert levels(probe_software.check_gpus(probe_software.read_gpus(10), visible)) == expected
 
 
 def test_a_failing_nvidia_smi_is_quoted(report: Callable[..., Any], program: Callable[[str, str], Path]) -> None:
@@ -262,7 +263,7 @@ def test_a_failing_nvidia_smi_is_quoted(report: Callable[..., Any], program: Cal
 
 def test_gpu_memory_is_shown_in_gib() -> None:
     gpu = GpuSeen("0", "NVIDIA H100", "580", 81559, 4, "9.0")
-    text = the(probes.check_gpus([gpu, gpu], None)).text
+    text = the(probe_software.check_gpus([gpu, gpu], None)).text
     assert text == "2 x NVIDIA H100 of 80 GiB, compute capability 9.0, driver 580"
 
 
@@ -287,9 +288,9 @@ INTERFACES = [Interface("lo", True, "127.0.0.1"), Interface("eth0", True, "10.0.
 )
 def test_an_interface_that_is_named_must_be_there(name: str, value: str, level: str) -> None:
     """NCCL takes prefixes, exact names and exclusions, gloo whole names; compute nodes may have others."""
-    *_, last = probes.check_network(INTERFACES, [], {name: value}, on_nodes=False)
+    *_, last = probe_machine.check_network(INTERFACES, [], {name: value}, on_nodes=False)
     assert last.level == level
-    *_, last = probes.check_network(INTERFACES, [], {name: value}, on_nodes=True)
+    *_, last = probe_machine.check_network(INTERFACES, [], {name: value}, on_nodes=True)
     assert last.level == ("yellow" if level == "red" else "green")
 
 
@@ -303,7 +304,7 @@ def test_a_wrong_interface_in_the_environment_or_the_config_is_red(report: Calla
 
 
 def test_infiniband_that_is_switched_off_is_yellow() -> None:
-    found = probes.check_network(INTERFACES, ["mlx5_0 ACTIVE"], {"NCCL_IB_DISABLE": "1"}, False)
+    found = probe_machine.check_network(INTERFACES, ["mlx5_0 ACTIVE"], {"NCCL_IB_DISABLE": "1"}, False)
     assert levels(found) == ["green", "green", "yellow"]
 
 
@@ -313,9 +314,9 @@ def test_infiniband_that_is_switched_off_is_yellow() -> None:
 def test_torch_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "red" not in levels(probes.compilers(load_config("smoke").config))
+    assert "red" not in levels(probe_software.compilers(load_config("smoke").config))
     compiled = load_config("smoke", {"trainer.torch_compile": True}).config
-    assert [f.what for f in probes.compilers(compiled) if f.level == "red"] == ["C++ compiler"]
+    assert [f.what for f in probe_software.compilers(compiled) if f.level == "red"] == ["C++ compiler"]
 
 
 def test_a_stale_lock_is_found_without_a_config(report: Callable[..., Any], tmp_path: Path) -> None:
@@ -348,13 +349,13 @@ def test_few_open_files_are_yellow(enc: Enc) -> None:
 
 def test_limits_of_the_machine() -> None:
     assert (
-        probes.check_cores(4, 8, 2.0, 0.5).text
+        probe_machine.check_cores(4, 8, 2.0, 0.5).text
         == "4 of 8 for this process, limited to the time of 2 by a control group"
     )
-    assert probes.check_cores(4, 4, None, 30).level == "yellow"
-    assert levels(probes.check_shared_memory(64 * 2**20)) == ["yellow"]
-    assert levels(probes.check_shared_memory(2**34)) == []
-    assert levels(probes.check_locked_memory(2**16, has_fabric=True)) == ["yellow"]
+    assert probe_machine.check_cores(4, 4, None, 30).level == "yellow"
+    assert levels(probe_machine.check_shared_memory(64 * 2**20)) == ["yellow"]
+    assert levels(probe_machine.check_shared_memory(2**34)) == []
+    assert levels(probe_machine.check_locked_memory(2**16, has_fabric=True)) == ["yellow"]
 
 
 # --- SLURM -----------------------------------------------------------------------------------------------------------
@@ -366,9 +367,9 @@ def test_limits_of_the_machine() -> None:
 )
 def test_a_run_inside_a_job_must_fit_into_it(nodes: int, nproc: int, expected: list[str]) -> None:
     config = load_config("smoke", {"launch.nodes": nodes, "launch.nproc_per_node": nproc}).config
-    assert levels(probes.check_allocation(config, False, ALLOCATION)) == expected
-    assert levels(probes.check_allocation(config, True, ALLOCATION)) == ["green"]
-    assert levels(probes.check_allocation(config, False, {})) == []
+    assert levels(probe_slurm.check_allocation(config, False, ALLOCATION)) == expected
+    assert levels(probe_slurm.check_allocation(config, True, ALLOCATION)) == ["green"]
+    assert levels(probe_slurm.check_allocation(config, False, {})) == []
 
 
 @pytest.mark.parametrize(
@@ -387,9 +388,9 @@ def test_a_partition_must_be_up_and_have_the_time(keys: dict[str, str], expected
     """A job that asks for more than the limit would wait for ever; without a partition it goes to the default one."""
     known = [Partition("gpu", True, "up", "1-00:00:00", 2, 4), Partition("long", False, "down", "infinite", 0, 1)]
     config = load_config("smoke", {f"launch.slurm.{key}": value for key, value in keys.items()}).config
-    assert levels(probes.check_partitions(known, config)) == expected
-    assert levels(probes.check_partitions(known, None)) == ["green", "yellow"]
-    assert levels(probes.check_partitions([], None)) == ["yellow"]
+    assert levels(probe_slurm.check_partitions(known, config)) == expected
+    assert levels(probe_slurm.check_partitions(known, None)) == ["green", "yellow"]
+    assert levels(probe_slurm.check_partitions([], None)) == ["yellow"]
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -405,12 +406,12 @@ def test_a_partition_must_be_up_and_have_the_time(keys: dict[str, str], expected
     ],
 )
 def test_slow_disks_and_wrong_clocks_are_yellow(speed: DiskSpeed, checkpoint: int | None, expected: list[str]) -> None:
-    assert levels(probes.check_speed(speed, "/scratch (nfs4)", checkpoint)) == expected
+    assert levels(probe_machine.check_speed(speed, "/scratch (nfs4)", checkpoint)) == expected
 
 
 def test_a_disk_without_room_is_not_measured(tmp_path: Path) -> None:
     config = load_config("smoke", {"trainer.min_free_disk_gb": 1e9}).config
-    found = the(probes.disk_speed(tmp_path / "run", config))
+    found = the(probe_machine.disk_speed(tmp_path / "run", config))
     assert found.level == "yellow"
     assert "not measured" in found.text
     assert list(tmp_path.iterdir()) == []
