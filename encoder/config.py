@@ -42,6 +42,10 @@ def _attention_name(value: Any) -> Any:
     return "flash_attn_varlen" if value in ("flash", "flash_attn") else value
 
 
+def _text_of_number(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _one_line(value: str) -> str:
     if not value.isprintable():
         raise ValueError("must be one line of printable characters")
@@ -519,7 +523,7 @@ class SlurmConfig(Section):
     """Features that nodes must have."""
     reservation: Line | None = None
     """Reservation to run in."""
-    time: Annotated[str, Field(pattern=_TIME_LIMIT)] | None = None
+    time: Annotated[str, BeforeValidator(_text_of_number), Field(pattern=_TIME_LIMIT)] | None = None
     """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. A run may take many; the partition's limit by default."""
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How GPUs are asked for; `none` where a partition gives whole nodes. CPU runs never ask."""
@@ -533,7 +537,7 @@ class SlurmConfig(Section):
     """Ask for whole nodes."""
     exclude: list[Line] = []
     """Nodes to stay away from; those that failed are added by themselves."""
-    after: Annotated[str, Field(pattern=r"^[0-9]+$")] | None = None
+    after: Annotated[str, BeforeValidator(_text_of_number), Field(pattern=r"^[0-9]+$")] | None = None
     """Start when this job has ended, whatever became of it."""
     continue_by: Literal["requeue", "resubmit", "array"] = "requeue"
     """How a run gets its next job: the same job is requeued; a new one is submitted from inside the old one; or all are
@@ -688,7 +692,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 _FREE_SECTIONS = ("launch", "parallel", "wandb", "debug")
 _FREE_KEYS = {
     "dataset": "path pre_tokenize_output num_proc num_workers pin_memory persistent_workers prefetch_factor cache_dir",
-    "trainer": """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
+    "trainer": """output_dir use_cpu overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
         per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
         logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
         save_strategy save_steps save_total_limit min_free_disk_gb""",
