@@ -7,6 +7,7 @@ for compatibility: another value than its default draws a warning that says why 
 Reading YAML, overrides and all error reporting: `enc.encoder.config_load`. Rules that span fields: `config_checks`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -42,9 +43,25 @@ def _attention_name(value: Any) -> Any:
     return "flash_attn_varlen" if value in ("flash", "flash_attn") else value
 
 
+def _digits(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _one_line(value: str) -> str:
     if not value.isprintable():
         raise ValueError("must be one line of printable characters")
+    return value
+
+
+def _sbatch_option(value: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?", value):
+        raise ValueError("must be one option with two dashes, e.g. --switches=1")
+    return value
+
+
+def _srun_option(value: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?|-[A-Za-z]\S*", value):
+        raise ValueError("must be one option in one word, e.g. --cpu-bind=cores")
     return value
 
 
@@ -58,6 +75,8 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+SbatchOption = Annotated[Line, AfterValidator(_sbatch_option)]
+SrunOption = Annotated[Line, AfterValidator(_srun_option)]
 _TIME_LIMIT = r"^[0-9]+(:[0-9]{1,2}){0,2}$|^[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}$"
 
 
@@ -519,36 +538,36 @@ class SlurmConfig(Section):
     """Features that nodes must have."""
     reservation: Line | None = None
     """Reservation to run in."""
-    time: Annotated[str, Field(pattern=_TIME_LIMIT)] | None = None
+    time: Annotated[str, BeforeValidator(_digits), Field(pattern=_TIME_LIMIT)] | None = None
     """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. A run may take many; the partition's limit by default."""
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How GPUs are asked for; `none` where a partition gives whole nodes. CPU runs never ask."""
-    gpu_type: Line | None = None
+    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     """Type in the request for GPUs, e.g. `h100`."""
     cpus_per_task: PositiveInt | None = None
     """Cores for each rank."""
-    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
+    mem: Annotated[str, BeforeValidator(_digits), Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
     """Memory of a node, e.g. `480G`; `0` is all of it."""
     exclusive: Bool = False
     """Ask for whole nodes."""
     exclude: list[Line] = []
     """Nodes to stay away from; those that failed are added by themselves."""
-    after: Annotated[str, Field(pattern=r"^[0-9]+$")] | None = None
+    after: Annotated[str, BeforeValidator(_digits), Field(pattern=r"^[0-9]+$")] | None = None
     """Start when this job has ended, whatever became of it."""
     continue_by: Literal["requeue", "resubmit", "array"] = "requeue"
     """How a run gets its next job: the same job is requeued; a new one is submitted from inside the old one; or all are
     submitted at once as an array that runs one task at a time."""
     array_size: Annotated[int, Field(ge=2)] = 10
     """Jobs of the array, with `continue_by: array`."""
-    signal_s: PositiveInt = 120
+    signal_s: Annotated[int, Field(gt=0, le=65535)] = 120
     """Seconds before the time limit at which SLURM itself gives a warning; the run stops earlier when its measured
     times ask for it."""
-    directives: list[Annotated[Line, Field(pattern="^--[a-z]")]] = []
-    """Further `#SBATCH` options, e.g. `--switches=1`."""
-    rejected: list[Annotated[Line, Field(pattern="^--[a-z]")]] = []
+    directives: list[SbatchOption] = []
+    """Further `#SBATCH` options, e.g. `--switches=1`; each is one option with its value as it is, without quotes."""
+    rejected: list[Annotated[Line, Field(pattern=r"^--[a-z-]+$")]] = []
     """Options that this site does not allow; they are left out of scripts."""
-    srun: list[Annotated[Line, Field(pattern="^-")]] = []
-    """Further options of `srun`, e.g. `--cpu-bind=cores`."""
+    srun: list[SrunOption] = []
+    """Further options of `srun`, e.g. `--cpu-bind=cores`; each is one word."""
 
 
 class ContainerConfig(Section):
@@ -597,7 +616,7 @@ class LaunchConfig(Section):
     setup: list[Line] = []
     """Shell lines to run before the job starts, e.g. to source a file."""
     env: dict[str, str] = {}
-    """Environment variables of all processes of a job."""
+    """Environment variables of all processes of a job. Values are taken as they are: `$HOME` is not replaced."""
     python: Line | None = None
     """Python of the compute nodes that has `enc`; by default the one that runs this command."""
     snapshot_code: Bool = False
@@ -688,7 +707,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 _FREE_SECTIONS = ("launch", "parallel", "wandb", "debug")
 _FREE_KEYS = {
     "dataset": "path pre_tokenize_output num_proc num_workers pin_memory persistent_workers prefetch_factor cache_dir",
-    "trainer": """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
+    "trainer": """output_dir use_cpu overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
         per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
         logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
         save_strategy save_steps save_total_limit min_free_disk_gb""",

@@ -6,6 +6,7 @@ Each rule yields (keys involved, what is wrong and what to do); the first key is
 from collections.abc import Iterator
 
 from enc.encoder.config import ParallelConfig, RunConfig
+from enc.encoder.launch_checks import launch_rules
 
 Finding = tuple[tuple[str, ...], str]
 
@@ -18,6 +19,7 @@ def rule_problems(config: RunConfig) -> Iterator[Finding]:
     yield from _schedule_rules(config)
     yield from _trainer_rules(config)
     yield from _parallel_rules(config)
+    yield from launch_rules(config)
 
 
 UNBUILT = {

@@ -1,14 +1,16 @@
 """From YAML and command-line words to a `RunConfig`, with every problem of the input reported together.
 
-read (lines, duplicate keys) -> old names -> overrides -> variables -> sections -> rules -> RunConfig | UsageError
+read (lines, duplicate keys) -> old names -> overrides -> variables -> site -> sections -> rules
+-> RunConfig | UsageError
 """
 
 import difflib
 import functools
 import operator
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +23,7 @@ from enc.encoder.config_checks import rule_problems
 from enc.encoder.errors import UsageError
 
 RECIPES = Path(__file__).parent / "recipes"
+SITES = Path(__file__).parent.parent / "slurm" / "sites"
 COMMAND_LINE = "command line"
 
 
@@ -65,17 +68,21 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-4` is a float and whose `no` is a word, as in YAML 1.2."""
+    """YAML whose `1e-4` is a float, whose `no` is a word and whose `24:00:00` is text, as in YAML 1.2."""
 
 
+_OWN_TAGS = [f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float")]
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN_TAGS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0b[0-1_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -94,7 +101,11 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def read_yaml(text: str, name: str) -> Source:
+_A_CONFIG = "a config is a mapping of sections (model:, dataset:, trainer: ...)"
+_A_SITE = "a site profile is a mapping of keys of the section launch (slurm:, env:, nproc_per_node: ...)"
+
+
+def read_yaml(text: str, name: str, kind: str = _A_CONFIG) -> Source:
     """Parse YAML text, noting the line of each key and every key given twice. Raises UsageError on a syntax error."""
     try:
         loader = _Loader(text)
@@ -102,9 +113,7 @@ def read_yaml(text: str, name: str) -> Source:
     except yaml.YAMLError as error:
         raise _yaml_error(error, name) from None
     if node is not None and not isinstance(node, yaml.MappingNode):
-        raise UsageError(
-            f"{name}: a config is a mapping of sections (model:, dataset:, trainer: ...), this is not one."
-        )
+        raise UsageError(f"{name}: {kind}, this is not one.")
     source = Source(name, {}, {})
     if node is not None:
         _refuse_cycles(node, name, (), set())
@@ -165,9 +174,66 @@ def find_config(name: str) -> Path:
         raise UsageError(f"{path} is a folder, not a config file{hint}")
     recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     raise UsageError(
-        f"There is no config file {name!r} and no recipe of that name{did_you_mean(name, recipes)}. "
+        f"There is no config file {name!r} and no recipe of that name{did_you_mean(name, recipes) or '.'} "
         f"Recipes are: {', '.join(recipes)}."
     )
+
+
+# --- sites -----------------------------------------------------------------------------------------------------------
+
+
+def site_files() -> dict[str, Path]:
+    """Return the site profiles by name: those of the user, which come first, and the built-in ones."""
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "enc" / "sites"
+    return {path.stem: path for folder in (SITES, own) for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_site(name: str) -> Path:
+    """Return the path of a site profile: a file, or one by its name. Raises UsageError when there is neither."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    sites = site_files()
+    if name not in sites:
+        raise UsageError(
+            f"There is no site profile {name!r} and no file of that name{did_you_mean(name, list(sites)) or '.'} "
+            f"Sites are: {', '.join(sites)}. Own ones go into ~/.config/enc/sites."
+        )
+    return sites[name]
+
+
+def _lay_site(source: Source) -> None:
+    """Fill the section `launch` of a config with the values of its site profile.
+
+    The config's own values win, unless the site was named on the command line: then only other values given there do.
+    """
+    given, name = _get(source.tree, "launch.site")
+    if not given or not isinstance(name, str) or not name:
+        return
+    path = find_site(name)
+    site = read_yaml(_read_text(path), str(path), _A_SITE)
+    source.problems += [replace(problem, key=f"launch.{problem.key}") for problem in site.problems]
+    wrong = {
+        "site": "cannot be set by a site profile; take the line out",
+        "launch": "is no key of a site profile, which is the section launch itself; write its keys without it",
+    }
+    for key in wrong.keys() & site.tree.keys():
+        source.problems.append(Problem(key, wrong[key], site.place(key)))
+        del site.tree[key]
+    _lay_under(source, "launch", source.tree["launch"], site, site.tree, source.place("launch.site") == COMMAND_LINE)
+
+
+def _lay_under(
+    source: Source, prefix: str, upper: dict[str, Any], site: Source, lower: dict[str, Any], wins: bool
+) -> None:
+    for name, value in lower.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, dict) and isinstance(upper.get(name), dict):
+            _lay_under(source, key, upper[name], site, value, wins)
+        elif name not in upper or (wins and source.place(key) != COMMAND_LINE):
+            upper[name] = value
+            places = {f"launch.{below}": place for below, place in site.places.items()}
+            source.places |= {below: place for below, place in places.items() if f"{below}.".startswith(f"{key}.")}
 
 
 # --- old names -------------------------------------------------------------------------------------------------------
@@ -392,7 +458,11 @@ def _nearest_key(key: str) -> str:
         return hint
     known = [name for name, info in all_fields() if section_class(info) is None]
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(key, known)
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    section = key.rpartition(".")[0]
+    inside = [name for name, info in all_fields() if section_class(info) and name.rpartition(".")[0] == section]
+    return did_you_mean(key, inside) or did_you_mean(key, known)
 
 
 def _message(error: Any, key: str) -> str:
@@ -415,8 +485,15 @@ def _message(error: Any, key: str) -> str:
             return f"is {shown}, must be a number"
         case "bool_type" | "bool_parsing":
             return f"is {shown}, must be true or false"
+        case "string_type" if key.startswith("launch.env."):  # it may be a secret
+            return "is no text; put the value in quotes"
+        case "value_error":
+            return f"is {shown}, {context['error']}"
         case "string_type":
             return f"is {shown}, must be text (put it in quotes)"
+        case "string_pattern_mismatch":
+            meaning = next(info.description or "" for name, info in all_fields() if name == key)
+            return f"is {shown}, but it is this: {meaning.partition('. ')[0].rstrip('.')}"
         case "model_type" | "model_attributes_type":
             return f"is {shown}, must be a section of key: value lines"
         case _:
@@ -490,9 +567,9 @@ def _line(problem: Problem) -> str:
     return f"{place}{problem.key} {problem.text}{'' if problem.text.endswith('?') else '.'}"
 
 
-def _in_order(problem: Problem) -> tuple[bool, int, str]:
-    line = problem.where.rpartition(":")[2]
-    return (not line.isdigit(), int(line) if line.isdigit() else 0, problem.key)
+def _in_order(problem: Problem) -> tuple[bool, str, int, str]:
+    file, _, line = problem.where.rpartition(":")
+    return (not line.isdigit(), file, int(line) if line.isdigit() else 0, problem.key)
 
 
 def load_config(name: str, overrides: dict[str, Any] | None = None) -> Loaded:
@@ -501,20 +578,36 @@ def load_config(name: str, overrides: dict[str, Any] | None = None) -> Loaded:
     Raises UsageError that lists every problem: file and line, key, what was given, what is allowed.
     """
     path = find_config(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: {error}.") from None
-    return load_text(text, str(path), overrides)
+    source = _read_source(_read_text(path), str(path), overrides)
+    _lay_site(source)
+    return _checked(source)
 
 
 def load_text(text: str, name: str, overrides: dict[str, Any] | None = None) -> Loaded:
-    """Load a config from YAML text; `name` stands for it in messages. Raises UsageError as `load_config` does."""
+    """Load a config from YAML text, without a site profile; `name` stands for it in messages.
+
+    Raises UsageError as `load_config` does.
+    """
+    return _checked(_read_source(text, name, overrides))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}.") from None
+
+
+def _read_source(text: str, name: str, overrides: dict[str, Any] | None) -> Source:
     source = read_yaml(text, name)
     apply_old_names(source)
     _apply_overrides(source, overrides or {})
     apply_old_names(source)  # an override may use an old name too
     substitute_variables(source)
+    return source
+
+
+def _checked(source: Source) -> Loaded:
     config, bad = _validate(source)
     _marker_problems(config, source)
     for keys, sentence in rule_problems(config):

@@ -1,11 +1,13 @@
-"""`enc config`: check, show, schema, recipes."""
+"""`enc config`: check, show, schema, recipes, sites."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from enc.launcher.options import OVERRIDES, ConfigArgument, load
+from enc.encoder.printable import printable
+from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, load
 
 app = typer.Typer(help="Look at configs without running anything.", no_args_is_help=True)
 
@@ -48,3 +50,25 @@ def recipes() -> None:
 
     for path in sorted(RECIPES.glob("*.yaml")):
         typer.echo(f"{path.stem:<14} {path.read_text().splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def sites(as_json: JsonOption = False) -> None:
+    """List the site profiles: name, what each is for, and where an own one lies."""
+    from enc.encoder.config_load import SITES, site_files
+
+    found = [(name, _first_comment(path), path) for name, path in sorted(site_files().items())]
+    if as_json:
+        typer.echo(json.dumps([{"name": n, "text": text, "path": str(path)} for n, text, path in found], indent=1))
+        return
+    for name, text, path in found:
+        typer.echo(f"{name:<14} {text}{'' if path.parent == SITES else f' [{path}]'}")
+
+
+def _first_comment(path: Path) -> str:
+    """Return what the first line of a profile says, or nothing where it cannot be read."""
+    try:
+        first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return "(cannot be read)"
+    return printable(first.removeprefix("#").strip()) if first.startswith("#") else ""

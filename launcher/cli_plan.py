@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enc.encoder.errors import UsageError
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, ranks_given
+from enc.launcher.options import (
+    OVERRIDES,
+    ConfigArgument,
+    JsonOption,
+    NprocOption,
+    SiteOption,
+    load,
+    ranks_given,
+    say,
+)
 
 if TYPE_CHECKING:
+    from enc.encoder.config import RunConfig
     from enc.launcher.compare import Cluster, Variant
 
-render_app = typer.Typer(help="Print the settings file of a sharding engine.", no_args_is_help=True)
+render_app = typer.Typer(help="Print a job script or an engine's settings file.", no_args_is_help=True)
 
 NodesOption = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Machines.")]
 ToOption = Annotated[
@@ -55,13 +65,110 @@ def _render(engine: str, context: typer.Context, config: str, nproc: int | None,
     if to is None:
         typer.echo(text, nl=False)
         return
+    _write(to, {name: text})
+    typer.echo(str(to / name))
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        (to / name).write_text(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UsageError(f"--to {to}: {name} cannot be written there ({reason}); name another folder.") from None
-    typer.echo(str(to / name))
+        names = ", ".join(files)
+        raise UsageError(f"--to {folder}: {names} cannot be written there ({reason}); name another folder.") from None
+
+
+@render_app.command("slurm", context_settings=OVERRIDES)
+def render_slurm(
+    context: typer.Context,
+    config: ConfigArgument,
+    nproc: NprocOption = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")] = None,
+    site: SiteOption = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Write script and config there, ready to submit; print its path."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
+    from enc.launcher.script import SCRIPT_FILE
+
+    given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
+    loaded = load(config, context, {key: value for key, value in given.items() if value is not None})
+    resolved, files = _job_files(loaded)
+    run_dir = Path(resolved.trainer.output_dir)
+    if to is not None:
+        _make_run_folder(run_dir, {name: text for name, text in files.items() if name != SCRIPT_FILE})
+        _write(to, files)
+        say(f"Wrote {', '.join(files)} to {to}. The job's run folder is {run_dir}.")
+    if as_json:
+        launch = resolved.launch
+        written = None if to is None else {name: str(to / name) for name in files}
+        numbers = {"nodes": launch.num_nodes, "nproc_per_node": launch.nproc_per_node}
+        typer.echo(json.dumps({"run_dir": str(run_dir), **numbers, "files": written, "script": files[SCRIPT_FILE]}))
+    else:
+        typer.echo(files[SCRIPT_FILE] if to is None else str(to / SCRIPT_FILE), nl=to is not None)
+
+
+def _job_files(config: "RunConfig") -> "tuple[RunConfig, dict[str, str]]":
+    """Return the config of a job, with all that its nodes decide filled in, and the files that it is submitted with."""
+    import sys
+
+    from enc.encoder.batch_split import split_batch
+    from enc.encoder.data.preprocess import store_path
+    from enc.encoder.engine.settings import check_replicas, engine_files
+    from enc.encoder.gpus import find_gpu
+    from enc.launcher.choose import choose_engine
+    from enc.launcher.plan import with_expected_vocabulary
+    from enc.launcher.script import SCRIPT_FILE, job_script, ranks_per_node
+
+    launch, ranks = config.launch, ranks_per_node(config)
+    world_size = launch.num_nodes * ranks
+    check_replicas(config, world_size)
+    split = split_batch(config.trainer, world_size)
+    memory = find_gpu(launch.gpu).bytes if launch.gpu and not config.trainer.use_cpu else None
+    engine, _ = choose_engine(with_expected_vocabulary(config), world_size, memory)
+    cwd = Path.cwd()
+    run_dir = cwd / config.trainer.output_dir
+    updates = {
+        "parallel.engine": engine,
+        "trainer.output_dir": str(run_dir),
+        "trainer.global_batch_size": split.rows_per_step,
+        "launch.nodes": launch.num_nodes,
+        "launch.nproc_per_node": ranks,
+        "launch.scheduler": "slurm",
+        "launch.site": None,  # its values are in the config now
+    }
+    store = cwd / store_path(config.dataset)
+    if (store / "manifest.json").is_file():
+        updates["dataset.path"] = str(store)
+        if config.tokenizer.train is None:
+            updates["tokenizer.path"] = str(store / "tokenizer")
+    else:
+        say(f"Note: the token store {store} does not exist yet: run `enc preprocess` before the job starts.")
+    resolved = config.changed(updates)
+    script = job_script(resolved, run_dir, cwd, sys.executable)
+    return resolved, {SCRIPT_FILE: script, "config.yaml": resolved.to_yaml(), **engine_files(resolved, split)}
+
+
+def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
+    """Write the run folder that a job starts in: SLURM makes no folder for its log, and the run is its config.
+
+    Raises UsageError when the folder holds a run already.
+    """
+    from enc.launcher.run_folder import RunLock, refuse_older_run, write_atomically
+
+    lock = RunLock(run_dir)
+    try:
+        refuse_older_run(run_dir)
+        (run_dir / "logs").mkdir(exist_ok=True)
+        for name, text in files.items():
+            write_atomically(run_dir / name, text)
+    finally:
+        lock.release(remove_if_created=True)
 
 
 def plan(

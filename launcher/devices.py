@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 from enc.encoder.config import RunConfig
+from enc.encoder.gpus import find_gpu
 from enc.launcher.machine import cgroup_memory_limit
+from enc.launcher.script import ranks_per_node
 
 
 def num_gpus(config: RunConfig) -> int:
@@ -20,12 +22,24 @@ def num_gpus(config: RunConfig) -> int:
 
 
 def default_ranks(config: RunConfig) -> int:
-    """Return the processes on one machine: as the config says, or one a GPU of this one, or one."""
+    """Return the processes on one machine: as the config says, or one a GPU of this one, or one.
+
+    Raises UsageError for a job on a cluster that does not say how many GPUs its machines have.
+    """
+    if config.launch.scheduler == "slurm":
+        return ranks_per_node(config)
     return config.launch.nproc_per_node or max(num_gpus(config), 1)
 
 
 def device_bytes(config: RunConfig, ranks: int) -> int | None:
-    """Return the memory that one rank may use: its GPU's, or its share of the RAM; None when it cannot be found out."""
+    """Return the memory that one of so many ranks on a machine may use: its GPU's, or its share of the RAM.
+
+    None when it cannot be found out, as for the machines of a cluster whose GPUs `launch.gpu` does not name.
+    """
+    if config.launch.gpu is not None and not config.trainer.use_cpu:
+        return find_gpu(config.launch.gpu).bytes
+    if config.launch.scheduler == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        return None
     return _gpu_bytes() if num_gpus(config) else ram_bytes() // ranks
 
 

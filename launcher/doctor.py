@@ -13,10 +13,11 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher import machine, probe_machine, probe_slurm, probe_software, surroundings
+from enc.launcher import machine, probe_machine, probe_slurm, probe_software, slurm, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
-from enc.launcher.plan import make_plan, with_expected_vocabulary
-from enc.launcher.preflight import goes_to_slurm, preflight
+from enc.launcher.plan import choose_scheduler, make_plan, with_expected_vocabulary
+from enc.launcher.preflight import preflight
+from enc.launcher.submit import with_cluster_defaults
 
 T = TypeVar("T")
 
@@ -74,7 +75,8 @@ class Later(Generic[T]):
 def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     limits = QUICK if quick else FULL
-    for_slurm = config is not None and goes_to_slurm(config)
+    config = choose_scheduler(config, slurm.is_installed()) if config else None
+    for_slurm = config is not None and config.launch.scheduler == "slurm"
     torch = Later(lambda: probe_software.ask_torch(limits.torch))
     gpus = Later(lambda: probe_software.read_gpus(limits.probe))
     looks: dict[str, list[Callable[[], list[Finding]]]] = {
@@ -157,9 +159,17 @@ def _caches() -> list[Finding]:
 def run_findings(config: RunConfig, for_slurm: bool) -> list[Finding]:
     """Return what the preflight of a config's run finds; a config that makes no plan is one red line."""
     try:
-        plan = make_plan(config)
+        plan = make_plan(_as_submitted(config) if for_slurm and slurm.is_installed() else config)
     except EncError as error:
         return [red("plan", str(error))]
     except OverflowError:
         return [red("plan", "a number of this run is too large to compute with", "lower it")]
     return preflight(plan, for_slurm)
+
+
+def _as_submitted(config: RunConfig) -> RunConfig:
+    """Return a config with what the cluster says of its nodes, if it says anything."""
+    try:
+        return with_cluster_defaults(config, lambda text: None)
+    except EncError:  # said under SLURM
+        return config

@@ -17,7 +17,12 @@ ConfigArgument = Annotated[
 ]
 NprocOption = Annotated[
     int | None,
-    typer.Option("--nproc", "--nproc-per-node", metavar="N", help="Processes on a machine, one a GPU."),
+    typer.Option(
+        "--nproc", "--nproc-per-node", "--gpus-per-node", metavar="N", help="Processes on a machine, one a GPU."
+    ),
+]
+SiteOption = Annotated[
+    str | None, typer.Option("--site", metavar="NAME", help="Site profile (`enc config sites`) or a file of one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -23,6 +23,7 @@ from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import local_folder
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
+from enc.encoder.launch_checks import time_limit_s
 from enc.encoder.memory import largest_rows, peak_parts, static_bytes
 from enc.launcher import machine, slurm, surroundings
 from enc.launcher.choose import USABLE
@@ -53,7 +54,6 @@ def preflight(plan: Plan, for_slurm: bool) -> list[Finding]:
         "RAM": lambda: _check_ram(plan, for_slurm),
         "W&B": lambda: _check_wandb(plan.config, variables),
         "hub": lambda: surroundings.check_hub([] if plan.store_ready else _hub_names(plan.config), variables),
-        "secrets": lambda: surroundings.check_secrets(plan.config.launch.env),
         "build lock": lambda: _check_locks(plan.config, variables, mounts),
         "caches": lambda: surroundings.check_caches(_caches(plan, variables), mounts),
         "open files": lambda: [surroundings.check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))],
@@ -75,13 +75,6 @@ def _carefully(what: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
 # --- SLURM -----------------------------------------------------------------------------------------------------------
 
 
-def goes_to_slurm(config: RunConfig) -> bool:
-    """Tell whether `launch.scheduler` means a job of SLURM."""
-    launch = config.launch
-    asked = launch.num_nodes > 1 or launch.site is not None or launch.slurm != SlurmConfig()
-    return launch.scheduler == "slurm" or (launch.scheduler == "auto" and asked)
-
-
 def check_slurm(config: RunConfig, is_installed: bool, variables: dict[str, str]) -> Iterator[Finding]:
     """A job is submitted with sbatch, which must be here."""
     if not is_installed:
@@ -94,27 +87,9 @@ def check_slurm(config: RunConfig, is_installed: bool, variables: dict[str, str]
 def check_time(slurm_config: SlurmConfig) -> Iterator[Finding]:
     """The time of a job must have room for a start, some steps and a save."""
     limit = time_limit_s(slurm_config.time) if slurm_config.time else None
-    if not limit:  # the partition's own, or 0, which is none
-        return
-    text, fix = f"launch.slurm.time {slurm_config.time} is {limit} s", "a longer launch.slurm.time"
-    if limit <= slurm_config.signal_s:
-        text += f", and the warning comes {slurm_config.signal_s} s before its end: each job stops as it starts"
-        yield red("time limit", text, f"{fix}, or a smaller launch.slurm.signal_s")
-    elif limit < max(_SHORT_S, 2 * slurm_config.signal_s):
-        yield yellow("time limit", f"{text}: starting and saving may take most of it", fix)
-
-
-def time_limit_s(text: str) -> int:
-    """Return the seconds of SLURM's `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S`; 0 means no limit."""
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, minutes, seconds = (0, *parts, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if limit and limit < max(_SHORT_S, 2 * slurm_config.signal_s):
+        text = f"launch.slurm.time {slurm_config.time} is {limit} s: starting and saving may take most of it"
+        yield yellow("time limit", text, "a longer launch.slurm.time")
 
 
 def shared_paths(plan: Plan) -> dict[str, Path]:
@@ -150,9 +125,6 @@ def check_programs(config: RunConfig) -> Iterator[Finding]:
     image = launch.container.image
     if launch.container.kind != "none" and image:
         yield from _check_file("launch.container.image", image, image.startswith("/") or image.endswith(_IMAGE_FILES))
-    elif launch.container.kind != "none":
-        text = f"launch.container.kind is {launch.container.kind}, but launch.container.image is not set"
-        yield red("container", text, "set it, or launch.container.kind none")
 
 
 def _check_file(key: str, value: str, is_path: bool) -> Iterator[Finding]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from enc.encoder.config import RunConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.launch_checks import time_limit_s
 from enc.launcher import slurm
 from enc.launcher.findings import Finding, green, red, yellow
-from enc.launcher.preflight import time_limit_s
 
 
 def slurm_facts(config: RunConfig | None, for_slurm: bool, timeout_s: float) -> list[Finding]:
@@ -60,10 +60,11 @@ def _check_partition(one: slurm.Partition, config: RunConfig | None) -> Finding:
     nodes = f"{one.num_nodes:,} node{'' if one.num_nodes == 1 else 's'}, {one.idle_nodes:,} idle"
     text = f"{one.name}{', the default' if one.is_default else ''}: {limit}, {nodes}"
     asked = config.launch.slurm.time if config else None
+    available = time_limit_s(one.time_limit) if has_limit else None
     if config and one.num_nodes < config.launch.num_nodes:
         return red("partition", f"{text}, but launch.nodes is {config.launch.num_nodes}",
                    "fewer nodes, or another launch.slurm.partition")  # fmt: skip
-    if asked and has_limit and time_limit_s(asked) > time_limit_s(one.time_limit):
+    if asked and available and (time_limit_s(asked) or available + 1) > available:
         return red("partition", f"{text}, but launch.slurm.time is {asked}: the job would never start",
                    "a shorter launch.slurm.time; a run takes as many jobs as it needs")  # fmt: skip
     if one.state != "up":

@@ -12,7 +12,6 @@ from enc.launcher.machine import BuildLock, Mount, home, mount_of
 
 _OPEN_FILES = 4096
 _STALE_LOCK_S = 600
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def check_open_files(soft: int, hard: int) -> Finding:
@@ -98,14 +97,6 @@ def check_hub(names: list[str], variables: dict[str, str]) -> Iterator[Finding]:
         else:
             note = "" if token else "; without HF_TOKEN, which a gated one needs"
             yield green("hub", f"{name} is fetched from the Hugging Face hub{note}")
-
-
-def check_secrets(given: dict[str, str]) -> Iterator[Finding]:
-    """What stands in launch.env is written into the run folder."""
-    for name in given:
-        if any(word in name.upper().split("_") for word in _SECRET_WORDS):
-            fix = "set it in your shell, or in a file that launch.setup sources"
-            yield yellow("secrets", f"launch.env has {name}: it is written to config.yaml in the run folder", fix)
 
 
 def check_ram(needed: int, available: int, where: str, parts: str) -> Finding:

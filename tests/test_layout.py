@@ -12,15 +12,16 @@ import enc
 
 ROOT = Path(enc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text()) if (ROOT / "pyproject.toml").exists() else None
-ROOMS = ["launcher", "encoder", "kernels", "tools", "ds_configs"]
+ROOMS = ["launcher", "encoder", "kernels", "tools", "ds_configs", "slurm"]
 needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installed from a checkout")
 
 # Modules of encoder/ itself that every room below it may use.
-LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "hardware", "ranks",
-          "memory", "gpus"}  # fmt: skip
+LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "heartbeat",
+          "hardware", "ranks", "memory", "gpus"}  # fmt: skip
 ALLOWED = {
     "kernels": set(),
     "ds_configs": set(),
+    "slurm": set(),
     "encoder.data": {"encoder.data"},
     "encoder.models": {"kernels", "encoder.models"},
     "encoder.objectives": {"kernels", "encoder.models", "encoder.data", "encoder.objectives"},
@@ -91,6 +92,8 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
         ["config", "check", "smoke"],
         ["render", "deepspeed", "smoke"],
         ["render", "fsdp", "smoke"],
+        ["render", "slurm", "smoke", "--site", "plain", "--to", "job"],
+        ["config", "sites"],
         ["plan", "smoke"],
     ],
 )

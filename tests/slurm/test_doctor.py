@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_slurm import NODES, Slurm
 from running import Enc
-from slurm.cluster import NODES, Slurm
 
 CFG = "launch: {scheduler: slurm}\ndataset: {name: python-docs}\ntokenizer: {train: {vocab_size: 1024}}\n"
 
@@ -64,13 +64,13 @@ def test_a_controller_that_does_not_answer_is_bad_for_a_job_only(enc: Enc, lost_
 
 
 def test_inside_a_job_the_config_is_compared_with_the_allocation(enc: Enc, slurm: Slurm) -> None:
-    """srun starts the real command on a node of a job of two nodes."""
+    """The batch script of a job of two nodes runs the real command."""
     script = "from enc.launcher.cli import main; main()"
-    words = ["srun", "-N2", "--ntasks-per-node=2", "--export=ALL", "sh", "-c",
-             f'[ "$SLURM_PROCID" = 0 ] || exit 0; cd {enc.folder}; '
-             f"exec {sys.executable} -c '{script}' doctor cfg.yaml launch.scheduler=local launch.nproc_per_node=1 "
-             "--quick --json > report.json; true"]  # fmt: skip
-    slurm(*words)
+    (enc.folder / "job.sh").write_text(
+        f"#!/bin/sh\ncd {enc.folder}\n{sys.executable} -c '{script}' doctor cfg.yaml launch.scheduler=local "
+        "launch.nproc_per_node=1 --quick --json > report.json\ntrue\n"
+    )
+    slurm("sbatch", "--wait", "-N2", "--ntasks-per-node=2", f"--output={enc.folder}/log", str(enc.folder / "job.sh"))
     report = json.loads((enc.folder / "report.json").read_text())
     texts = [f for part in report["sections"] if part["name"] == "SLURM" for f in part["findings"]]
     found = {f["text"]: f for f in texts if f["what"] == "allocation"}

@@ -1,0 +1,25 @@
+"""The job scripts that tests compare with `tests/golden/scripts/`; run this file to write those anew."""
+
+from pathlib import Path
+
+from enc.encoder.config import RunConfig
+from enc.encoder.config_load import SITES, load_config
+from enc.launcher.script import job_script
+
+GOLDEN = Path(__file__).parent / "golden" / "scripts"
+CASES = [path.stem for path in sorted(SITES.glob("*.yaml"))]
+RUN_DIR, CWD, PYTHON = Path("/scratch/me/runs/books"), Path("/home/me/books"), "/home/me/venv/bin/python"
+
+
+def config_of(site: str, **more: object) -> RunConfig:
+    """Return the config of a run on two nodes of a site."""
+    return load_config("smoke", {"launch.site": site, "launch.nodes": 2, **more}).config
+
+
+def script(site: str) -> str:
+    return job_script(config_of(site), RUN_DIR, CWD, PYTHON)
+
+
+if __name__ == "__main__":
+    for name in CASES:
+        (GOLDEN / f"{name}.sbatch").write_text(script(name))
