@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import enc
 from enc.encoder import checkpoint
@@ -28,8 +29,11 @@ from enc.launcher.script import SCRIPT_FILE, job_script
 Say = Callable[[str], None]
 
 
-def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
-    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left."""
+def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig], Any], say: Say) -> str:
+    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left.
+
+    `prepare(config)` checks the token store where there is one; a missing one is made in the job.
+    """
     if not slurm.is_installed():
         raise UsageError(
             "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. "
@@ -46,6 +50,8 @@ def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
         elif not config.trainer.overwrite_output_dir:
             refuse_older_run(run_dir)
         plan = make_plan(config)
+        if plan.store_ready:
+            prepare(config)
         check_before(plan, say)
         for note in plan_notes(plan):
             say(note)

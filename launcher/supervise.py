@@ -61,6 +61,9 @@ class Host(Protocol):
     def said(self) -> str | None:
         """Return what the scheduler did to the job: cancelled, time_limit, preempted, requeued, or None."""
 
+    def never_started(self) -> dict[int, str]:
+        """Return ranks whose process ended by itself before it could say a word, with what is known of it."""
+
     def unhealthy(self) -> str | None:
         """Return why ranks cannot be started here again, or None."""
 
@@ -323,12 +326,14 @@ def _note_hang(run_dir: Path, attempt: Attempt, watchdog: Watchdog, now: float) 
 def _ending(run_dir: Path, host: Host, attempt: Attempt) -> Ending:
     """Put together the ranks' last words and what else is known."""
     per_node = attempt.world_size // len(host.nodes)
+    dead = {rank: text for rank, text in host.never_started().items() if rank not in attempt.files}
     ends = []
     for rank in range(attempt.world_size):
         file = attempt.files.get(rank, {})
         ends.append(RankEnd(
             rank, file.get("host", host.nodes[rank // per_node]), file.get("last_phase") or file.get("phase", "start"),
-            file.get("step", 0), file.get("code"), file.get("error"), file.get("lost_peer", False), bool(file),
+            file.get("step", 0), file.get("code"), file.get("error") or dead.get(rank), file.get("lost_peer", False),
+            reported=bool(file) or (bool(dead) and rank not in dead),  # the others were ended because of the dead ones
         ))  # fmt: skip
     said = host.said()
     since = _since_submitted(run_dir)
