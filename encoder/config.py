@@ -707,7 +707,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 _FREE_SECTIONS = ("launch", "parallel", "wandb", "debug")
 _FREE_KEYS = {
     "dataset": "path pre_tokenize_output num_proc num_workers pin_memory persistent_workers prefetch_factor cache_dir",
-    "trainer": """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
+    "trainer": """output_dir use_cpu overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
         per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
         logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
         save_strategy save_steps save_total_limit min_free_disk_gb""",

@@ -4,6 +4,7 @@ EncError
 ├── UsageError    2   a bad config, command, file or folder, found before anything was changed
 │   └── DamagedError  a checkpoint of a known format that is not whole
 ├── RunError      3   a run or a tool that started and then failed
+│   └── PeerError     the failure of another rank, told to this one
 └── Stopped      75   a signal stopped the run after a checkpoint was saved: requeue it
 
 A message says what is wrong, where, and what to do about it.
@@ -30,6 +31,10 @@ class RunError(EncError):
     """Something failed while running; what was finished before it is intact."""
 
     exit_code = 3
+
+
+class PeerError(RunError):
+    """Another rank failed; its own message says why."""
 
 
 class Stopped(EncError):

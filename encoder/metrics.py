@@ -9,6 +9,7 @@ import math
 import secrets
 import textwrap
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ _NOT_PLOTTED = ("step", "time")
 class Stopwatch:
     """Seconds spent in named parts since the last reading; on a GPU the parts are synchronised only when read."""
 
-    def __init__(self, cuda: bool) -> None:
+    def __init__(self, cuda: bool, tell: Callable[[str], None] = lambda _part: None) -> None:
+        """Call `tell` with the name of each part as it begins."""
         self.cuda = cuda
+        self.tell = tell
         self.seconds: dict[str, float] = {}
         self.pending: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def __call__(self, part: str, on_device: bool = True):  # type: ignore[no-untyped-def]
+        self.tell(part)
         if self.cuda and on_device:
             import torch
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from enc.encoder.errors import EncError, RunError
+from enc.encoder.errors import EncError, PeerError, RunError
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -82,4 +82,15 @@ class Ranks:
         if error is not None:
             raise error if isinstance(error, EncError) else RunError(f"{type(error).__name__}: {error}") from error
         rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
-        raise RunError(f"On rank {rank}: {text}")
+        raise PeerError(f"On rank {rank}: {text}")
+
+
+# What gloo says when a process on the other side of a connection is gone.
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket Timeout")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Tell whether an error only says that another rank failed or vanished, and nothing of this one."""
+    if isinstance(error, PeerError | dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GONE)

@@ -20,15 +20,17 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
+from enc.encoder.heartbeat import Heartbeat, rank_file
 from enc.encoder.metrics import RunLog, table
-from enc.encoder.ranks import Ranks
+from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.sizes import num_parameters
 from enc.encoder.train import Run, TrainState, train
 from enc.kernels import varlen_attention
 
 
-def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run:
+def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: Heartbeat) -> Run:
     """Build every part of a run and restore its checkpoint, if it resumes from one."""
+    beat.mark("build")
     trainer = config.trainer
     hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
     data = open_data(config)
@@ -36,7 +38,9 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run
     model, objective = build_model(config, data.tokenizer.num_tokens)
     engine = build_engine(config, model, objective, split, hardware.device)
     first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
+    beat.mark("warm_up")
     engine.warm_up(next(iter(first)).to(hardware.device))
+    beat.mark("restore")
     found = _checkpoint_to_resume(run_dir, config, ranks)
     state = TrainState.from_dict(checkpoint_io.load(found, engine)) if found else TrainState()
     saver = checkpoint_io.Saver(
@@ -45,15 +49,23 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag) -> Run
     )  # fmt: skip
     log = RunLog(run_dir, config, current_attempt(run_dir), ranks.is_main, state.step)
     run = Run(
-        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, state
+        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, beat, state
     )
+    beat.step = state.step
     if found and found.parent == checkpoint.checkpoints_dir(run_dir):
         run.saved_step = state.step
     return run
 
 
+def open_heartbeat(run_dir: Path, rank: int, config: RunConfig) -> Heartbeat:
+    """Begin this rank's file of the present attempt."""
+    return Heartbeat(rank_file(run_dir, current_attempt(run_dir), rank), rank, config.launch.heartbeat_s)
+
+
 def current_attempt(run_dir: Path) -> int:
-    """Return the number of the newest launch recorded in a run folder; 1 when there is none."""
+    """Return the number of this launch: as it was told, else the newest one recorded in the run folder."""
+    if "ENC_ATTEMPT" in os.environ:
+        return int(os.environ["ENC_ATTEMPT"])
     return max((int(p.name) for p in (run_dir / "launches").glob("[0-9]*")), default=1)
 
 
@@ -109,35 +121,40 @@ def main(run_dir: Path) -> NoReturn:
         die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
     rank = int(os.environ.get("RANK", 0))
     run: Run | None = None
-    code, message = 0, None
+    beat: Heartbeat | None = None
+    code, message, lost_peer = 0, None, False
     try:
         config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+        beat = open_heartbeat(run_dir, rank, config)
         use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
         ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
-        run = build(run_dir, ranks, config, stop)
+        run = build(run_dir, ranks, config, stop, beat)
         announce(run)
         train(run)
         run.log.event("finished", step=run.state.step)
     except Stopped as error:
         code, message = error.exit_code, str(error)
     except EncError as error:
-        code, message = error.exit_code, str(error)
+        code, message, lost_peer = error.exit_code, str(error), is_lost_peer(error)
         _record_failure(run, message)
     except KeyboardInterrupt:
         message = "Interrupted before the state was saved. Go on with `enc resume latest`."
         _record_failure(run, message)
-        _leave(3, message)
+        _leave(3, message, beat)
     except Exception as error:
         code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        lost_peer = is_lost_peer(error)
         _record_failure(run, message)
         message += f". The traceback is in {_write_traceback(run_dir, rank)}."
     if run is not None:
         run.saver.drain()
         run.log.close(code)
-    _leave(code, message if rank == 0 or code == 3 else None)
+    _leave(code, message if rank == 0 or code == 3 else None, beat, lost_peer)
 
 
-def _leave(code: int, message: str | None) -> NoReturn:
+def _leave(code: int, message: str | None, beat: Heartbeat | None, lost_peer: bool = False) -> NoReturn:
+    if beat is not None:
+        beat.end(code, message, lost_peer)
     if message:
         print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()

@@ -9,6 +9,7 @@ evaluation batches, when all ranks agree; the state is saved first. A checkpoint
 """
 
 import math
+import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +25,14 @@ from enc.encoder.errors import RunError, Stopped
 from enc.encoder.evaluate.mlm import evaluate_mlm
 from enc.encoder.faults import StopFlag
 from enc.encoder.hardware import Hardware
+from enc.encoder.heartbeat import Heartbeat, host_name
 from enc.encoder.keyed import set_global_seed
 from enc.encoder.metrics import RunLog, Stopwatch
 from enc.encoder.optim.schedule import make_schedule
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import training_flops
+
+_STRAGGLER_RATIO, _STRAGGLER_S = 1.5, 0.02
 
 
 @dataclass
@@ -69,6 +73,31 @@ class StepWork:
 
 
 @dataclass
+class Stragglers:
+    """Looks for a rank that keeps the others waiting, by the part of a step that a rank does before it waits."""
+
+    last: int = -1
+    lines: int = 0
+
+    def note(self, run: "Run", own_s: float) -> None:
+        """Compare the ranks' own seconds a step; one that is far behind three log lines in a row is named. Collective.
+
+        With FSDP the forward pass waits too, so there only slow data is seen.
+        """
+        if run.ranks.world_size == 1:
+            return
+        times = run.ranks.gather((own_s, host_name()))
+        rank = max(range(len(times)), key=lambda r: times[r][0])
+        slowest, host = times[rank]
+        ratio = slowest / max(statistics.median(seconds for seconds, _ in times), 1e-9)
+        behind = ratio > _STRAGGLER_RATIO and slowest > _STRAGGLER_S
+        self.lines = (self.lines + 1 if rank == self.last else 1) if behind else 0
+        self.last = rank
+        if self.lines == 3:
+            run.log.event("straggler", step=run.state.step, rank=rank, host=host, ratio=round(ratio, 2))
+
+
+@dataclass
 class Run:
     """The parts of a run that its functions share."""
 
@@ -83,8 +112,10 @@ class Run:
     saver: Saver
     log: RunLog
     stop: StopFlag
+    beat: Heartbeat
     state: TrainState
     work: StepWork = field(default_factory=StepWork)
+    stragglers: Stragglers = field(default_factory=Stragglers)
     saved_step: int = -1
 
 
@@ -95,7 +126,7 @@ def train(run: Run) -> None:
     """Train to `trainer.max_steps`. Raises Stopped after a signal, with the state saved."""
     config, state, engine, ranks = run.config, run.state, run.engine, run.ranks
     schedule = make_schedule(config.scheduler, config.trainer.max_steps)
-    watch = Stopwatch(run.hardware.device.type == "cuda")
+    watch = Stopwatch(run.hardware.device.type == "cuda", run.beat.mark)
     batches = iter(train_loader(run.data, config, run.split, ranks, watch.cuda, state.step))
     run.log.start()
     _boundary(run, before_first_step=True)
@@ -104,6 +135,7 @@ def train(run: Run) -> None:
         # ---- one training step --------------------------------------------------------------------------------------
         with watch("data_wait", on_device=False):
             microbatches = [next(batches) for _ in range(run.split.accumulation)]
+        run.beat.mark("agree")  # here a rank that is ready waits for those that are not
         stopping, num_labels, *sizes = ranks.sum(bool(run.stop) or run.saver.failed, *_sizes(microbatches))
         if stopping:
             _save_and_stop(run)
@@ -123,6 +155,7 @@ def train(run: Run) -> None:
         # -------------------------------------------------------------------------------------------------------------
         _account(run, ranks.sum(loss_sum, num_correct), int(num_labels), sizes, grad_norm)
         run.work.seconds += time.perf_counter() - began
+        run.beat.step, run.beat.step_s = state.step, run.work.seconds / run.work.steps
         run.log.advance(state.step)
         if state.step % config.trainer.logging_steps == 0 or state.step == config.trainer.max_steps:
             _log_step(run, watch, learning_rate, grad_norm, int(num_labels))
@@ -179,10 +212,13 @@ def _boundary(run: Run, before_first_step: bool = False) -> None:
 
 
 def _evaluate(run: Run, batches: EvalBatches) -> None:
+    def should_stop() -> bool:
+        run.beat.mark("evaluate")
+        return bool(run.stop)
+
     metrics = evaluate_mlm(
-        run.engine.module, batches, run.ranks, run.hardware, run.config.trainer.eval_max_batches,
-        should_stop=lambda: bool(run.stop),
-    )  # fmt: skip
+        run.engine.module, batches, run.ranks, run.hardware, run.config.trainer.eval_max_batches, should_stop
+    )
     if metrics is None:
         _save_and_stop(run)
     run.state.evaluated_step = run.state.step
@@ -192,6 +228,7 @@ def _evaluate(run: Run, batches: EvalBatches) -> None:
 def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float, num_labels: int) -> None:
     state, window, work, trainer = run.state, run.state.window, run.work, run.config.trainer
     parts = watch.read()
+    run.stragglers.note(run, (parts.get("data_wait", 0.0) + parts.get("forward", 0.0)) / work.steps)
     places = work.steps * run.split.rows_per_step * run.config.row_length
     record = {
         "step": state.step,
@@ -226,6 +263,7 @@ def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float
 def _save(run: Run) -> None:
     """Start to save the state of the last finished step, once the save before is on disk."""
     began, step = time.perf_counter(), run.state.step
+    run.beat.mark("save")
     _note_saved(run, wait=True)
     counters = asdict(run.state) | {"data_fingerprint": run.data.fingerprint, "world_size": run.ranks.world_size}
     run.saver.save(step, run.engine, counters)
@@ -241,6 +279,7 @@ def _note_saved(run: Run, wait: bool = False) -> None:
     if saved is None:
         return
     stall_s = saved.stall_s + time.perf_counter() - began
+    run.beat.took(saved.seconds)
     run.log.event(
         "saved", step=saved.step, path=str(saved.folder), seconds=round(saved.seconds, 3),
         stall_seconds=round(stall_s, 3), deleted=[p.name for p in saved.deleted],
@@ -253,6 +292,7 @@ def _note_saved(run: Run, wait: bool = False) -> None:
 
 def _save_and_stop(run: Run) -> NoReturn:
     """Save the state of the last finished step and raise Stopped on every rank."""
+    run.beat.mark("save")
     _note_saved(run, wait=True)
     name = run.ranks.from_main(run.stop.signal_name) or run.stop.signal_name or "a signal on another rank"
     run.log.event("signal", signal=name, step=run.state.step)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, ranks_given, say
+from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, say
 
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 launch_app = typer.Typer(help="Start a run.", no_args_is_help=True)
 eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
 
+NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Machines of a SLURM cluster.")]
+PartitionOption = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="SLURM partition.")]
+TimeOption = Annotated[str | None, typer.Option("--time", metavar="LIMIT", help="Time limit of a job: D-HH:MM:SS.")]
+SiteOption = Annotated[str | None, typer.Option("--site", metavar="NAME", help="Site profile, or a YAML file.")]
 RunOption = Annotated[
     str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")
 ]
@@ -24,37 +28,103 @@ def launch_pretrain(
     context: typer.Context,
     config: ConfigArgument,
     nproc: NprocOption = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", help="Machines.")] = None,
+    nodes: NodesOption = None,
+    partition: PartitionOption = None,
+    time_limit: TimeOption = None,
+    site: SiteOption = None,
+    after: Annotated[str | None, typer.Option("--after", metavar="JOB", help="Start when that job has ended.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the files, start nothing.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Try a few steps here under simulated trouble, submit nothing.")
+    ] = False,
+    trouble: Annotated[
+        str, typer.Option("--trouble", metavar="A,B", help="What a rehearsal is hit by; all by default.")
+    ] = "preempt,lost-rank,time-limit,full-disk,hang",
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Resume although the config changed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain an encoder. Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."""
-    machines = {} if nodes is None else {"launch.nodes": nodes}
-    loaded = load(config, context, {**machines, **ranks_given(nproc)})
+    chained = {} if after is None else {"launch.slurm.after": after}
+    loaded = load(config, context, _placed(nproc, nodes, partition, time_limit, site) | chained)
     if dry_run:
         _show_plan(loaded, as_json)
+    elif rehearse:
+        _rehearse(loaded, trouble.split(","), as_json)
     else:
-        _launch(loaded, allow_change)
+        _launch(loaded, allow_change, as_json)
+
+
+def _placed(
+    nproc: int | None, nodes: int | None, partition: str | None, time_limit: str | None, site: str | None
+) -> dict[str, Any]:
+    """Return the overrides that the options about machines stand for."""
+    given = {
+        "launch.nproc_per_node": nproc, "launch.nodes": nodes, "launch.slurm.partition": partition,
+        "launch.slurm.time": time_limit, "launch.site": site,
+    }  # fmt: skip
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.metrics import table
-    from enc.launcher.plan import make_plan, plan_notes, plan_table, render
+    from enc.launcher import slurm
+    from enc.launcher.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
 
+    config = choose_scheduler(config, slurm.is_installed())
+    on_slurm = config.launch.scheduler == "slurm"
+    if on_slurm and slurm.is_installed():
+        from enc.launcher.submit import with_cluster_defaults
+
+        config = with_cluster_defaults(config, say)
     plan = make_plan(config)
     files = render(plan)
+    if on_slurm:
+        from enc.launcher.next_job import SCRIPT
+        from enc.launcher.submit import script_of
+
+        files[SCRIPT] = script_of(plan)
     for note in plan_notes(plan):
         say(note)
     if as_json:
         typer.echo(json.dumps({"plan": plan.as_dict(), "files": files}, indent=1))
         return
     typer.echo(table([*plan_table(plan), *(("writes", str(plan.run_dir / name)) for name in files)]))
+    if on_slurm:
+        typer.echo(f"\n{files[SCRIPT]}", nl=False)
 
 
-def _launch(config: "RunConfig", allow_change: bool) -> None:
+def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from enc.launcher.rehearse import TROUBLES, rehearse
+
+    verdict = rehearse(config, troubles, _preprocess, say)
+    if as_json:
+        acts = [asdict(act) for act in verdict.acts]
+        typer.echo(json.dumps({"survived": verdict.survived, "same_bytes": verdict.same_bytes, "troubles": acts}))
+    else:
+        for act in verdict.acts:
+            went_on = "did not go on" if act.went_on_from is None else f"went on from step {act.went_on_from}"
+            typer.echo(f"step {act.at_step:>3}  {TROUBLES[act.trouble]}: {went_on}")
+        end = (
+            "the same bytes as the undisturbed run" if verdict.same_bytes else "OTHER weights than the undisturbed run"
+        )
+        typer.echo(f"Survived, with {end}." if verdict.finished else f"It did not survive; see {verdict.folder}.")
+    sys.exit(0 if verdict.survived else 3)
+
+
+def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
+    from enc.launcher import slurm
     from enc.launcher.launch import launch
+    from enc.launcher.plan import choose_scheduler
 
+    config = choose_scheduler(config, slurm.is_installed())
+    if config.launch.scheduler == "slurm":
+        from enc.launcher.submit import submit
+
+        job = submit(config, allow_change, say)
+        typer.echo(json.dumps({"job": job, "run_dir": config.trainer.output_dir}) if as_json else job)
+        return
     sys.exit(launch(config, allow_change, _preprocess, say))
 
 
@@ -63,14 +133,26 @@ def resume(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="latest, a step, or a checkpoint folder.")],
     run: RunOption = None,
     nproc: NprocOption = None,
+    nodes: NodesOption = None,
+    partition: PartitionOption = None,
+    time_limit: TimeOption = None,
+    site: SiteOption = None,
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Go on although the config changed.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from a checkpoint, exactly where it was. Config keys can follow, as with launch."""
+    """Go on with a run from a checkpoint, exactly where it was. Config keys can follow, as with launch.
+
+    A run of SLURM goes back to SLURM, on other numbers of nodes if you like; launch.scheduler=local keeps it here.
+    """
     from enc.launcher.run_folder import find_run
 
     run_dir = find_run(run)
     more = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
-    _launch(load(str(run_dir / "config.yaml"), context, {**more, **ranks_given(nproc)}), allow_change)
+    placed = _placed(nproc, nodes, partition, time_limit, site)
+    if placed.keys() - {"launch.nproc_per_node"} and not any("launch.scheduler" in word for word in context.args):
+        placed["launch.scheduler"] = "auto"
+    config = load(str(run_dir / "config.yaml"), context, more | placed)
+    _launch(config, allow_change, as_json)
 
 
 def preprocess(context: typer.Context, config: ConfigArgument) -> None:

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 from enc.encoder.config import RunConfig
+from enc.encoder.errors import UsageError
+from enc.encoder.gpus import find_gpu
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -21,12 +23,24 @@ def num_gpus(config: RunConfig) -> int:
 
 
 def default_ranks(config: RunConfig) -> int:
-    """Return the processes on one machine: as the config says, or one a GPU of this one, or one."""
+    """Return the processes on one machine: as the config says, or one a GPU of this one, or one.
+
+    Raises UsageError for a job on a cluster that does not say how many GPUs its machines have.
+    """
+    if config.launch.scheduler == "slurm":
+        return ranks_per_node(config)
     return config.launch.nproc_per_node or max(num_gpus(config), 1)
 
 
 def device_bytes(config: RunConfig, ranks: int) -> int | None:
-    """Return the memory that one rank may use: its GPU's, or its share of the RAM; None when it cannot be found out."""
+    """Return the memory that one of so many ranks on a machine may use: its GPU's, or its share of the RAM.
+
+    None when it cannot be found out, as for the machines of a cluster whose GPUs `launch.gpu` does not name.
+    """
+    if config.launch.gpu is not None and not config.trainer.use_cpu:
+        return find_gpu(config.launch.gpu).bytes
+    if config.launch.scheduler == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        return None
     return _gpu_bytes() if num_gpus(config) else _ram_bytes() // ranks
 
 
@@ -39,6 +53,20 @@ def _gpu_bytes() -> int | None:
         return min(int(line) for line in output.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+def ranks_per_node(config: RunConfig) -> int:
+    """Return the tasks on each node of a job; one on CPU nodes unless the config says more.
+
+    Raises UsageError when it is a job with GPUs and their number is not given.
+    """
+    launch = config.launch
+    if launch.nproc_per_node is None and not config.trainer.use_cpu and launch.slurm.gpu_request != "none":
+        raise UsageError(
+            "How many GPUs has a node? Give --gpus-per-node N, name a site profile that says it (--site), or set "
+            "trainer.use_cpu true for a run on CPU nodes."
+        )
+    return launch.nproc_per_node or 1
 
 
 def _ram_bytes() -> int:

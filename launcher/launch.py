@@ -4,14 +4,11 @@ The ranks run side by side and are watched from here. torchrun is not used: it t
 ranks 30 s after a signal, whether or not their checkpoint is written.
 """
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.sizes import checkpoint_bytes
+from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
 
@@ -43,18 +41,16 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         checkpoint.remove_leftovers(run_dir)
         resumes = bool(config.trainer.resume_from_checkpoint)
         if resumes:
-            config = _resumed(run_dir, config, allow_change, say)
+            config = resumed(run_dir, config, allow_change, say)
         elif not config.trainer.overwrite_output_dir:
             refuse_older_run(run_dir)
         prepare(config)
         plan = make_plan(config)
-        _check_disk(plan)
-        if config.wandb.enabled and find_spec("wandb") is None:
-            raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
+        check_before(plan, say)
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
         if resumes:
-            _set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
+            set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
         say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
         for note in plan_notes(plan):
             say(note)
@@ -64,6 +60,13 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
         lock.release(remove_if_created=True)
         raise
     return start(run_dir, plan.split.world_size, attempt, lock, relay)
+
+
+def check_before(plan: Plan, say: Any) -> None:
+    """Look at what a run needs before anything is written. Raises UsageError when it cannot work."""
+    _check_disk(plan)
+    if plan.config.wandb.enabled and find_spec("wandb") is None:
+        raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
 
 
 def _check_disk(plan: Plan) -> None:
@@ -81,7 +84,7 @@ def _check_disk(plan: Plan) -> None:
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
-def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
+def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
     """Find the checkpoint to go on from, compare its config with this one, and return this one fixed to it.
 
     Raises UsageError when there is no complete checkpoint, or when the change would not continue the same run.
@@ -114,7 +117,7 @@ def _resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> 
     return plan.config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
 
 
-def _set_aside(run_dir: Path, folder: Path, say: Any) -> None:
+def set_aside(run_dir: Path, folder: Path, say: Any) -> None:
     """Take checkpoints that lie after the one to go on from out of the run's way."""
     aside = checkpoint.set_aside_newer(run_dir, read_trainer_state(folder)["step"])
     if aside:
@@ -188,33 +191,16 @@ class SignalRelay:
 def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
     """Run the training processes under the run's lock and return their common exit code."""
     command = [sys.executable, "-m", "enc.encoder.start", str(run_dir)]
-    with _blocked_stop_signals():  # ranks inherit this and let signals in once they can save
+    with blocked_stop_signals():
         processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
         relay.connect(processes)
     return _watch(processes)
 
 
-@contextmanager
-def _blocked_stop_signals() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
 def _start_rank(
     command: list[str], rank: int, world_size: int, run_dir: Path, attempt: int, lock: RunLock
 ) -> subprocess.Popen:
-    place = {
-        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ENC_LAUNCHER_PID": os.getpid(),
-    }  # fmt: skip
-    environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
-    # By default a thread of libgomp spins for milliseconds while it waits for another. Beside one other busy process
-    # that made a small model 50 times slower; with this it is a few times, and a quiet machine loses nothing.
-    environment.setdefault("GOMP_SPINCOUNT", "10000")
+    environment = rank_environment(Place(rank, rank, world_size, world_size, "127.0.0.1", _port()))
     output = None
     if rank > 0:
         folder = run_dir / "logs" / str(attempt)

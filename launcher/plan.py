@@ -7,7 +7,7 @@ from typing import Any
 
 from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
-from enc.encoder.config import RunConfig
+from enc.encoder.config import RunConfig, SlurmConfig
 from enc.encoder.config_checks import rule_problems, unused_settings
 from enc.encoder.config_load import Problem, raise_problems
 from enc.encoder.data.preprocess import store_path
@@ -67,8 +67,9 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
-    world_size = default_ranks(config)
-    _check_ranks(config, world_size)
+    per_node = default_ranks(config)
+    world_size = config.launch.num_nodes * per_node
+    _check_ranks(config, per_node, world_size)
     split = split_batch(config.trainer, world_size)
     store = store_path(config.dataset).absolute()
     manifest = TokenStore.open(store).manifest if store.exists() else None
@@ -78,29 +79,54 @@ def make_plan(config: RunConfig) -> Plan:
         "model.vocab_size": sizes.padded_vocab_size(num_tokens),
         "model.pad_token_id": config.model.pad_token_id if pad_id is None else pad_id,
         "trainer.global_batch_size": split.rows_per_step,
-        "launch.nproc_per_node": world_size,
+        "launch.nproc_per_node": per_node,
+        "launch.nodes": config.launch.num_nodes,
     }
     tokens = manifest["splits"]["train"]["tokens"] if manifest else None
-    device = "cuda" if num_gpus(config) else "cpu"
-    config, reason = _with_engine(config.changed(updates), split)
+    device = "cuda" if _has_gpus(config) else "cpu"
+    config, reason = _with_engine(config.changed(updates), split, device_bytes(config, per_node))
     run_dir = Path(config.trainer.output_dir).absolute()
     return Plan(config, run_dir, store, manifest is not None, num_tokens, split, device, reason, tokens)
 
 
-def _check_ranks(config: RunConfig, world_size: int) -> None:
+def choose_scheduler(config: RunConfig, slurm_installed: bool) -> RunConfig:
+    """Return the config with `launch.scheduler` resolved: SLURM for what names nodes, a site or SLURM settings.
+
+    One node stays one node where there is no SLURM: the run then starts on this machine.
+    """
+    launch = config.launch
+    if launch.scheduler == "local" and launch.num_nodes > 1:
+        raise UsageError(
+            f"launch.scheduler is local, but launch.nodes is {launch.nodes}: this machine is one. Add --nodes 1, with "
+            "--nproc-per-node for the ranks that you want here."
+        )
+    if launch.scheduler != "auto":
+        return config
+    asks = launch.site is not None or launch.slurm != SlurmConfig()
+    nodes = launch.num_nodes > 1 or (launch.nodes is not None and slurm_installed)
+    return config.changed({"launch.scheduler": "slurm" if asks or nodes else "local"})
+
+
+def _has_gpus(config: RunConfig) -> bool:
+    if config.launch.scheduler == "slurm":
+        return not config.trainer.use_cpu
+    return num_gpus(config) > 0
+
+
+def _check_ranks(config: RunConfig, per_node: int, world_size: int) -> None:
     check_replicas(config, world_size)
-    gpus = num_gpus(config)
-    if 0 < gpus < world_size:
-        raise UsageError(f"launch.nproc_per_node is {world_size}, but this machine has {gpus} GPUs; a rank needs one.")
+    gpus = 0 if config.launch.scheduler == "slurm" else num_gpus(config)
+    if 0 < gpus < per_node:
+        raise UsageError(f"launch.nproc_per_node is {per_node}, but this machine has {gpus} GPUs; a rank needs one.")
 
 
-def _with_engine(config: RunConfig, split: BatchSplit) -> tuple[RunConfig, str]:
+def _with_engine(config: RunConfig, split: BatchSplit, device_memory: int | None) -> tuple[RunConfig, str]:
     """Return the config with its engine chosen and its own DeepSpeed JSON read, and why that engine.
 
     Raises UsageError when other settings do not go with the engine that `auto` took.
     """
     asked = config.parallel.engine
-    engine, reason = choose_engine(config, split.world_size, device_bytes(config, split.world_size))
+    engine, reason = choose_engine(config, split.world_size, device_memory)
     config = config.changed({"parallel.engine": engine})
     why = f" (parallel.engine auto took {engine}: {reason})" if asked == "auto" else ""
     raise_problems("The config", [Problem(keys[0], f"{text}{why}") for keys, text in rule_problems(config)])
@@ -154,7 +180,8 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("token store", f"{plan.store}" + ("" if plan.store_ready else " (to be made first)")),
         ("model", f"{config.model.type} {config.model.num_hidden_layers} x {config.model.hidden_size}, "
                   f"{facts['parameters'] / 1e6:.1f} M parameters, vocabulary {facts['vocab_size']}"),
-        ("world", f"{split.world_size} process{'es' if split.world_size > 1 else ''} on {plan.device}, "
+        ("world", f"{_machines(config)}{split.world_size} process{'es' if split.world_size > 1 else ''} on "
+                  f"{plan.device}, "
                   f"{'bf16' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
         ("engine", f"{engine_name(config)}, {plan.engine_reason}"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
@@ -165,6 +192,11 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("memory a rank", _memory_text(facts["memory_mb"])),
         ("checkpoint", f"{facts['checkpoint_mb']:,.1f} MB each, {config.trainer.save_total_limit or 'all'} kept"),
     ]  # fmt: skip
+
+
+def _machines(config: RunConfig) -> str:
+    nodes = config.launch.num_nodes
+    return f"{nodes} node{'s' if nodes > 1 else ''} of SLURM, " if config.launch.scheduler == "slurm" else ""
 
 
 def _memory_text(parts: dict[str, float]) -> str:

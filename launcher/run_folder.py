@@ -19,6 +19,7 @@ from enc import __version__
 from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
+from enc.launcher import slurm
 
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 
@@ -26,20 +27,47 @@ _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 class RunLock:
     """Exclusive use of a run folder; inherited by the processes started under it, released when the last one ends."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Take the lock, making the folder if need be. Raises UsageError when it is taken or cannot be written."""
+    def __init__(self, run_dir: Path, patience_s: float = _LOCK_PATIENCE_S, job: str | None = None) -> None:
+        """Take the lock, making the folder if need be; `job` is the SLURM job that this process belongs to.
+
+        Raises UsageError when it is taken, by a process or by a job that is queued, or when it cannot be written.
+        """
         self.run_dir = run_dir
         self.created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        give_up = time.monotonic() + patience_s
         while not self._try():
             if time.monotonic() > give_up:
                 raise UsageError(self._taken())
             time.sleep(0.1)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        if job is None:
+            self._refuse_queued_job()
+        self.belongs_to(job)
+        os.set_inheritable(self.file.fileno(), True)
+
+    def belongs_to(self, job: str | None) -> None:
+        """Name this process as the owner, with the job that has the run; a queued job keeps it when the process ends."""
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
         self.file.truncate(0)
         self.file.write(json.dumps(owner))
         self.file.flush()
-        os.set_inheritable(self.file.fileno(), True)
+
+    def _refuse_queued_job(self) -> None:
+        """Raise UsageError when the run belongs to a job that SLURM still has."""
+        job = self._owner().get("job")
+        if job and slurm.is_installed() and (found := slurm.find_job(job)) is not None and not found.is_over:
+            raise UsageError(
+                f"The run folder {self.run_dir} belongs to job {job}, which is {found.state.lower()}. Watch it with "
+                f"`enc status {self.run_dir}`, end it with `enc cancel {self.run_dir}`, or choose another "
+                "trainer.output_dir."
+            )
+
+    def _owner(self) -> dict[str, Any]:
+        self.file.seek(0)
+        try:
+            owner = json.loads(self.file.read())
+            return owner if isinstance(owner, dict) else {}
+        except ValueError:
+            return {}
 
     def _try(self) -> bool:
         """Lock the file once; a file that its last owner removed meanwhile does not count."""
@@ -60,12 +88,9 @@ class RunLock:
             return False
 
     def _taken(self) -> str:
-        self.file.seek(0)
-        try:
-            owner = json.loads(self.file.read())
-            who = f"process {owner['pid']} on {owner['host']}" + (f", job {owner['job']}" if owner["job"] else "")
-        except (ValueError, KeyError):
-            who = "another process"
+        owner = self._owner()
+        who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+        who += f", job {owner['job']}" if owner.get("job") else ""
         return (
             f"The run folder {self.run_dir} is in use by {who}. Two runs in one folder would overwrite each other's "
             "checkpoints: stop that one, or choose another trainer.output_dir."
@@ -109,7 +134,9 @@ def move_aside(run_dir: Path) -> Path | None:
     return target
 
 
-def record_launch(run_dir: Path, files: dict[str, str], command: list[str], plan: dict[str, Any]) -> int:
+def record_launch(
+    run_dir: Path, files: dict[str, str], command: list[str], plan: dict[str, Any], job: str | None = None
+) -> int:
     """Write the rendered files into the run folder and into a new `launches/<n>/`; return n."""
     numbers = [int(p.name) for p in (run_dir / "launches").glob("[0-9]*")]
     attempt = max(numbers, default=0) + 1
@@ -123,11 +150,40 @@ def record_launch(run_dir: Path, files: dict[str, str], command: list[str], plan
     record = {
         "attempt": attempt, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": socket.gethostname(),
         "command": shlex.join(command), "enc": __version__, "git": git_state(Path.cwd()), "plan": plan,
+        "job": job,
     }  # fmt: skip
     (folder / "launch.json").write_text(json.dumps(record, indent=1) + "\n")
     installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
     (folder / "environment.txt").write_text("\n".join(installed) + "\n")
     return attempt
+
+
+def append_event(run_dir: Path, name: str, **details: Any) -> None:
+    """Append an event to a run's `events.jsonl`, in one write: the trainer may append at the same time."""
+    record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": name, **details}
+    line = f"{json.dumps(record)}\n".encode()
+    file = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """Return a run's events, oldest first; lines that are not whole are left out."""
+    try:
+        lines = (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,8 +1,10 @@
 """Talking to SLURM: sbatch, squeue, scontrol, scancel. No torch."""
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,15 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Whether the job will not run any more."""
-        return self.state not in ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
+        return self.state not in (
+            "PENDING",
+            "RUNNING",
+            "SUSPENDED",
+            "CONFIGURING",
+            "REQUEUED",
+            "COMPLETING",
+            "RESIZING",
+        )
 
 
 def is_installed() -> bool:
@@ -52,10 +62,10 @@ def submit(script: Path, *options: str) -> str:
     return _run(words, f"sbatch refused {script}").strip().partition(";")[0]
 
 
-def find_job(job: str) -> Job | None:
+def find_job(job: str, timeout_s: float = _TIMEOUT_S) -> Job | None:
     """Return what SLURM knows of a job; None when it does not know it (any more). Raises UsageError without an answer."""
     try:
-        output = _run(["squeue", "-h", "-t", "all", "-j", job, "-o", _FIELDS], "squeue failed")
+        output = _run(["squeue", "-h", "-t", "all", "-j", job, "-o", _FIELDS], "squeue failed", timeout_s)
     except UsageError as error:
         if "Invalid job id" in str(error):
             return None
@@ -77,20 +87,65 @@ def requeue(job: str) -> None:
     _run(["scontrol", "requeue", job], f"SLURM does not requeue job {job}")
 
 
+def gpus_per_node(partition: str | None) -> int | None:
+    """Return the GPUs of a node of a partition (by default the default one), the least if they differ.
+
+    None when SLURM does not answer. Raises UsageError when there is no such partition.
+    """
+    try:
+        output = _run(["sinfo", "-h", "-o", "%P|%G", *(["-p", partition] if partition else [])], "sinfo failed", 20)
+    except UsageError:
+        return None
+    lines = [line.split("|") for line in output.splitlines()]
+    lines = [line for line in lines if partition or line[0].endswith("*")] or lines
+    if not lines:
+        raise UsageError(f"SLURM has no partition {partition}; `sinfo -s` lists them.")
+    return min(_gpus_of(gres) for _, gres in lines)
+
+
+def _gpus_of(gres: str) -> int:
+    """Count the GPUs in a node's generic resources, e.g. `gpu:h100:8(S:0-1),nvme:1`."""
+    counts = (re.match(r"gpu(?::[^:(]+)?:(\d+)", word) for word in gres.split(","))
+    return sum(int(count[1]) for count in counts if count)
+
+
+def steps(job: str) -> list[str]:
+    """Return the ids of a job's srun steps, e.g. `12.0`; not those of the batch script."""
+    lines = _run(["squeue", "-h", "-s", "-j", job, "-o", "%i"], "squeue failed").split()
+    return [step for step in lines if step.rpartition(".")[2].isdigit()]
+
+
+def node_address(name: str) -> str | None:
+    """Return the address at which SLURM itself reaches a node, or None."""
+    try:
+        words = _run(["scontrol", "show", "node", name], "scontrol failed").split() if name else []
+    except UsageError:
+        return None
+    return next((word.partition("=")[2] for word in words if word.startswith("NodeAddr=")), None)
+
+
+def unix_time(text: str) -> float | None:
+    """Return the time of `2026-11-22T13:00:00` (this machine's zone) in Unix seconds; None for N/A and the like."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
 def node_names(nodelist: str) -> list[str]:
     """Expand SLURM's short form of node names, e.g. `n[1-3]`."""
     return _run(["scontrol", "show", "hostnames", nodelist], "scontrol failed").split()
 
 
-def _run(words: list[str], what: str) -> str:
+def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:
     try:
         done = subprocess.run(
-            words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+            words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except FileNotFoundError:
         raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise UsageError(f"SLURM did not answer {words[0]} within {_TIMEOUT_S} s. Try again later.") from None
+        raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:.0f} s. Try again later.") from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
         raise UsageError(f"{what}: {said}")

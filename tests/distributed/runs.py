@@ -24,13 +24,13 @@ from enc.encoder.errors import RunError
 from enc.encoder.faults import StopFlag
 from enc.encoder.memory import device_bytes, static_bytes
 from enc.encoder.ranks import Ranks
-from enc.encoder.start import announce, build
+from enc.encoder.start import announce, build, open_heartbeat
 from enc.encoder.train import Run, train
 
 
 def open_run(run_dir: Path, ranks: Ranks) -> Run:
     config = load_text((run_dir / "config.yaml").read_text(), str(run_dir)).config
-    return build(run_dir, ranks, config, StopFlag())
+    return build(run_dir, ranks, config, StopFlag(), open_heartbeat(run_dir, ranks.rank, config))
 
 
 def train_run(run_dir: Path, ranks: Ranks) -> None:

@@ -41,9 +41,17 @@ KillWait=30
 MinJobAge=600
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+TaskProlog={folder}/task_prolog.sh
 {more}
 {nodes}
 PartitionName=main Nodes=n1,n2,n3,n4 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+# A node with a file bad.<name> is one on which no Python starts.
+_PROLOG = """\
+#!/bin/sh
+if [ -e "{folder}/bad.$SLURMD_NODENAME" ]; then echo "export PYTHONHOME=/nonexistent"; fi
 """
 
 
@@ -74,6 +82,8 @@ class Slurm:
         )
         self.conf.write_text(text)
         (folder / "state").mkdir()
+        (folder / "task_prolog.sh").write_text(_PROLOG.format(folder=folder))
+        (folder / "task_prolog.sh").chmod(0o755)
         self.variables = {
             **{key: value for key, value in os.environ.items() if not key.startswith("SLURM_")},
             "SLURM_CONF": str(self.conf),
@@ -105,20 +115,26 @@ class Slurm:
         (self.folder / "munge.socket").symlink_to(place / "socket")
 
     def _start(self, name: str, *words: str, user: str | None = None) -> None:
-        log = (self.folder / f"{name}.out").open("a")
-        self.daemons[name] = subprocess.Popen(
-            words, env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, group=user,
-            extra_groups=[] if user else None, start_new_session=True,
-        )  # fmt: skip
+        with (self.folder / f"{name}.out").open("a") as log:
+            self.daemons[name] = subprocess.Popen(
+                words, env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, group=user,
+                extra_groups=[] if user else None, start_new_session=True,
+            )  # fmt: skip
 
     def start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-f", str(self.conf), "-N", name)
+
+    def spoil_node(self, name: str, bad: bool = True) -> None:
+        """Make a node one on which no Python starts, or mend it."""
+        mark = self.folder / f"bad.{name}"
+        mark.touch() if bad else mark.unlink(missing_ok=True)
 
     def fail_node(self, name: str) -> None:
         """Kill a slurmd with all that it started, as when a machine loses its power."""
         victims = [self.daemons[name].pid, *_processes_of_node(name, self.folder)]
         for pid in victims:
             _kill(pid)
+        self.daemons[name].wait(20)
 
     def __call__(self, *words: str) -> str:
         """Run a SLURM command and return what it printed."""

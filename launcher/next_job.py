@@ -1,0 +1,62 @@
+"""The next job of a run: requeued, submitted from inside the one that ends, or the next task of an array."""
+
+import os
+from pathlib import Path
+
+from enc.encoder.config_load import load_text
+from enc.encoder.errors import UsageError
+from enc.launcher import slurm
+from enc.launcher.run_folder import append_event, read_events
+
+SCRIPT = "job.sbatch"
+
+
+def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> str:
+    """Ask for the job that goes on with a run and return what was done, as a decision's name.
+
+    A requeued job starts again itself, and this one ends at once. Nodes can only be excluded by a new job. Raises
+    UsageError when SLURM refuses.
+    """
+    if continue_by == "array" and not exclude:
+        if os.environ.get("SLURM_ARRAY_TASK_ID") == os.environ.get("SLURM_ARRAY_TASK_MAX"):
+            raise UsageError("this was the last task of the array (launch.slurm.array_size)")
+        return "next_task"
+    if continue_by == "requeue" and not exclude:
+        slurm.requeue(job)
+        return "requeue"
+    _submit_next(run_dir, job, exclude)
+    return "resubmit"
+
+
+def _submit_next(run_dir: Path, job: str, exclude: list[str]) -> None:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    options = [f"--dependency=afterany:{job}"] + ([f"--exclude={','.join(exclude)}"] if exclude else [])
+    new = slurm.submit(run_dir / SCRIPT, *options)
+    append_event(run_dir, "continued", job=new, after=job)
+    if array is not None:
+        slurm.cancel("--state=PENDING", array)
+
+
+def drop_rest_of_array() -> None:
+    """Cancel the tasks of an array that have not started: the run does not need them."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        slurm.cancel("--state=PENDING", array)
+
+
+def excluded_nodes(run_dir: Path) -> list[str]:
+    """Return the nodes that a run has excluded by itself."""
+    return [event["node"] for event in read_events(run_dir) if event["event"] == "node_excluded"]
+
+
+def after_lost_supervisor(run_dir: Path, job: str) -> None:
+    """Ask for the next job in the place of a supervisor that was killed; an operator's cancel is left alone."""
+    events = read_events(run_dir)
+    since = next((i for i in range(len(events) - 1, -1, -1) if events[i]["event"] == "attempt"), 0)
+    if any(event["event"] == "cancelled" for event in events[since:]):
+        return
+    config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+    how = config.launch.slurm.continue_by
+    append_event(run_dir, "supervisor_lost", job=job, detail="The batch process was killed; its ranks end too.")
+    nodes = excluded_nodes(run_dir)
+    request(run_dir, job, how, [] if how == "requeue" else nodes)

@@ -1,0 +1,199 @@
+"""Why an attempt ended, and what happens next. Pure: events and rank files in, a decision out.
+
+    ranks' last words + what SLURM and the supervisor know --classify--> Ending --decide--> Decision
+
+| cause | means | next |
+|---|---|---|
+| finished, config, cancelled | done; the request is at fault; the operator said so | stop |
+| signal, time_limit, preempted, requeued | the state was saved (or SLURM gave no time to) | another job |
+| crash, hang, lost_rank, start_failure | an error, no progress, a process or node gone, before the first step | start again here |
+| lost_job | the whole job vanished without a word | the job that finds it goes on |
+
+Each cause has a budget, and none goes on for ever: attempts that end at the same step count as one trouble.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from enc.encoder.config import LaunchConfig
+
+_STARTING = ("start", "build", "warm_up", "restore")
+_STOP = ("finished", "config", "cancelled")
+_NEXT_JOB = ("signal", "time_limit", "preempted", "requeued")
+_UNCOUNTED = ("signal", "preempted", "requeued")  # somebody else's decisions: no trouble of this run
+_BUDGETS = {
+    "crash": "crash",
+    "hang": "hang",
+    "lost_rank": "lost_rank",
+    "start_failure": "lost_rank",
+    "lost_job": "lost_rank",
+}
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """A rank's last words; `code` is None when it left without any, negative when a signal killed it.
+
+    A rank that never `reported` did not even get as far as a Python that runs.
+    """
+
+    rank: int
+    node: str
+    phase: str = "start"
+    step: int = 0
+    code: int | None = None
+    error: str | None = None
+    lost_peer: bool = False
+    reported: bool = True
+
+    @property
+    def blames_itself(self) -> bool:
+        """Whether it failed on its own, and was not ended because of another one."""
+        return not self.reported or (self.code is not None and self.code not in (0, 75) and not self.lost_peer)
+
+    @property
+    def began(self) -> bool:
+        """Whether it got as far as its first step."""
+        return self.reported and self.phase not in _STARTING
+
+    @property
+    def how(self) -> str:
+        """Tell in a few words how it ended."""
+        if not self.reported:
+            return f"rank {self.rank} on {self.node} did not start"
+        if self.code is None:
+            return f"rank {self.rank} on {self.node} vanished (last heard of: {self.phase}, step {self.step})"
+        if self.code < 0:
+            return f"rank {self.rank} on {self.node} was killed by signal {-self.code}"
+        why = f": {self.error}" if self.error else ""
+        return f"rank {self.rank} on {self.node} ended with code {self.code}{why}"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: the cause, the furthest step, a sentence, and nodes that are to blame for a bad start."""
+
+    cause: str
+    step: int
+    detail: str
+    error: str | None = None
+    bad_nodes: dict[str, str] = field(default_factory=dict)  # node -> evidence
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows: `action` is stop, restart (in this job) or continue (in another job)."""
+
+    action: str
+    reason: str
+    exclude: tuple[str, ...] = ()
+    code: int = 0
+
+
+def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> Ending:
+    """Find out why an attempt ended.
+
+    Args:
+        told: Cause that the supervisor itself knows: `hang`, `time_limit` (it asked the ranks to stop), or None.
+        job_said: What SLURM did to the job: `cancelled`, `time_limit`, `preempted`, `requeued`, or None.
+    """
+    step = max((end.step for end in ranks), default=0)
+    if ranks and all(end.code == 0 for end in ranks):
+        return Ending("finished", step, f"The run is finished at step {step}.")
+    own = [end for end in ranks if end.code in (2, 3) and not end.lost_peer]
+    for end in own:
+        if end.code == 2:
+            return Ending(
+                "config", step, f"The request is at fault: {end.error or 'see the log of the rank'}", end.error
+            )
+    if job_said:
+        return Ending(job_said, step, _JOB_WORDS[job_said])
+    if told == "hang":
+        return Ending("hang", step, "No rank made progress.")
+    bad_nodes = _bad_nodes(ranks)
+    if bad_nodes:
+        return Ending("start_failure", step, "; ".join(bad_nodes.values()), bad_nodes=bad_nodes)
+    if own:
+        return Ending("crash", step, own[0].how[0].upper() + own[0].how[1:], own[0].error)
+    silent = sorted((end for end in ranks if end.code is None or end.code < 0), key=lambda end: not end.blames_itself)
+    if silent:
+        return Ending("lost_rank", step, silent[0].how[0].upper() + silent[0].how[1:])
+    if any(end.code == 75 for end in ranks):
+        why = "The job's time was nearly over" if told == "time_limit" else "A signal came"
+        return Ending(told or "signal", step, f"{why}; the run is saved at step {step}.")
+    return Ending("lost_rank", step, "Ranks lost each other.")
+
+
+_JOB_WORDS = {
+    "cancelled": "The job was cancelled (scancel).",
+    "time_limit": "The job reached its time limit.",
+    "preempted": "The job was preempted.",
+    "requeued": "The job was requeued.",
+}
+
+
+def _bad_nodes(ranks: list[RankEnd]) -> dict[str, str]:
+    """Return the nodes whose ranks alone failed before the first step, each with the evidence.
+
+    A failure on all nodes is no node's fault, and an error that only tells of another rank blames nobody.
+    """
+    failed = {end.node: end for end in ranks if end.blames_itself and not end.began}
+    fine = {end.node for end in ranks} - set(failed)
+    return {node: end.how for node, end in failed.items()} if fine else {}
+
+
+def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) -> Decision:
+    """Choose what follows an ending.
+
+    Args:
+        history: Events `attempt_ended` and `node_excluded` since the run was submitted, without this ending.
+    """
+    if ending.cause in _STOP:
+        return Decision("stop", ending.detail, code={"finished": 0, "config": 2, "cancelled": 75}[ending.cause])
+    past = [event for event in history if event["event"] == "attempt_ended"]
+    stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
+    if stuck >= launch.restarts.same_step:
+        said = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
+        return Decision("stop", f"{stuck} attempts in a row ended at step {ending.step}, the last by {ending.cause}{said}. "
+                                "Find the cause, then `enc resume latest`.", code=3)  # fmt: skip
+    budget = _BUDGETS.get(ending.cause)
+    if budget is not None:
+        used = sum(_BUDGETS.get(event["cause"]) == budget for event in past)
+        allowed = getattr(launch.restarts, budget)
+        if used >= allowed:
+            return Decision("stop", f"launch.restarts.{budget} allows {allowed} restarts, and they are used up; the last "
+                                    f"attempt: {ending.detail}", code=3)  # fmt: skip
+    if ending.cause in _NEXT_JOB:
+        return Decision("continue", ending.detail)
+    exclude = _to_exclude(ending, history, launch.max_excluded_nodes)
+    if exclude:
+        return Decision("continue", f"{', '.join(exclude)} failed at the start twice and is excluded.", exclude)
+    return Decision("restart", ending.detail)
+
+
+def _without_progress(ending: Ending, past: list[dict[str, Any]]) -> int:
+    """Count the last attempts that ended in trouble and went no further than the one before them."""
+    best = [max((event["step"] for event in past[:i]), default=-1) for i in range(len(past) + 1)]
+    if ending.step > best[-1]:
+        return 0
+    count = 0
+    for i in range(len(past) - 1, -1, -1):
+        if past[i]["cause"] in _UNCOUNTED:
+            continue
+        count += 1
+        if past[i]["step"] > best[i]:
+            break  # this one made progress: the first of those at this step
+    return count
+
+
+def _to_exclude(ending: Ending, history: list[dict[str, Any]], cap: int) -> tuple[str, ...]:
+    excluded = {event["node"] for event in history if event["event"] == "node_excluded"}
+    before = {node for event in history for node in event.get("bad_nodes", {})}
+    wanted = [node for node in ending.bad_nodes if node in before and node not in excluded]
+    return tuple(wanted[: max(0, cap - len(excluded))])
+
+
+def evidence(node: str, ending: Ending, attempt: int, history: list[dict[str, Any]]) -> list[str]:
+    """Return what speaks against a node, attempt by attempt."""
+    past = [f"attempt {e['attempt']}: {e['bad_nodes'][node]}" for e in history if node in e.get("bad_nodes", {})]
+    return [*past, f"attempt {attempt}: {ending.bad_nodes[node]}"]

@@ -1,0 +1,129 @@
+"""A SLURM job from the inside: the ranks are one srun step, the scheduler is asked and told by its commands."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from enc.encoder.config_load import load_text
+from enc.encoder.errors import UsageError
+from enc.launcher import next_job, slurm
+
+_ASK_EVERY_S = 60.0
+_PROBE_S = 90.0
+_PORTS = range(20_000, 30_000)  # below the ports that systems give out by themselves
+# slurmstepd writes this into the batch log. The states that squeue shows do not tell a scancel from a preemption while
+# the job completes. "STEP" lines are not looked at: killing the ranks of a hang makes one as well.
+_WORDS = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*")
+_CAUSES = {None: "cancelled", "TIME LIMIT": "time_limit", "PREEMPTION": "preempted", "JOB REQUEUE": "requeued"}
+
+
+class SlurmHost:
+    """The allocation that this process was started in."""
+
+    def __init__(self, run_dir: Path, command: list[str], variables: Mapping[str, str]) -> None:
+        """Read the job from SLURM's variables; `command` is the srun line that starts the ranks."""
+        self.run_dir, self.command = run_dir, command
+        self.job = variables["SLURM_JOB_ID"]
+        self.nodes = slurm.node_names(variables["SLURM_JOB_NODELIST"])
+        self.restart_count = int(variables.get("SLURM_RESTART_COUNT", 0))
+        self.address = slurm.node_address(variables.get("SLURMD_NODENAME", "")) or socket.gethostname()
+        self.log = Path(os.readlink("/proc/self/fd/2"))
+        self.read_from = self._log_size()
+        self.srun: subprocess.Popen | None = None
+        self.asked_at, self.end = -_ASK_EVERY_S, None
+
+    def start(self, attempt: int, world_size: int) -> None:
+        place = {
+            "ENC_ATTEMPT": str(attempt), "ENC_MASTER_ADDR": self.address, "ENC_MASTER_PORT": str(free_port(self.job)),
+            "ENC_SUPERVISOR_PID": str(os.getpid()), "ENC_SUPERVISOR_HOST": socket.gethostname(),
+        }  # fmt: skip
+        self.srun = subprocess.Popen(self.command, env={**os.environ, **place}, stdin=subprocess.DEVNULL)
+
+    def running(self) -> bool:
+        return self.srun is not None and self.srun.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Pass a signal through srun to all tasks; SIGTERM would make srun kill them."""
+        if self.srun is not None and self.running():
+            self.srun.send_signal(number)
+
+    def kill(self) -> None:
+        for step in slurm.steps(self.job):
+            slurm.cancel("--signal=KILL", step)
+
+    def end_time(self) -> float | None:
+        now = time.monotonic()
+        if now - self.asked_at >= _ASK_EVERY_S:
+            self.asked_at = now
+            try:
+                job = slurm.find_job(self.job, timeout_s=10)
+                self.end = slurm.unix_time(job.end) if job is not None else self.end
+            except UsageError:
+                pass  # the controller is busy; what it said last holds
+        return self.end
+
+    def said(self) -> str | None:
+        """Read what slurmstepd wrote about the job since this process began."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self.read_from)
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return None
+        found = _WORDS.search(text)
+        return _CAUSES.get(found[1], "preempted") if found else None
+
+    def _log_size(self) -> int:
+        return self.log.stat().st_size if self.log.is_file() else 0
+
+    def unhealthy(self) -> str | None:
+        """Start nothing on every node and see whether it works: a dead node must not cost another start."""
+        job = slurm.find_job(self.job)
+        if job is None or job.state != "RUNNING":
+            return f"the job is {job.state if job else 'gone'}."
+        count = str(len(self.nodes))
+        words = [
+            "srun",
+            "--overlap",
+            f"--nodes={count}",
+            f"--ntasks={count}",
+            "--ntasks-per-node=1",
+            "--cpus-per-task=1",
+            "--gpus=0",
+            "true",
+        ]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+        except subprocess.TimeoutExpired:
+            return f"a node does not answer within {_PROBE_S:.0f} s."
+        return None if done.returncode == 0 else f"a node does not start processes ({' '.join(done.stderr.split())})."
+
+    def next_job(self, exclude: list[str]) -> str:
+        config = load_text((self.run_dir / "config.yaml").read_text(), str(self.run_dir / "config.yaml")).config
+        how = config.launch.slurm.continue_by
+        nodes = list(config.launch.slurm.exclude) + next_job.excluded_nodes(self.run_dir)
+        done = next_job.request(self.run_dir, self.job, how, nodes if exclude or how == "resubmit" else [])
+        if done == "requeue":
+            signal.sigtimedwait([signal.SIGTERM], 120)  # SLURM ends this process
+        return done
+
+    def over(self) -> None:
+        next_job.drop_rest_of_array()
+
+
+def free_port(job: str) -> int:
+    """Return a port for the ranks to meet at, free on this machine; jobs begin to look at different ones."""
+    start = int(job) * 17 % len(_PORTS)
+    for port in [*_PORTS[start:], *_PORTS[:start]]:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UsageError(f"All ports from {_PORTS[0]} to {_PORTS[-1]} are taken on this machine.")

@@ -1,0 +1,146 @@
+"""Sending a run to SLURM: checks, files, sbatch. What happens in the job is `supervise`."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import enc
+from enc.encoder import checkpoint
+from enc.encoder.config import RunConfig
+from enc.encoder.engine.settings import engine_name
+from enc.encoder.errors import UsageError
+from enc.launcher import slurm
+from enc.launcher.launch import check_before, resumed, set_aside
+from enc.launcher.next_job import SCRIPT
+from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
+from enc.launcher.run_folder import (
+    RunLock,
+    append_event,
+    git_state,
+    move_aside,
+    refuse_older_run,
+    write_atomically,
+)
+from enc.launcher.script import job_script
+
+Say = Callable[[str], None]
+
+
+def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
+    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left."""
+    if not slurm.is_installed():
+        raise UsageError(
+            "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. Run this on "
+            "a login node, or write the script with `enc render slurm CFG --to DIR` and submit it there."
+        )
+    config = with_cluster_defaults(config, say)
+    run_dir = make_plan(config).run_dir
+    lock = RunLock(run_dir)
+    try:
+        checkpoint.remove_leftovers(run_dir)
+        resumes = bool(config.trainer.resume_from_checkpoint)
+        if resumes:
+            config = resumed(run_dir, config, allow_change, say)
+        elif not config.trainer.overwrite_output_dir:
+            refuse_older_run(run_dir)
+        plan = make_plan(config)
+        check_before(plan, say)
+        for note in plan_notes(plan):
+            say(note)
+        if not resumes and (moved_to := move_aside(run_dir)):
+            say(f"The run that was in {run_dir} is now in {moved_to}.")
+        job = _sbatch(plan)
+    except BaseException:
+        lock.release(remove_if_created=True)
+        raise
+    lock.belongs_to(job)
+    if resumes:
+        set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
+    _write_run(plan, job)
+    lock.release()  # the job waits for this
+    say(_told(plan, job))
+    return job
+
+
+def _sbatch(plan: Plan) -> str:
+    """Hand the script to SLURM, which keeps a copy; the run's own files are written once it was accepted."""
+    new = not (plan.run_dir / "logs").exists()
+    script = plan.run_dir / f".{SCRIPT}"
+    (plan.run_dir / "logs").mkdir(exist_ok=True)
+    try:
+        script.write_text(script_of(plan))
+        job = slurm.submit(script)
+        script.replace(plan.run_dir / SCRIPT)
+        return job
+    except BaseException:
+        script.unlink(missing_ok=True)
+        if new:
+            (plan.run_dir / "logs").rmdir()
+        raise
+
+
+def script_of(plan: Plan) -> str:
+    """Return the job script of a plan, for the working folder and Python of this process."""
+    return job_script(plan.config, plan.run_dir, Path.cwd(), plan.config.launch.python or sys.executable)
+
+
+def _write_run(plan: Plan, job: str) -> None:
+    """Write the config that the job starts from, a copy of the code if asked, and the event."""
+    launch = plan.config.launch
+    if launch.snapshot_code:
+        snapshot_code(plan.run_dir)
+    write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
+    append_event(
+        plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node, script=SCRIPT,
+        after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
+        user=os.environ.get("USER", ""),
+    )  # fmt: skip
+
+
+def submitted_config(plan: Plan) -> RunConfig:
+    """Return the config that a job starts from. Text that is not tokenised yet keeps its place, relative to the job's
+    working folder; an engine that depends on memory which is not known here is chosen in the job."""
+    if plan.store_ready:
+        return self_contained(plan)
+    return plan.config.changed(
+        {"trainer.output_dir": str(plan.run_dir), "dataset.pre_tokenize_output": str(plan.store)}
+    )
+
+
+def snapshot_code(run_dir: Path) -> None:
+    """Copy the package into `<run>/code/enc`, from which the job imports it."""
+    source, target = Path(enc.__file__).parent, run_dir / "code" / "enc"
+    shutil.rmtree(target, ignore_errors=True)
+    rooms = ("launcher", "encoder", "kernels", "tools", "ds_configs", "slurm")
+    target.mkdir(parents=True)
+    shutil.copyfile(source / "__init__.py", target / "__init__.py")
+    for room in rooms:
+        shutil.copytree(source / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def with_cluster_defaults(config: RunConfig, say: Say) -> RunConfig:
+    """Fill in what the cluster itself says: the GPUs of a node of the partition, or that it has none."""
+    launch = config.launch
+    if launch.nproc_per_node is not None or config.trainer.use_cpu or launch.slurm.gpu_request == "none":
+        return config
+    gpus = slurm.gpus_per_node(launch.slurm.partition)
+    if gpus is None:
+        return config
+    where = f"partition {launch.slurm.partition}" if launch.slurm.partition else "this cluster"
+    if gpus == 0:
+        say(f"Nodes of {where} have no GPUs: the run uses their CPUs.")
+        return config.changed({"trainer.use_cpu": True, "launch.nproc_per_node": 1})
+    say(f"Nodes of {where} have {gpus} GPUs: one rank on each.")
+    return config.changed({"launch.nproc_per_node": gpus})
+
+
+def _told(plan: Plan, job: str) -> str:
+    nodes, ranks = plan.config.launch.num_nodes, plan.config.launch.nproc_per_node
+    return (
+        f"Job {job} is queued: {nodes} node{'s' if nodes > 1 else ''} x {ranks} rank{'s' if ranks != 1 else ''}, "
+        f"{engine_name(plan.config)}, in {plan.run_dir}.\nWatch it with `enc status {job}` and `enc logs -f {job}`; "
+        f"`enc cancel {job}` ends it."
+    )

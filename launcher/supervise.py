@@ -1,0 +1,396 @@
+"""The batch process of a run: `python -m enc.launcher.supervise RUN_DIR -- srun ...`. No torch.
+
+    prepare an attempt -> start its ranks -> watch them -> why did it end? -> again here | another job | stop
+
+Why and what next are decided in `policy`; what a host can do (a SLURM job, or this machine in a rehearsal) is behind
+`Host`. Every turn is an event in `events.jsonl`, written before it is taken.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from enc.encoder import checkpoint
+from enc.encoder.config import LaunchConfig, RunConfig
+from enc.encoder.config_load import load_text
+from enc.encoder.errors import EncError, RunError, UsageError
+from enc.encoder.faults import STOP_SIGNALS
+from enc.encoder.heartbeat import read_rank_files
+from enc.encoder.sizes import checkpoint_bytes
+from enc.launcher.deadline import Times, reserve_s
+from enc.launcher.plan import make_plan, render
+from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
+from enc.launcher.run_folder import RunLock, append_event, git_state, read_events, record_launch
+from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
+
+_GRACE_S = 20.0  # for the other ranks, when one has failed
+_READY_S = 60.0  # until then a signal waits for tasks that have not said a word
+_POLL_S = 0.25
+_LOCK_PATIENCE_S = 60.0
+_BEGINNINGS = ("submitted", "rehearsed")
+
+
+class Host(Protocol):
+    """Where the ranks of an attempt run."""
+
+    job: str | None
+    nodes: list[str]
+    restart_count: int
+
+    def start(self, attempt: int, world_size: int) -> None:
+        """Start all ranks."""
+
+    def running(self) -> bool:
+        """Tell whether any rank is left."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all ranks."""
+
+    def kill(self) -> None:
+        """Kill what is left of the ranks, also those that are stopped."""
+
+    def end_time(self) -> float | None:
+        """Return when the job will be ended (Unix seconds), or None when nobody knows."""
+
+    def said(self) -> str | None:
+        """Return what the scheduler did to the job: cancelled, time_limit, preempted, requeued, or None."""
+
+    def unhealthy(self) -> str | None:
+        """Return why ranks cannot be started here again, or None."""
+
+    def next_job(self, exclude: list[str]) -> str:
+        """Ask for the job that goes on and return what was done; a requeued one ends this process soon."""
+
+    def over(self) -> None:
+        """The run needs no further job."""
+
+
+@dataclass
+class Attempt:
+    """One start of all ranks, and what was seen of it."""
+
+    number: int
+    config: RunConfig
+    world_size: int
+    told: str | None = None  # the cause, when the supervisor itself stopped it
+    files: RankFiles = field(default_factory=dict)
+
+
+class Signals:
+    """Stop signals that reached this process."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda got, _frame: self.got.append(got))
+
+    def take(self) -> int | None:
+        return self.got.pop(0) if self.got else None
+
+
+def say(text: str) -> None:
+    """Write to the batch log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+def supervise(run_dir: Path, host: Host) -> int:
+    """Take a run as far as this job can; return the exit code of the job."""
+    signals = Signals()
+    lock = RunLock(run_dir, _LOCK_PATIENCE_S, host.job)
+    try:
+        return _supervise(run_dir, host, signals)
+    finally:
+        lock.release()
+
+
+def _supervise(run_dir: Path, host: Host, signals: Signals) -> int:
+    history = _since_submitted(run_dir)
+    if why := _why_not_to_begin(history):
+        say(why)
+        host.over()
+        return 0
+    decision = _after_lost_job(run_dir, history)
+    while decision is None or decision.action == "restart":
+        ending, launch, number = _attempt(run_dir, host, signals)
+        decision = _decide(run_dir, host, ending, launch, number)
+    if decision.action == "continue":
+        return 75
+    host.over()
+    return decision.code
+
+
+# --- before an attempt -----------------------------------------------------------------------------------------------
+
+
+def _since_submitted(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the events since a person last asked for this run."""
+    events = read_events(run_dir)
+    return events[max((i for i, event in enumerate(events) if event["event"] in _BEGINNINGS), default=0) :]
+
+
+def _why_not_to_begin(history: list[dict[str, Any]]) -> str | None:
+    """Return why a job that was queued earlier has nothing to do any more, or None."""
+    for event in history:
+        if event["event"] == "cancelled":
+            return f"The run was cancelled by {event.get('by', 'somebody')}; nothing is started."
+        if event["event"] == "attempt_ended" and event["decision"] == "stop":
+            return f"The run has ended ({event['cause']}); nothing is started."
+    return None
+
+
+def _after_lost_job(run_dir: Path, history: list[dict[str, Any]]) -> Decision | None:
+    """Close an attempt whose job vanished without a word; return a decision to stop when that was once too often."""
+    names = [event["event"] for event in history if event["event"] in ("attempt", "attempt_ended")]
+    if not names or names[-1] == "attempt_ended":
+        return None
+    last = [event for event in history if event["event"] == "attempt"][-1]
+    number = last["attempt"]
+    step = max((file.get("step", 0) for file in read_rank_files(run_dir, number).values()), default=0)
+    detail = (
+        f"Job {last['job']} on {', '.join(last['nodes'])} vanished without a word (a node failed, or it was killed)."
+    )
+    ending = Ending("lost_job", step, detail)
+    decision = decide(ending, history, _read_config(run_dir).launch)
+    _record(run_dir, number, ending, decision, decision.action)
+    if decision.action == "stop":
+        say(decision.reason)
+    return decision
+
+
+def _read_config(run_dir: Path) -> RunConfig:
+    return load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+
+
+def _attempt(run_dir: Path, host: Host, signals: Signals) -> tuple[Ending, LaunchConfig, int]:
+    """Prepare and run one attempt; return how it ended, the launch settings, and its number."""
+    launch = LaunchConfig()
+    number = max((int(p.name) for p in (run_dir / "launches").glob("[0-9]*")), default=0)
+    try:
+        launch = _read_config(run_dir).launch
+        config = _with_checkpoint(run_dir, _read_config(run_dir))
+        stopped = _make_store(run_dir, config, signals)
+        if stopped is not None:
+            return Ending(host.said() or "signal", 0, "A signal came while text was tokenised."), launch, number
+        attempt = _record_attempt(run_dir, host, config)
+    except EncError as error:
+        say(str(error))
+        cause = "config" if isinstance(error, UsageError) else "crash"
+        return Ending(cause, 0, str(error), str(error)), launch, number
+    host.start(attempt.number, attempt.world_size)
+    _watch(run_dir, host, signals, attempt)
+    return _ending(run_dir, host, attempt), launch, attempt.number
+
+
+def _with_checkpoint(run_dir: Path, config: RunConfig) -> RunConfig:
+    """Point the config at the run's newest complete checkpoint; before the first one it stays as it was submitted.
+
+    Raises UsageError when there are checkpoints but none is complete: a run never starts from scratch by itself.
+    """
+    checkpoint.remove_leftovers(run_dir)
+    if not checkpoint.list_checkpoints(run_dir):
+        return config
+    folder, passed_over = checkpoint.find_checkpoint(run_dir, "latest")
+    for status in passed_over:
+        say(f"Passed over checkpoint {status.path}: it is {status.state} ({'; '.join(status.problems[:2])}).")
+    return config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+
+
+def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | None:
+    """Tokenise the text if that is still to be done; return the signal that interrupted it, if one did.
+
+    Raises UsageError or RunError with what the command said.
+    """
+    if make_plan(config).store_ready:
+        return None
+    say("Tokenising the text.")
+    words = [
+        sys.executable,
+        "-c",
+        "from enc.launcher.cli import main; main()",
+        "preprocess",
+        str(run_dir / "config.yaml"),
+    ]
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, process_group=0)
+    while child.poll() is None:
+        if (number := signals.take()) is not None:
+            child.kill()  # what it has written is whole; the next attempt goes on from there
+            child.wait()
+            return number
+        time.sleep(_POLL_S)
+    if child.returncode:
+        kind = UsageError if child.returncode == 2 else RunError
+        raise kind(f"Tokenising ended with code {child.returncode}; the lines above say why.")
+    return None
+
+
+def _record_attempt(run_dir: Path, host: Host, config: RunConfig) -> Attempt:
+    """Write what the ranks will read, and what is known of this attempt."""
+    plan = make_plan(config)
+    number = record_launch(run_dir, render(plan), sys.argv, plan.as_dict(), host.job)
+    resumes = config.trainer.resume_from_checkpoint
+    step = checkpoint.read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
+    append_event(
+        run_dir, "attempt", attempt=number, job=host.job, nodes=host.nodes, restart_count=host.restart_count,
+        from_step=step,
+    )  # fmt: skip
+    _compare_code(run_dir, number)
+    say(f"Attempt {number} of {run_dir}: {plan.split.world_size} ranks on {', '.join(host.nodes)}, from step {step}.")
+    return Attempt(number, plan.config, plan.split.world_size)
+
+
+def _compare_code(run_dir: Path, number: int) -> None:
+    """Note when the working folder's git state is not that of the attempt before."""
+    before = run_dir / "launches" / str(number - 1) / "launch.json"
+    if before.is_file():
+        old, new = json.loads(before.read_text()).get("git"), git_state(Path.cwd())
+        if old != new:
+            append_event(run_dir, "code_changed", before=old, now=new)
+
+
+# --- while it runs ---------------------------------------------------------------------------------------------------
+
+
+def _watch(run_dir: Path, host: Host, signals: Signals, attempt: Attempt) -> None:
+    """Stand by until no rank is left: relay signals, stop in time, end a hang or what a failure left over."""
+    watchdog = Watchdog(attempt.config.launch.hang_timeout_s)
+    look_every_s = max(_POLL_S, attempt.config.launch.heartbeat_s / 2)
+    began = time.monotonic()
+    looked_at, kill_at, wanted = 0.0, None, False
+    while host.running():
+        now = time.monotonic()
+        if signals.take() is not None and not _is_warning(host, attempt):
+            wanted = True
+        if wanted and (len(attempt.files) == attempt.world_size or now - began > _READY_S):
+            wanted = False  # a task that has only just begun would die of it
+            host.signal(signal.SIGUSR1)
+        if now - looked_at >= look_every_s:
+            looked_at, attempt.files = now, read_rank_files(run_dir, attempt.number)
+            _stop_in_time(host, attempt)
+            if watchdog.look(attempt.files, now) and attempt.told != "hang":
+                attempt.told = "hang"
+                _note_hang(run_dir, attempt, watchdog, now)
+                host.kill()
+            codes = [file.get("code") for file in attempt.files.values()]
+            if kill_at is None and any(code not in (None, 0, 75) for code in codes):
+                kill_at = now + _GRACE_S
+            if kill_at is not None and len(codes) == attempt.world_size and None not in codes:
+                kill_at = now  # nobody is left to wait for
+        if kill_at is not None and now >= kill_at:
+            kill_at = now + _GRACE_S
+            host.kill()
+        time.sleep(_POLL_S)
+    attempt.files = read_rank_files(run_dir, attempt.number)
+
+
+def _is_warning(host: Host, attempt: Attempt) -> bool:
+    """Tell whether a signal is SLURM's own warning of the time limit: the measured moment comes later, and counts."""
+    end = host.end_time()
+    return end is not None and end - time.time() < attempt.config.launch.slurm.signal_s + 65 and attempt.told is None
+
+
+def _stop_in_time(host: Host, attempt: Attempt) -> None:
+    """Ask the ranks to save and leave when what that takes, as measured, is all that is left of the job's time."""
+    end = host.end_time()
+    if end is None or attempt.told is not None:
+        return
+    files = attempt.files.values()
+    step_s = max((file["step_s"] for file in files if file.get("step_s")), default=None)
+    save_s = max((file["save_s"] for file in files if file.get("save_s")), default=None)
+    reserve = reserve_s(Times(step_s, save_s), checkpoint_bytes(attempt.config.model))
+    if time.time() >= end - reserve:
+        attempt.told = "time_limit"
+        say(
+            f"The job ends in {end - time.time():.0f} s; stopping may take {reserve:.0f} s. The run saves and leaves now."
+        )
+        host.signal(signal.SIGUSR1)
+
+
+def _note_hang(run_dir: Path, attempt: Attempt, watchdog: Watchdog, now: float) -> None:
+    ranks = watchdog.evidence(attempt.files, attempt.world_size, now)
+    text = hang_text(ranks, watchdog.timeout_s)
+    say(text)
+    append_event(run_dir, "hang", attempt=attempt.number, ranks=ranks[:16], detail=text)
+
+
+# --- after it --------------------------------------------------------------------------------------------------------
+
+
+def _ending(run_dir: Path, host: Host, attempt: Attempt) -> Ending:
+    """Put together the ranks' last words and what else is known."""
+    per_node = attempt.world_size // len(host.nodes)
+    ends = []
+    for rank in range(attempt.world_size):
+        file = attempt.files.get(rank, {})
+        ends.append(RankEnd(
+            rank, file.get("host", host.nodes[rank // per_node]), file.get("last_phase") or file.get("phase", "start"),
+            file.get("step", 0), file.get("code"), file.get("error"), file.get("lost_peer", False), bool(file),
+        ))  # fmt: skip
+    said = host.said()
+    since = _since_submitted(run_dir)
+    if any(event["event"] == "cancelled" for event in since):
+        said = "cancelled"
+    return classify(ends, attempt.told, said)
+
+
+def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, number: int) -> Decision:
+    """Decide what follows, write it down, and ask for the next job if there is to be one."""
+    history = _since_submitted(run_dir)
+    decision = decide(ending, history, launch)
+    for node in decision.exclude:
+        append_event(run_dir, "node_excluded", node=node, evidence=evidence(node, ending, number, history))
+    if decision.action == "restart" and (why := host.unhealthy()):
+        decision = Decision("continue", f"{decision.reason} It cannot start again in this job: {why}")
+    how = decision.action
+    if how == "continue":
+        how = "requeue" if ending.cause == "requeued" else _how(launch, decision)
+    _record(run_dir, number, ending, decision, how)
+    say(f"{ending.detail} -> {how}" + ("" if decision.reason == ending.detail else f": {decision.reason}"))
+    if decision.action == "continue" and ending.cause != "requeued":
+        return _continue(run_dir, host, decision)
+    return decision
+
+
+def _how(launch: LaunchConfig, decision: Decision) -> str:
+    kind = launch.slurm.continue_by
+    return "resubmit" if decision.exclude or kind == "resubmit" else {"requeue": "requeue", "array": "next_task"}[kind]
+
+
+def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how: str) -> None:
+    more = {"bad_nodes": ending.bad_nodes} if ending.bad_nodes else {}
+    append_event(
+        run_dir, "attempt_ended", attempt=number, cause=ending.cause, step=ending.step, detail=ending.detail,
+        decision=how, reason=decision.reason, **more,
+    )  # fmt: skip
+
+
+def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
+    try:
+        host.next_job(list(decision.exclude))
+    except UsageError as error:
+        text = f"The run is saved, but no further job could be had: {error} Go on with `enc resume latest`."
+        say(text)
+        append_event(run_dir, "not_continued", detail=text)
+        return Decision("stop", text, code=75)
+    return decision
+
+
+def main(words: list[str]) -> int:
+    """Run as the batch process of a SLURM job."""
+    from enc.launcher.slurm_host import SlurmHost
+
+    run_dir, command = Path(words[0]), words[2:]
+    try:
+        return supervise(run_dir, SlurmHost(run_dir, command, os.environ))
+    except EncError as error:
+        say(str(error))
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
