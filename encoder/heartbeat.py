@@ -6,8 +6,8 @@
         step_s save_s         mean seconds a step, longest save so far
         last_phase code error lost_peer   with phase `ended`: how the process left
 
-A thread of its own writes it, so that a file that is fresh but whose `marks` stand still means a main thread that waits,
-and one that is old means a process that is stopped or gone. No torch.
+A thread of its own writes it: a file that is fresh but whose `marks` stand still means a main thread that waits;
+one that is old means a process that is stopped or gone. No torch.
 """
 
 import json

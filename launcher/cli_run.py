@@ -79,10 +79,10 @@ def _show_plan(config: "RunConfig", as_json: bool) -> None:
     plan = make_plan(config)
     files = render(plan)
     if on_slurm:
-        from enc.launcher.next_job import SCRIPT
+        from enc.launcher.script import SCRIPT_FILE
         from enc.launcher.submit import script_of
 
-        files[SCRIPT] = script_of(plan)
+        files[SCRIPT_FILE] = script_of(plan)
     for note in plan_notes(plan):
         say(note)
     if as_json:
@@ -90,7 +90,7 @@ def _show_plan(config: "RunConfig", as_json: bool) -> None:
         return
     typer.echo(table([*plan_table(plan), *(("writes", str(plan.run_dir / name)) for name in files)]))
     if on_slurm:
-        typer.echo(f"\n{files[SCRIPT]}", nl=False)
+        typer.echo(f"\n{files[SCRIPT_FILE]}", nl=False)
 
 
 def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from enc.encoder.config import RunConfig
-from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
+from enc.launcher.script import ranks_per_node
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -53,20 +53,6 @@ def _gpu_bytes() -> int | None:
         return min(int(line) for line in output.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-
-
-def ranks_per_node(config: RunConfig) -> int:
-    """Return the tasks on each node of a job; one on CPU nodes unless the config says more.
-
-    Raises UsageError when it is a job with GPUs and their number is not given.
-    """
-    launch = config.launch
-    if launch.nproc_per_node is None and not config.trainer.use_cpu and launch.slurm.gpu_request != "none":
-        raise UsageError(
-            "How many GPUs has a node? Give --gpus-per-node N, name a site profile that says it (--site), or set "
-            "trainer.use_cpu true for a run on CPU nodes."
-        )
-    return launch.nproc_per_node or 1
 
 
 def _ram_bytes() -> int:

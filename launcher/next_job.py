@@ -7,8 +7,7 @@ from enc.encoder.config_load import load_text
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
 from enc.launcher.run_folder import append_event, read_events
-
-SCRIPT = "job.sbatch"
+from enc.launcher.script import SCRIPT_FILE
 
 
 def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> str:
@@ -31,7 +30,7 @@ def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> st
 def _submit_next(run_dir: Path, job: str, exclude: list[str]) -> None:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     options = [f"--dependency=afterany:{job}"] + ([f"--exclude={','.join(exclude)}"] if exclude else [])
-    new = slurm.submit(run_dir / SCRIPT, *options)
+    new = slurm.submit(run_dir / SCRIPT_FILE, *options)
     append_event(run_dir, "continued", job=new, after=job)
     if array is not None:
         slurm.cancel("--state=PENDING", array)

@@ -6,7 +6,7 @@
 |---|---|---|
 | finished, config, cancelled | done; the request is at fault; the operator said so | stop |
 | signal, time_limit, preempted, requeued | the state was saved (or SLURM gave no time to) | another job |
-| crash, hang, lost_rank, start_failure | an error, no progress, a process or node gone, before the first step | start again here |
+| crash, hang, lost_rank, start_failure | an error, no progress, a process gone, a node that starts none | again here |
 | lost_job | the whole job vanished without a word | the job that finds it goes on |
 
 Each cause has a budget, and none goes on for ever: attempts that end at the same step count as one trouble.
@@ -154,15 +154,15 @@ def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) 
     stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
     if stuck >= launch.restarts.same_step:
         said = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
-        return Decision("stop", f"{stuck} attempts in a row ended at step {ending.step}, the last by {ending.cause}{said}. "
-                                "Find the cause, then `enc resume latest`.", code=3)  # fmt: skip
+        text = f"{stuck} attempts in a row ended at step {ending.step}, the last by {ending.cause}{said}. "
+        return Decision("stop", f"{text}Find the cause, then `enc resume latest`.", code=3)
     budget = _BUDGETS.get(ending.cause)
     if budget is not None:
         used = sum(_BUDGETS.get(event["cause"]) == budget for event in past)
         allowed = getattr(launch.restarts, budget)
         if used >= allowed:
-            return Decision("stop", f"launch.restarts.{budget} allows {allowed} restarts, and they are used up; the last "
-                                    f"attempt: {ending.detail}", code=3)  # fmt: skip
+            text = f"launch.restarts.{budget} allows {allowed} restarts, and they are used up; the last attempt: "
+            return Decision("stop", text + ending.detail, code=3)
     if ending.cause in _NEXT_JOB:
         return Decision("continue", ending.detail)
     exclude = _to_exclude(ending, history, launch.max_excluded_nodes)

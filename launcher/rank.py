@@ -1,7 +1,7 @@
 """One task of a job: `python -m enc.launcher.rank RUN_DIR`, started by srun once a rank.
 
-It finds the rank's place, runs the trainer as its child, passes stop signals on and writes down how the child ended, also
-when the child cannot any more. Exit code 0 stands for 0 and 75: srun must not take a saved stop for a failure.
+It finds the rank's place, runs the trainer as its child, passes stop signals on and writes down how it ended if it
+cannot any more. Exit code 0 stands for 0 and 75: srun must not take a saved stop for a failure.
 """
 
 import os
@@ -54,7 +54,7 @@ def main(run_dir: Path) -> NoReturn:
 
 
 def _pass_on(child: subprocess.Popen, number: int) -> None:
-    """Give the trainer a signal; SIGINT as SIGTERM, for it may have had the first one from SLURM and a second is final."""
+    """Give the trainer a signal; SIGINT as SIGTERM: SLURM may have sent it one too, and a second would be final."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 

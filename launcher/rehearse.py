@@ -74,7 +74,7 @@ class LocalHost:
         self.run_dir, self.config, self.say = run_dir, config, say
         part = config.trainer.max_steps // max(len(troubles), 1)
         self.acts = {2 + i * part: trouble for i, trouble in enumerate(troubles)}
-        self.job: str | None = "1"
+        self.job = "1"
         self.nodes = [f"node{i + 1}" for i in range(config.launch.num_nodes)]
         self.restart_count = 0
         self.ranks: list[subprocess.Popen] = []
@@ -84,7 +84,7 @@ class LocalHost:
 
     def start(self, attempt: int, world_size: int) -> None:
         self.attempt, self.limit, self.did = attempt, None, None
-        port = free_port(self.job or "1")
+        port = free_port(self.job)
         per_node = world_size // len(self.nodes)
         log = self.run_dir / "logs" / str(attempt) / "rank{}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -207,8 +207,8 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
     return config.changed({
         "trainer.output_dir": f"{Path(trainer.output_dir).absolute()}.rehearsal",
         "trainer.max_steps": _LEAST_STEPS, "trainer.save_steps": _LEAST_STEPS // 8, "trainer.save_strategy": "steps",
-        "trainer.logging_steps": 5, "trainer.eval_max_batches": 2, "trainer.eval_steps": 20, "trainer.save_total_limit": 2,
-        "trainer.disable_tqdm": True, "trainer.resume_from_checkpoint": None,
+        "trainer.logging_steps": 5, "trainer.eval_max_batches": 2, "trainer.eval_steps": 20,
+        "trainer.save_total_limit": 2, "trainer.disable_tqdm": True, "trainer.resume_from_checkpoint": None,
         "trainer.global_batch_size": trainer.per_device_train_batch_size * ranks,
         "trainer.gradient_accumulation_steps": 1, "trainer.use_cpu": gpus == 0,
         "scheduler.total_steps": config.scheduler.total_steps or trainer.max_steps,
@@ -232,9 +232,8 @@ def _run(config: RunConfig, run_dir: Path, troubles: list[str], say: Callable[[s
     plan = make_plan(config)
     (run_dir / "config.yaml").write_text(render(plan)["config.yaml"])
     append_event(run_dir, "rehearsed")
-    say(
-        f"{'The same, disturbed' if troubles else 'Undisturbed'}: {config.trainer.max_steps} steps on {plan.split.world_size} ranks."
-    )
+    name, ranks = "The same, disturbed" if troubles else "Undisturbed", plan.split.world_size
+    say(f"{name}: {config.trainer.max_steps} steps on {ranks} rank{'s' if ranks > 1 else ''}.")
     host = LocalHost(run_dir, plan.config, troubles, say)
     while supervise(run_dir, host) == 75 and read_events(run_dir)[-1].get("decision") != "stop":
         pass

@@ -45,7 +45,7 @@ class RunLock:
         os.set_inheritable(self.file.fileno(), True)
 
     def belongs_to(self, job: str | None) -> None:
-        """Name this process as the owner, with the job that has the run; a queued job keeps it when the process ends."""
+        """Name this process as the owner, and the job that has the run, which keeps it when this process has ended."""
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
         self.file.truncate(0)
         self.file.write(json.dumps(owner))

@@ -109,7 +109,7 @@ def _gpus(config: RunConfig) -> list[tuple[str, object]]:
 def _srun(config: RunConfig, run_dir: Path, cwd: Path) -> list[str]:
     """Return the options of srun. It does not take `--cpus-per-task` over from the job (since SLURM 22.05).
 
-    Ranks that end are looked at by the supervisor: srun neither kills the others nor waits for them.
+    A rank's task only fails for good, and late (`enc.launcher.rank`): then srun ends the others too. It waits for none.
     """
     launch, ranks = config.launch, ranks_per_node(config)
     words = [
@@ -117,7 +117,7 @@ def _srun(config: RunConfig, run_dir: Path, cwd: Path) -> list[str]:
         f"--ntasks={launch.num_nodes * ranks}",
         f"--ntasks-per-node={ranks}",
         *([f"--cpus-per-task={launch.slurm.cpus_per_task}"] if launch.slurm.cpus_per_task else []),
-        "--kill-on-bad-exit=0",
+        "--kill-on-bad-exit=1",
         "--wait=0",
         "--unbuffered",
         "--export=ALL",

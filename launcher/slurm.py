@@ -11,6 +11,7 @@ from pathlib import Path
 from enc.encoder.errors import UsageError
 
 _TIMEOUT_S = 60
+_ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
 _FIELDS = "%i|%T|%r|%M|%l|%e|%N|%D"
 
 
@@ -63,7 +64,7 @@ def submit(script: Path, *options: str) -> str:
 
 
 def find_job(job: str, timeout_s: float = _TIMEOUT_S) -> Job | None:
-    """Return what SLURM knows of a job; None when it does not know it (any more). Raises UsageError without an answer."""
+    """Return what SLURM knows of a job; None when it does not know it. Raises UsageError when it does not answer."""
     try:
         output = _run(["squeue", "-h", "-t", "all", "-j", job, "-o", _FIELDS], "squeue failed", timeout_s)
     except UsageError as error:

@@ -35,7 +35,8 @@ class SlurmHost:
         self.log = Path(os.readlink("/proc/self/fd/2"))
         self.read_from = self._log_size()
         self.srun: subprocess.Popen | None = None
-        self.asked_at, self.end = -_ASK_EVERY_S, None
+        self.asked_at = -_ASK_EVERY_S
+        self.end: float | None = None
 
     def start(self, attempt: int, world_size: int) -> None:
         place = {

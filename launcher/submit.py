@@ -14,7 +14,6 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
 from enc.launcher.launch import check_before, resumed, set_aside
-from enc.launcher.next_job import SCRIPT
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
     RunLock,
@@ -24,7 +23,7 @@ from enc.launcher.run_folder import (
     refuse_older_run,
     write_atomically,
 )
-from enc.launcher.script import job_script
+from enc.launcher.script import SCRIPT_FILE, job_script
 
 Say = Callable[[str], None]
 
@@ -33,8 +32,8 @@ def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
     """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left."""
     if not slurm.is_installed():
         raise UsageError(
-            "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. Run this on "
-            "a login node, or write the script with `enc render slurm CFG --to DIR` and submit it there."
+            "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. "
+            "Run this on a login node, or write the script with `enc render slurm CFG --to DIR` and submit it there."
         )
     config = with_cluster_defaults(config, say)
     run_dir = make_plan(config).run_dir
@@ -68,12 +67,12 @@ def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
 def _sbatch(plan: Plan) -> str:
     """Hand the script to SLURM, which keeps a copy; the run's own files are written once it was accepted."""
     new = not (plan.run_dir / "logs").exists()
-    script = plan.run_dir / f".{SCRIPT}"
+    script = plan.run_dir / f".{SCRIPT_FILE}"
     (plan.run_dir / "logs").mkdir(exist_ok=True)
     try:
         script.write_text(script_of(plan))
         job = slurm.submit(script)
-        script.replace(plan.run_dir / SCRIPT)
+        script.replace(plan.run_dir / SCRIPT_FILE)
         return job
     except BaseException:
         script.unlink(missing_ok=True)
@@ -94,8 +93,8 @@ def _write_run(plan: Plan, job: str) -> None:
         snapshot_code(plan.run_dir)
     write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
     append_event(
-        plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node, script=SCRIPT,
-        after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
+        plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,
+        script=SCRIPT_FILE, after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
         user=os.environ.get("USER", ""),
     )  # fmt: skip
 

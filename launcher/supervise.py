@@ -39,7 +39,7 @@ _BEGINNINGS = ("submitted", "rehearsed")
 class Host(Protocol):
     """Where the ranks of an attempt run."""
 
-    job: str | None
+    job: str
     nodes: list[str]
     restart_count: int
 
@@ -305,9 +305,8 @@ def _stop_in_time(host: Host, attempt: Attempt) -> None:
     reserve = reserve_s(Times(step_s, save_s), checkpoint_bytes(attempt.config.model))
     if time.time() >= end - reserve:
         attempt.told = "time_limit"
-        say(
-            f"The job ends in {end - time.time():.0f} s; stopping may take {reserve:.0f} s. The run saves and leaves now."
-        )
+        left = end - time.time()
+        say(f"The job ends in {left:.0f} s; stopping may take {reserve:.0f} s. The run saves and leaves now.")
         host.signal(signal.SIGUSR1)
 
 

@@ -16,8 +16,8 @@ ROOMS = ["launcher", "encoder", "kernels", "tools", "ds_configs", "slurm"]
 needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installed from a checkout")
 
 # Modules of encoder/ itself that every room below it may use.
-LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "heartbeat", "hardware", "ranks",
-          "memory", "gpus"}  # fmt: skip
+LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "heartbeat",
+          "hardware", "ranks", "memory", "gpus"}  # fmt: skip
 ALLOWED = {
     "kernels": set(),
     "ds_configs": set(),

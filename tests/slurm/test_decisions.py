@@ -152,6 +152,7 @@ def test_the_run_belongs_to_its_queued_job(runs: Runs) -> None:
 def test_a_job_that_sbatch_refuses_leaves_nothing(runs: Runs) -> None:
     """What sbatch said is the message, and there is no run folder."""
     done = runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}",
-                    "trainer.output_dir=refused", *SHORT, "--partition", "nowhere", "trainer.use_cpu=true", code=2)  # fmt: skip
+                    "trainer.output_dir=refused", *SHORT, "--partition", "nowhere", "trainer.use_cpu=true",
+                    code=2)  # fmt: skip
     assert "nowhere" in done.stderr or "partition" in done.stderr
     assert not (runs.folder / "refused").exists()

@@ -9,8 +9,9 @@ from jobs import Runs
 from running import exact
 
 STEPS, SAVE_STEPS = 60, 10
-WORDS = [f"trainer.max_steps={STEPS}", f"trainer.save_steps={SAVE_STEPS}", "trainer.save_total_limit=0", "trainer.eval_strategy=no",
-         "model.dropout_prob=0.1", "dataset.num_workers=1", "scheduler.total_steps=60"]  # fmt: skip
+WORDS = [f"trainer.max_steps={STEPS}", f"trainer.save_steps={SAVE_STEPS}", "trainer.save_total_limit=0",
+         "trainer.eval_strategy=no", "model.dropout_prob=0.1", "dataset.num_workers=1",
+         f"scheduler.total_steps={STEPS}"]  # fmt: skip
 TWO = ["--nodes", "2"]
 
 
