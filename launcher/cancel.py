@@ -23,10 +23,10 @@ def cancel_run(files: RunFiles, state: RunState, name: str, say: Callable[[str],
     """
     if state.state not in (*ACTIVE, "unknown") and state.slurm_state != "PENDING":
         raise UsageError(f"{name} is not active: it is {state.state}. There is nothing to cancel.")
-    if files.job is None:
+    if not files.jobs:
         _check_local(files, state)
     record_cancelled(files.dir)
-    if files.job is None and files.lock.pid:
+    if not files.jobs and files.lock.pid:
         _signal(files.lock.pid, signal.SIGTERM)
         say(f"Cancelled {name}: process {files.lock.pid} got SIGTERM. It saves its state first, then it ends.")
     else:
@@ -106,9 +106,9 @@ def _cancel_jobs(files: RunFiles) -> list[str]:
 
     The id of an array cancels all of its tasks.
     """
-    newest = str(files.job)
+    newest = files.jobs[0]
     try:
-        known = slurm.find_jobs([*files.history.jobs, newest], timeout_s=10)
+        known = slurm.find_jobs(files.jobs, timeout_s=10)
         jobs = [job for job, found in known.items() if not found.is_over] or [newest]
         slurm.cancel(*jobs)
     except UsageError as error:

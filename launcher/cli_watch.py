@@ -59,7 +59,7 @@ def list_runs(
     if not place.is_dir():
         raise UsageError(f"There is no folder {place}.")
     runs = [read_files(run, brief=True) for run in find_runs(place)]
-    jobs, problem = _ask_slurm([files.job for files in runs if files.job and files.history.status not in OVER])
+    jobs, problem = _ask_slurm([job for files in runs if files.history.status not in OVER for job in files.jobs])
     states = [judge(files, jobs, time.time()) for files in runs]
     if problem:
         say(f"Note: {problem}")
@@ -162,7 +162,7 @@ def _only_active() -> "RunFiles":
     from enc.launcher.watch import ACTIVE, judge, read_files
 
     runs = [read_files(run, brief=True) for run in find_runs(Path.cwd())]
-    jobs, problem = _ask_slurm([files.job for files in runs if files.job])
+    jobs, problem = _ask_slurm([job for files in runs for job in files.jobs])
     active = [files for files in runs if judge(files, jobs, time.time()).state in ACTIVE]
     if len(active) == 1:
         return read_files(active[0].dir)
@@ -190,7 +190,7 @@ def _look(files: "RunFiles") -> tuple["RunState", str | None]:
     """Judge a run, asking SLURM if it had a job; also return why SLURM could not be asked."""
     from enc.launcher.watch import judge
 
-    jobs, problem = _ask_slurm([files.job] if files.job else [])
+    jobs, problem = _ask_slurm(files.jobs)
     return judge(files, jobs, time.time()), problem
 
 
@@ -232,10 +232,10 @@ class _LogChoice:
         if self.attempt is not None and self.attempt not in attempts(self.run_dir):
             return None
         if self.batch:
-            return batch_log(self.run_dir, files.job)
+            return batch_log(self.run_dir, next(iter(files.jobs), None))
         found = log_file(self.run_dir, self.attempt or files.attempt, self.rank)
         if found is None and self.rank is None and self.attempt is None:
-            found = batch_log(self.run_dir, files.job)
+            found = batch_log(self.run_dir, next(iter(files.jobs), None))
             self.note = (
                 f"Rank 0 has said nothing yet; this is the batch process's log, {_here(found)}." if found else None
             )
@@ -303,7 +303,7 @@ class _Over:
 
     def __init__(self, chosen: _LogChoice) -> None:
         self.chosen = chosen
-        self.job: str | None = None
+        self.asked: list[str] = []
         self.asked_at = 0.0
         self.jobs: dict[str, Any] | None = {}
         self.state = ""
@@ -313,10 +313,10 @@ class _Over:
 
         files = self.chosen.files()
         now = time.monotonic()
-        due = files.job != self.job or now - self.asked_at > _ASK_SLURM_S
-        if files.job and files.history.status not in OVER and due:
-            self.job, self.asked_at = files.job, now
-            self.jobs, _ = _ask_slurm([files.job])
+        due = files.jobs != self.asked or now - self.asked_at > _ASK_SLURM_S
+        if files.history.status not in OVER and due:
+            self.asked, self.asked_at = files.jobs, now
+            self.jobs, _ = _ask_slurm(files.jobs)
         attempt = self.chosen.attempt
         if attempt is not None and (files.attempt or 0) > attempt:
             self.state = f"attempt {attempt} is over"

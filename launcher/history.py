@@ -7,7 +7,7 @@ from typing import Any
 from enc.launcher.run_files import count, number, seconds, text, texts
 
 RESTARTING = ("restart", "requeue", "resubmit", "next_task")
-_STOPPED = ("signal", "time_limit", "preempted")
+_STOPPED = ("signal", "time_limit", "preempted", "requeued")
 
 
 @dataclass
@@ -54,6 +54,11 @@ def _apply(history: History, name: str, event: dict[str, Any]) -> None:
             history.num_nodes = count(event.get("nodes"))
             history.queued = history.time
             history.status = "requeued" if history.status == "requeued" else "queued"
+        case "continued":
+            _note_job(history, event)
+            history.status = "cancelled" if history.status == "cancelled" else "requeued"
+        case "supervisor_lost" | "not_continued":
+            history.why = text(event.get("detail")) or history.why
         case "attempt":
             _note_job(history, event)
             history.attempt = count(event.get("attempt"))

@@ -54,11 +54,15 @@ class RunFiles:
     heartbeat_s: float
 
     @property
-    def job(self) -> str | None:
-        """The newest job of the run; None of a local one."""
-        if self.history.jobs or self.history.attempt:
-            return self.history.job
-        return text(self.launch.get("job"))
+    def jobs(self) -> list[str]:
+        """The jobs of the run that may still be there, the newest first; none of a local one."""
+        if self.history.attempt is not None and self.history.job is None:
+            return []
+        if self.history.jobs:  # the first one stands for a whole array, whose tasks have ids of their own
+            newest = [self.history.job] if self.history.job else []
+            return list(dict.fromkeys([*newest, *self.history.jobs[:-_RECENT:-1], self.history.jobs[0]]))
+        job = text(self.launch.get("job"))
+        return [job] if job else []
 
 
 @dataclass
@@ -150,13 +154,22 @@ def last_checkpoint(run_dir: Path, now: float) -> tuple[dict[str, Any] | None, i
 def judge(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
     """Say what a run is doing; `jobs` is what SLURM knows of its job, None when SLURM could not be asked."""
     history = files.history
-    job = (jobs or {}).get(files.job or "")
+    known = [found for name in files.jobs if (found := (jobs or {}).get(name)) is not None]
+    job = next((found for found in known if not found.is_over), known[0] if known else None)
     state = RunState(
-        run=str(files.dir), attempt=files.attempt, job=files.job, nodes=history.nodes, num_nodes=history.num_nodes,
-        host=files.lock.host or text(files.launch.get("host")), pid=files.lock.pid, total_steps=files.total_steps,
-        why=history.why, restarts=dict(history.restarts), excluded_nodes=history.excluded_nodes,
+        run=str(files.dir),
+        attempt=files.attempt,
+        job=job.id if job else next(iter(files.jobs), None),
+        nodes=[] if job and job.state == "PENDING" else history.nodes,
+        num_nodes=history.num_nodes,
+        host=files.lock.host or text(files.launch.get("host")),
+        pid=files.lock.pid,
+        total_steps=files.total_steps,
+        why=history.why,
+        restarts=dict(history.restarts),
+        excluded_nodes=history.excluded_nodes,
         straggler=history.straggler,
-    )  # fmt: skip
+    )
     if job:
         state.slurm_state, state.slurm_reason = job.state, job.reason
         state.slurm_elapsed, state.slurm_time_limit = job.elapsed, job.time_limit
@@ -230,13 +243,13 @@ def _is_alive(files: RunFiles, job: Job | None, slurm_answered: bool, now: float
     """Tell whether a process of the run lives; a job that waits has none."""
     if files.lock.held:
         return True
-    if files.job is not None and slurm_answered:
+    if files.jobs and slurm_answered:
         return job is not None and not job.is_over and job.state != "PENDING"
     noted = [now - t for n in files.ranks if n.get("phase") != "ended" and (t := number(n.get("time"))) is not None]
     if noted and abs(min(noted, key=abs)) < 3 * files.heartbeat_s:
         return True
     on_this_host = (files.lock.host or text(files.launch.get("host"))) == socket.gethostname()
-    if files.job is None and on_this_host and files.lock.held is False:
+    if not files.jobs and on_this_host and files.lock.held is False:
         return False
     return None
 
@@ -293,23 +306,24 @@ def _gone(files: RunFiles, job: Job | None, status: str) -> tuple[str, str]:
     """Word the end of a run that did not tell of it."""
     if job is not None and job.state == "CANCELLED":
         return "cancelled", "SLURM says that its job was cancelled."
-    if files.job is None:
+    if not files.jobs:
         if (modified(files.dir / "logs" / "traceback-rank0.txt") or 0.0) >= (
             seconds(files.launch.get("time")) or 1e300
         ):
             return "failed", "Its traceback is in logs/traceback-rank0.txt."
         return "lost", "Its process is gone without a word."
-    word = f"SLURM says {job.state}" if job else f"SLURM does not know job {files.job} any more"
+    word = f"SLURM says {job.state}" if job else f"SLURM does not know job {files.jobs[0]} any more"
     never = status in ("queued", "requeued") and not files.history.attempt
     return "lost", f"{word}; {'it never started' if never else 'its process is gone without a word'}."
 
 
 def _unknown(files: RunFiles, status: str) -> tuple[str, str]:
-    last = {"signal": "stopping", "hang": "hung", "unknown": "of unknown state"}.get(status, status)
-    if files.job is None and files.lock.host not in (None, socket.gethostname()):
+    last = {"signal": "stopping", "hang": "hung"}.get(status, status)
+    if not files.jobs and files.lock.host not in (None, socket.gethostname()):
         why = f"it ran on {files.lock.host}, which cannot be seen from here"
-    elif files.job is None:
-        why = "its lock cannot be read"
+    elif not files.jobs:
+        why = "it has no lock that can be read"
     else:
         why = "SLURM could not be asked"
-    return "unknown", f"Last known to be {last}; {why}."
+    said = "Its events do not tell" if status == "unknown" else f"Last known to be {last}"
+    return "unknown", f"{said}; {why}."

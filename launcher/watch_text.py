@@ -85,7 +85,8 @@ def _step(state: RunState) -> str:
         return "none yet" + (f" of {state.total_steps:,}" if state.total_steps else "")
     if not state.total_steps:
         return f"{state.step:,} (of how many is not known)"
-    return f"{state.step:,} of {state.total_steps:,} ({state.step / state.total_steps:.0%})"
+    share = state.step / state.total_steps
+    return f"{state.step:,} of {state.total_steps:,} ({share:.{0 if share >= 0.01 else 2}%})"
 
 
 def _loss(loss: float | None, is_finite: bool | None) -> str | None:
@@ -101,7 +102,7 @@ def _speed(state: RunState) -> str | None:
 
 
 def _left(state: RunState) -> str | None:
-    if state.eta_s is None:
+    if state.eta_s is None or state.state == "stopping":
         return None
     return f"about {span(state.eta_s)}" + ("" if state.state == "running" else " of training")
 

@@ -105,11 +105,11 @@ class Slurm:
         (self.folder / "munge.socket").symlink_to(place / "socket")
 
     def _start(self, name: str, *words: str, user: str | None = None) -> None:
-        log = (self.folder / f"{name}.out").open("a")
-        self.daemons[name] = subprocess.Popen(
-            words, env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, group=user,
-            extra_groups=[] if user else None, start_new_session=True,
-        )  # fmt: skip
+        with (self.folder / f"{name}.out").open("a") as log:
+            self.daemons[name] = subprocess.Popen(
+                words, env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, group=user,
+                extra_groups=[] if user else None, start_new_session=True,
+            )  # fmt: skip
 
     def start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-f", str(self.conf), "-N", name)
@@ -119,6 +119,7 @@ class Slurm:
         victims = [self.daemons[name].pid, *_processes_of_node(name, self.folder)]
         for pid in victims:
             _kill(pid)
+        self.daemons[name].wait(20)
 
     def __call__(self, *words: str) -> str:
         """Run a SLURM command and return what it printed."""
