@@ -223,12 +223,13 @@ class _LogChoice:
     def __init__(self, run_dir: Path, rank: int | None, attempt: int | None, batch: bool) -> None:
         self.run_dir, self.rank, self.attempt, self.batch = run_dir, rank, attempt, batch
         self.note: str | None = None
+        self.is_fallback = False
 
     def path(self) -> Path | None:
         from enc.launcher.run_logs import attempts, batch_log, log_file
 
         files = self.files()
-        self.note = None
+        self.note, self.is_fallback = None, False
         if self.attempt is not None and self.attempt not in attempts(self.run_dir):
             return None
         if self.batch:
@@ -277,12 +278,17 @@ def _follow(chosen: _LogChoice, last_lines: int) -> None:
     from enc.launcher import run_logs
 
     said: list[str] = []
+    shown: list[Path] = []
 
     def find() -> Path | None:
         path = chosen.path()
+        if path is None or (shown and chosen.is_fallback):
+            return shown[-1] if shown else None  # until rank 0 of the next attempt speaks
         if chosen.note and chosen.note not in said:
             said.append(chosen.note)
             say(chosen.note)
+        shown.append(path)
+        del shown[:-1]
         return path
 
     def announce(path: Path) -> None:
@@ -303,7 +309,7 @@ class _Over:
 
     def __init__(self, chosen: _LogChoice) -> None:
         self.chosen = chosen
-        self.asked: list[str] = []
+        self.asked: tuple[Any, ...] = ()
         self.asked_at = 0.0
         self.jobs: dict[str, Any] | None = {}
         self.state = ""
@@ -312,14 +318,14 @@ class _Over:
         from enc.launcher.watch import OVER, judge
 
         files = self.chosen.files()
-        now = time.monotonic()
-        due = files.jobs != self.asked or now - self.asked_at > _ASK_SLURM_S
-        if files.history.status not in OVER and due:
-            self.asked, self.asked_at = files.jobs, now
-            self.jobs, _ = _ask_slurm(files.jobs)
         attempt = self.chosen.attempt
         if attempt is not None and (files.attempt or 0) > attempt:
             self.state = f"attempt {attempt} is over"
             return True
+        news = (files.jobs, files.history.status)
+        interval_s = _ASK_SLURM_S / 3 if self.state == "stopping" else _ASK_SLURM_S
+        if news != self.asked or (self.state not in OVER and time.monotonic() - self.asked_at > interval_s):
+            self.jobs, _ = _ask_slurm(files.jobs)
+            self.asked, self.asked_at = news, time.monotonic()
         self.state = judge(files, self.jobs, time.time()).state
         return self.state in OVER and not files.lock.held
