@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -133,6 +134,22 @@ def rank_notes(run_dir: Path, attempt: int | None) -> list[dict[str, Any]]:
         return []
     notes = [note for name in names if count((note := json_object(folder / name)).get("rank")) is not None]
     return sorted(notes, key=lambda note: note["rank"])
+
+
+def unreadable(run_dir: Path, names: Iterable[str]) -> list[str]:
+    """Return the files and folders of a run, among these, that are there but may not be read."""
+    found = []
+    for name in names:
+        try:
+            (run_dir / name).stat()
+            readable = os.access(run_dir / name, os.R_OK)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            readable = False
+        if not readable:
+            found.append(name)
+    return found
 
 
 def modified(path: Path) -> float | None:

@@ -29,12 +29,14 @@ from enc.launcher.run_files import (
     seconds,
     tail,
     text,
+    unreadable,
 )
 from enc.launcher.slurm import Job
 
 ACTIVE = ("queued", "requeued", "starting", "restarting", "running", "stopping", "hung?")
 OVER = ("finished", "stopped", "failed", "cancelled", "lost")
 _BUSY = ("forward", "backward", "optimizer", "data_wait", "evaluate", "save")
+_READ = (".lock", "checkpoints", "config.yaml", "events.jsonl", "launches", "logs", "metrics.jsonl")
 _RECENT = 20  # records that rates are taken from
 
 
@@ -52,6 +54,7 @@ class RunFiles:
     total_steps: int | None
     hang_timeout_s: float
     heartbeat_s: float
+    unreadable: list[str]
 
     @property
     def jobs(self) -> list[str]:
@@ -102,6 +105,8 @@ class RunState:
     restarts: dict[str, int] = field(default_factory=dict)
     excluded_nodes: list[str] = field(default_factory=list)
     straggler: dict[str, Any] | None = None
+    unreadable: list[str] = field(default_factory=list)
+    """Files of the run that may not be read by the one who looks."""
     progress_s: float | None = None
     """How long ago there was an event or a metrics record."""
 
@@ -127,6 +132,7 @@ def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
         total_steps=None if total is None else int(total),
         hang_timeout_s=config_number(config, "launch", "hang_timeout_s") or 1800.0,
         heartbeat_s=config_number(config, "launch", "heartbeat_s") or 5.0,
+        unreadable=unreadable(run_dir, _READ),
     )
 
 
@@ -169,6 +175,7 @@ def judge(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
         restarts=dict(history.restarts),
         excluded_nodes=history.excluded_nodes,
         straggler=history.straggler,
+        unreadable=files.unreadable,
     )
     if job:
         state.slurm_state, state.slurm_reason = job.state, job.reason
@@ -257,6 +264,8 @@ def _is_alive(files: RunFiles, job: Job | None, slurm_answered: bool, now: float
 def _state(files: RunFiles, job: Job | None, state: RunState, now: float) -> tuple[str, str | None]:
     """Return the word for a run's state and, where it needs one, a sentence."""
     history, status = files.history, _launched_again(files)
+    if "events.jsonl" in files.unreadable:
+        return "unknown", "Its events may not be read by you."
     waits = job is not None and job.state == "PENDING"
     if waits and (status not in OVER or status == "cancelled"):
         if status == "cancelled":

@@ -51,6 +51,7 @@ def status_text(state: RunState, slurm_problem: str | None = None) -> str:
         ("restarts", ", ".join(f"{cause} {num}" for cause, num in sorted(state.restarts.items()))),
         ("excluded", ", ".join(state.excluded_nodes)),
         ("slowest", _slowest(state.straggler)),
+        ("unreadable", ", ".join(state.unreadable)),
     ]
     return table([(name, printable(text)) for name, text in lines if text])
 
@@ -82,7 +83,8 @@ def _nodes(state: RunState) -> str | None:
 
 def _step(state: RunState) -> str:
     if state.step is None:
-        return "none yet" + (f" of {state.total_steps:,}" if state.total_steps else "")
+        known = not {"events.jsonl", "metrics.jsonl"} & set(state.unreadable)
+        return ("none yet" if known else "unknown") + (f" of {state.total_steps:,}" if state.total_steps else "")
     if not state.total_steps:
         return f"{state.step:,} (of how many is not known)"
     share = state.step / state.total_steps
@@ -137,7 +139,7 @@ def _checkpoint(state: RunState) -> str:
     damaged = f"; {state.passed_over} newer not complete" if state.passed_over else ""
     found = state.checkpoint
     if found is None:
-        return f"none{damaged}"
+        return "unknown" if "checkpoints" in state.unreadable else f"none{damaged}"
     return f"step {found['step']:,}, {_size(found['bytes'])}, {ago(found['age_s'])}{damaged}"
 
 

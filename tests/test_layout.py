@@ -92,6 +92,10 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
         ["render", "deepspeed", "smoke"],
         ["render", "fsdp", "smoke"],
         ["plan", "smoke"],
+        ["status"],
+        ["ls"],
+        ["logs"],
+        ["status", "--json"],
     ],
 )
 def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:

@@ -80,8 +80,15 @@ def test_queued_running_cancelled(job: Callable[..., Job]) -> None:
 
 
 def test_a_queued_job_is_cancelled(job: Callable[..., Job]) -> None:
+    """One question tells it from a run whose job SLURM has forgotten; the only active run needs no name."""
     run = job("--hold")
     run.until("queued")
+    gone = run.folder / "runs" / "gone"
+    gone.mkdir()
+    (gone / "config.yaml").write_text("trainer:\n  max_steps: 100\n")
+    (gone / "events.jsonl").write_text('{"event": "submitted", "job": "999999"}\n')
+    found = {Path(state["run"]).name: state["state"] for state in json.loads(run.enc("ls", "--json").stdout)}
+    assert found == {"my": "queued", "gone": "lost"}
     assert "waiting in the queue" in run.enc("cancel").stderr
     assert run.state()["state"] == "cancelled"
 
