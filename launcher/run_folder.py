@@ -195,5 +195,5 @@ def find_run(run: str | None) -> Path:
         return path
     runs = find_runs(Path.cwd())
     if not runs:
-        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name one with --run DIR.")
+        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name its folder.")
     return runs[0]
