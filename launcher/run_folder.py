@@ -11,6 +11,7 @@ import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,38 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "changed_files": sum(not line.startswith("#") for line in lines)}
 
 
+_RUN_FILES = ("events.jsonl", "metrics.jsonl", "launches")
+_NO_RUNS_BELOW = ("checkpoints", "launches", "logs", "tensorboard", "wandb")
+
+
 def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """Return the run folders at or below `folder`, the one with the newest event first."""
-    patterns = ["/".join(["*"] * level + ["events.jsonl"]) for level in range(depth + 1)]
-    events = [p for pattern in patterns for p in folder.glob(pattern) if (p.parent / "config.yaml").is_file()]
-    return [p.parent for p in sorted(events, key=lambda p: p.stat().st_mtime, reverse=True)]
+    """Return the run folders at or below `folder`, the one with the newest launch or event first.
+
+    Folders that may not be read are passed over.
+    """
+    return [Path(name) for _, name in sorted(_walk_runs(str(folder), depth), reverse=True)]
+
+
+def _walk_runs(folder: str, depth: int) -> Iterator[tuple[float, str]]:
+    """Yield (time of the newest launch or event, path) of every run; a run has a config and has written something."""
+    try:
+        entries = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:
+        return
+    if "config.yaml" in entries and any(name in entries for name in _RUN_FILES):
+        with contextlib.suppress(OSError):
+            told = [entries[name].stat().st_mtime for name in ("config.yaml", "events.jsonl") if name in entries]
+            yield max(told), folder
+    for name, entry in entries.items():
+        if depth > 0 and not name.startswith(".") and name not in _NO_RUNS_BELOW and _is_folder(entry):
+            yield from _walk_runs(entry.path, depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find_run(run: str | None) -> Path:
@@ -223,5 +251,5 @@ def find_run(run: str | None) -> Path:
         return path
     runs = find_runs(Path.cwd())
     if not runs:
-        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name one with --run DIR.")
+        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name its folder.")
     return runs[0]
