@@ -9,7 +9,7 @@ import typer
 from enc import __version__
 from enc.encoder.errors import EncError
 from enc.encoder.printable import printable
-from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_plan, cli_run, cli_watch
+from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run, cli_watch
 
 app = typer.Typer(
     name="enc",
@@ -41,6 +41,7 @@ app.add_typer(cli_run.launch_app, name="launch")
 app.command("resume", context_settings=cli_run.OVERRIDES)(cli_run.resume)
 app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess)
 app.command("plan", context_settings=cli_run.OVERRIDES)(cli_plan.plan)
+app.command("doctor", context_settings=cli_run.OVERRIDES)(cli_doctor.doctor)
 app.add_typer(cli_plan.render_app, name="render")
 app.command("status")(cli_watch.status)
 app.command("logs")(cli_watch.logs)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from enc.encoder.config import RunConfig
 from enc.encoder.gpus import find_gpu
+from enc.launcher.machine import cgroup_memory_limit
 from enc.launcher.script import ranks_per_node
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def num_gpus(config: RunConfig) -> int:
@@ -41,7 +40,7 @@ def device_bytes(config: RunConfig, ranks: int) -> int | None:
         return find_gpu(config.launch.gpu).bytes
     if config.launch.scheduler == "slurm" and "SLURM_JOB_ID" not in os.environ:
         return None
-    return _gpu_bytes() if num_gpus(config) else _ram_bytes() // ranks
+    return _gpu_bytes() if num_gpus(config) else ram_bytes() // ranks
 
 
 @functools.cache
@@ -55,10 +54,7 @@ def _gpu_bytes() -> int | None:
         return None
 
 
-def _ram_bytes() -> int:
-    """Return the RAM of this machine, or of the container that this process lives in."""
+def ram_bytes() -> int:
+    """Return the RAM of this machine, or of the container or job that this process lives in."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(ram, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return ram
+    return min(ram, cgroup_memory_limit() or ram)

@@ -35,6 +35,18 @@ class Job:
         return self.state not in _ALIVE
 
 
+@dataclass(frozen=True)
+class Partition:
+    """A partition; texts are SLURM's own words."""
+
+    name: str
+    is_default: bool
+    state: str  # up, down, drain, inact
+    time_limit: str
+    idle_nodes: int
+    num_nodes: int
+
+
 def is_installed() -> bool:
     """Tell whether SLURM's commands are there; it says nothing about a controller that answers."""
     return shutil.which("sbatch") is not None
@@ -162,6 +174,22 @@ def unix_time(text: str) -> float | None:
 def node_names(nodelist: str) -> list[str]:
     """Expand SLURM's short form of node names, e.g. `n[1-3]`."""
     return _run(["scontrol", "show", "hostnames", nodelist], "scontrol failed").split()
+
+
+def partitions(timeout_s: float = _TIMEOUT_S) -> list[Partition]:
+    """Return the partitions that this user sees. Raises UsageError when SLURM does not answer in time."""
+    lines = _run(["sinfo", "-h", "-o", "%P|%a|%l|%F"], "sinfo failed", timeout_s).splitlines()
+    rows = [line.split("|") for line in lines if line.count("|") == 3]
+    return [
+        Partition(name.rstrip("*"), name.endswith("*"), state, limit, *_counts(nodes))
+        for name, state, limit, nodes in rows
+    ]
+
+
+def _counts(nodes: str) -> tuple[int, int]:
+    """Return idle and all nodes of SLURM's `allocated/idle/other/total`, in which thousands can be written as `1K`."""
+    numbers = [int(float(n[:-1]) * 1000) if n.endswith("K") else int(n) for n in nodes.split("/")]
+    return numbers[1], numbers[3]
 
 
 def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:

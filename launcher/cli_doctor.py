@@ -1,0 +1,90 @@
+"""`enc doctor`."""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enc.launcher.options import JsonOption, NprocOption, load, ranks_given, say
+
+if TYPE_CHECKING:
+    from enc.launcher.doctor import Section
+    from enc.launcher.findings import Finding
+
+_WORDS = {
+    "green": ("ok", typer.colors.GREEN),
+    "yellow": ("look", typer.colors.YELLOW),
+    "red": ("bad", typer.colors.RED),
+}
+
+
+def doctor(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CFG", help="YAML file or recipe name. Any key can follow: section.key=value"),
+    ] = None,
+    nproc: NprocOption = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Short time limits, and no measuring of the disk.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would spoil a run: on this machine, and for a config. Exit code 3 when something is bad."""
+    from enc.launcher.doctor import diagnose
+
+    machines = {} if nodes is None else {"launch.nodes": nodes}
+    loaded = load(config, context, {**machines, **ranks_given(nproc)}) if config else None
+    started = time.perf_counter()
+    sections = []
+    for section in diagnose(loaded, quick):
+        sections.append(section)
+        if not as_json:
+            typer.echo(_page(section), color=_colour())
+    counts = _counts(sections)
+    if as_json:
+        listed = [section.as_dict() for section in sections]
+        seconds = round(time.perf_counter() - started, 2)
+        typer.echo(
+            json.dumps({"ok": not counts["red"], "counts": counts, "seconds": seconds, "sections": listed}, indent=1)
+        )
+    else:
+        typer.echo(f"{counts['red']} bad, {counts['yellow']} to look at, {counts['green']} ok.")
+        if config is None:
+            say("With a config, `enc doctor CFG` checks its run too.")
+    sys.stdout.flush()
+    raise typer.Exit(3 if counts["red"] else 0)
+
+
+def _counts(sections: "Iterable[Section]") -> dict[str, int]:
+    levels: list[str] = [finding.level for section in sections for finding in section.findings]
+    return {level: levels.count(level) for level in _WORDS}
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _page(section: "Section") -> str:
+    width = min(shutil.get_terminal_size().columns, 100)
+    lines = [line for finding in section.findings for line in _lines(finding, width)]
+    return "\n".join([typer.style(section.name, bold=True), *lines, ""])
+
+
+def _lines(finding: "Finding", width: int) -> list[str]:
+    """Return a finding as lines; a path that is longer than a line stays whole, to be copied."""
+    word, colour = _WORDS[finding.level]
+    body = _wrapped(f"{finding.what}: {finding.text}", width, "  ----  ", " " * 8)
+    lines = [body[0].replace("----", typer.style(f"{word:<4}", fg=colour), 1), *body[1:]]
+    return lines + (_wrapped(finding.fix, width, " " * 8 + "-> ", " " * 11) if finding.fix else [])
+
+
+def _wrapped(text: str, width: int, first: str, following: str) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=following, break_long_words=False, break_on_hyphens=False
+    )

@@ -1,0 +1,49 @@
+"""What a check found: a level, what was looked at, one sentence, and what to do about it."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from enc.encoder.printable import printable
+
+Level = Literal["green", "yellow", "red"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a check; `fix` says what to do and is empty where there is nothing to do."""
+
+    level: Level
+    what: str
+    text: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def green(what: str, text: str) -> Finding:
+    """Return a finding that is fine, or a fact worth knowing."""
+    return Finding("green", what, printable(text))
+
+
+def yellow(what: str, text: str, fix: str) -> Finding:
+    """Return a finding that may spoil a run, or that could not be checked."""
+    return Finding("yellow", what, printable(text), printable(fix))
+
+
+def red(what: str, text: str, fix: str = "") -> Finding:
+    """Return a finding with which a run cannot work; without a fix the text ends in the instruction."""
+    return Finding("red", what, printable(text), printable(fix))
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes as a person reads them: 1.59 MB, 63.4 GB."""
+    for unit, factor in {"TB": 1e12, "GB": 1e9, "MB": 1e6}.items():
+        if num_bytes >= factor:
+            return (
+                f"{num_bytes / factor:.3g} {unit}"
+                if num_bytes < 999.5 * factor
+                else f"{num_bytes / factor:,.0f} {unit}"
+            )
+    return f"{num_bytes / 1e3:.3g} kB"
