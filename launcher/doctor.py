@@ -13,10 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher import machine, probe_machine, probe_slurm, probe_software, surroundings
+from enc.launcher import machine, probe_machine, probe_slurm, probe_software, slurm, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
-from enc.launcher.plan import make_plan, with_expected_vocabulary
-from enc.launcher.preflight import goes_to_slurm, preflight
+from enc.launcher.plan import choose_scheduler, make_plan, with_expected_vocabulary
+from enc.launcher.preflight import preflight
 
 T = TypeVar("T")
 
@@ -74,7 +74,8 @@ class Later(Generic[T]):
 def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     limits = QUICK if quick else FULL
-    for_slurm = config is not None and goes_to_slurm(config)
+    config = choose_scheduler(config, slurm.is_installed()) if config else None
+    for_slurm = config is not None and config.launch.scheduler == "slurm"
     torch = Later(lambda: probe_software.ask_torch(limits.torch))
     gpus = Later(lambda: probe_software.read_gpus(limits.probe))
     looks: dict[str, list[Callable[[], list[Finding]]]] = {

@@ -75,13 +75,6 @@ def _carefully(what: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
 # --- SLURM -----------------------------------------------------------------------------------------------------------
 
 
-def goes_to_slurm(config: RunConfig) -> bool:
-    """Tell whether `launch.scheduler` means a job of SLURM."""
-    launch = config.launch
-    asked = launch.num_nodes > 1 or launch.site is not None or launch.slurm != SlurmConfig()
-    return launch.scheduler == "slurm" or (launch.scheduler == "auto" and asked)
-
-
 def check_slurm(config: RunConfig, is_installed: bool, variables: dict[str, str]) -> Iterator[Finding]:
     """A job is submitted with sbatch, which must be here."""
     if not is_installed:

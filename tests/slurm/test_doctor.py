@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_slurm import NODES, Slurm
 from running import Enc
-from slurm.cluster import NODES, Slurm
 
 CFG = "launch: {scheduler: slurm}\ndataset: {name: python-docs}\ntokenizer: {train: {vocab_size: 1024}}\n"
 
