@@ -14,6 +14,7 @@ from enc.encoder.config import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
+from enc.launcher.devices import device_bytes
 from enc.launcher.launch import check_before, resumed, set_aside
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
@@ -106,13 +107,17 @@ def _write_run(plan: Plan, job: str) -> None:
 
 
 def submitted_config(plan: Plan) -> RunConfig:
-    """Return the config that a job starts from. Text that is not tokenised yet keeps its place, relative to the job's
-    working folder; an engine that depends on memory which is not known here is chosen in the job."""
+    """Return the config that a job starts from.
+
+    What is not known here is left to the job: text that is not tokenised yet keeps its place, relative to the job's
+    working folder, and `auto` stays the engine where the memory of the nodes' GPUs is not given.
+    """
+    updates = {"trainer.output_dir": str(plan.run_dir), "launch.site": None}
+    if plan.asked_engine == "auto" and device_bytes(plan.config, 1) is None:
+        updates["parallel.engine"] = "auto"
     if plan.store_ready:
-        return self_contained(plan)
-    return plan.config.changed(
-        {"trainer.output_dir": str(plan.run_dir), "dataset.pre_tokenize_output": str(plan.store)}
-    )
+        return self_contained(plan).changed(updates)
+    return plan.config.changed(updates | {"dataset.pre_tokenize_output": str(plan.store)})
 
 
 def snapshot_code(run_dir: Path) -> None:
