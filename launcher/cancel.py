@@ -1,19 +1,20 @@
 """Stopping a run for good: first its folder says so, so that nothing starts it again, then its processes are told."""
 
 import getpass
-import json
 import os
 import shlex
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from enc.encoder.errors import RunError, UsageError
 from enc.launcher import slurm
-from enc.launcher.run_files import tail
+from enc.launcher.run_folder import append_event, since_submitted
 from enc.launcher.watch import ACTIVE, RunFiles, RunState
+
+_GENTLE = "Its ranks save their state first; if they do not end, repeat this command."
+_FORCED = "This time SLURM ends it: its ranks have the cluster's KillWait to save, 30 s by default."
 
 
 def cancel_run(files: RunFiles, state: RunState, name: str, say: Callable[[str], None]) -> None:
@@ -25,18 +26,16 @@ def cancel_run(files: RunFiles, state: RunState, name: str, say: Callable[[str],
         raise UsageError(f"{name} is not active: it is {state.state}. There is nothing to cancel.")
     if not files.jobs:
         _check_local(files, state)
+    again = any(event["event"] == "cancelled" for event in since_submitted(files.dir))
     record_cancelled(files.dir)
     if not files.jobs and files.lock.pid:
         _signal(files.lock.pid, signal.SIGTERM)
         say(f"Cancelled {name}: process {files.lock.pid} got SIGTERM. It saves its state first, then it ends.")
     else:
-        jobs = _cancel_jobs(files)
+        jobs = _cancel_jobs(files, gently=not again)
         waits = state.slurm_state == "PENDING"
-        say(
-            f"Cancelled {name}, job {', '.join(jobs)}. "
-            + ("It was waiting in the queue." if waits else "SLURM sends SIGTERM: its ranks save their state first, "
-               "for as long as the cluster lets them (KillWait, 30 s by default).")
-        )  # fmt: skip
+        how = "It was waiting in the queue." if waits else _FORCED if again else _GENTLE
+        say(f"Cancelled {name}, job {', '.join(jobs)}. {how}")
     say(f"It will not be started again by itself. To go on with it: enc resume latest --run {shlex.quote(name)}")
 
 
@@ -69,20 +68,13 @@ def _has_open(pid: int, path: Path) -> bool | None:
 
 
 def record_cancelled(run_dir: Path) -> None:
-    """Append the event that keeps a run from being started again, in one write."""
-    event = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": "cancelled", "by": f"{_user()}@{socket.gethostname()}"
-    }  # fmt: skip
-    path = run_dir / "events.jsonl"
+    """Note in the run folder that nobody is to start the run again."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        append_event(run_dir, "cancelled", by=f"{_user()}@{socket.gethostname()}")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}), so {run_dir} was not cancelled.") from None
-    try:
-        half_written = tail(path, 1) not in (b"", b"\n")  # by a process that was killed
-        os.write(descriptor, ("\n" * half_written + json.dumps(event) + "\n").encode())
-    finally:
-        os.close(descriptor)
+        raise UsageError(
+            f"{run_dir}/events.jsonl cannot be written ({error.strerror}), so {run_dir} was not cancelled."
+        ) from None
 
 
 def _user() -> str:
@@ -101,16 +93,22 @@ def _signal(pid: int, number: int) -> None:
         raise UsageError(f"Process {pid} belongs to another user, who has to cancel the run.") from None
 
 
-def _cancel_jobs(files: RunFiles) -> list[str]:
+def _cancel_jobs(files: RunFiles, gently: bool) -> list[str]:
     """Cancel the jobs of a run that are in the queue: the newest one, and older ones that have not ended yet.
 
-    The id of an array cancels all of its tasks.
+    `gently` only tells the batch process of a running job, which ends it when the ranks have saved, however long that
+    takes. The id of an array means all of its tasks.
     """
     newest = files.jobs[0]
     try:
         known = slurm.find_jobs(files.jobs, timeout_s=10)
         jobs = [job for job, found in known.items() if not found.is_over] or [newest]
-        slurm.cancel(*jobs)
+        for job in jobs:
+            if gently and job in known and known[job].state == "RUNNING":
+                slurm.cancel("--signal=TERM", "--batch", job)
+                slurm.cancel("--state=PENDING", job)  # the other tasks of an array
+            else:
+                slurm.cancel(job)
     except UsageError as error:
         raise RunError(
             f"{files.dir} is marked as cancelled and will not be started again, but its job {newest} could not be "

@@ -21,6 +21,7 @@ from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
+from enc.launcher.run_files import tail
 
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 
@@ -162,10 +163,11 @@ def record_launch(
 def append_event(run_dir: Path, name: str, **details: Any) -> None:
     """Append an event to a run's `events.jsonl`, in one write: the trainer may append at the same time."""
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": name, **details}
-    line = f"{json.dumps(record)}\n".encode()
-    file = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    path = run_dir / "events.jsonl"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, line)
+        broken = tail(path, 1) not in (b"", b"\n")  # a line that was half written when its process was killed
+        os.write(file, f"{chr(10) * broken}{json.dumps(record)}\n".encode())
     finally:
         os.close(file)
 
@@ -185,6 +187,15 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
         if isinstance(event, dict) and "event" in event:
             events.append(event)
     return events
+
+
+_BEGINNINGS = ("submitted", "rehearsed")
+
+
+def since_submitted(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the events since a person last asked for a run."""
+    events = read_events(run_dir)
+    return events[max((i for i, event in enumerate(events) if event["event"] in _BEGINNINGS), default=0) :]
 
 
 def write_atomically(path: Path, text: str) -> None:
