@@ -9,7 +9,7 @@ import typer
 from enc import __version__
 from enc.encoder.errors import EncError
 from enc.encoder.printable import printable
-from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run
+from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run, cli_watch
 
 app = typer.Typer(
     name="enc",
@@ -43,6 +43,10 @@ app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess
 app.command("plan", context_settings=cli_run.OVERRIDES)(cli_plan.plan)
 app.command("doctor", context_settings=cli_run.OVERRIDES)(cli_doctor.doctor)
 app.add_typer(cli_plan.render_app, name="render")
+app.command("status")(cli_watch.status)
+app.command("logs")(cli_watch.logs)
+app.command("ls")(cli_watch.list_runs)
+app.command("cancel")(cli_watch.cancel)
 app.command("report")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval")
 cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)

@@ -19,7 +19,6 @@ from enc.launcher.options import (
 )
 
 if TYPE_CHECKING:
-    from enc.encoder.config import RunConfig
     from enc.launcher.compare import Cluster, Variant
 
 render_app = typer.Typer(help="Print a job script or an engine's settings file.", no_args_is_help=True)
@@ -94,64 +93,31 @@ def render_slurm(
     as_json: JsonOption = False,
 ) -> None:
     """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
+    from enc.encoder.engine.settings import engine_files
+    from enc.launcher.plan import make_plan, plan_notes
     from enc.launcher.script import SCRIPT_FILE
+    from enc.launcher.submit import script_of, submitted_config
 
     given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
     loaded = load(config, context, {key: value for key, value in given.items() if value is not None})
-    resolved, files = _job_files(loaded)
-    run_dir = Path(resolved.trainer.output_dir)
+    plan = make_plan(loaded.changed({"launch.scheduler": "slurm"}))
+    script = script_of(plan)
+    settings = {"config.yaml": submitted_config(plan).to_yaml(), **engine_files(plan.config, plan.split)}
+    for note in plan_notes(plan):
+        say(note)
+    if not plan.store_ready:
+        say(f"Note: {plan.store} does not exist yet: the job makes it, or `enc preprocess` does before.")
     if to is not None:
-        _make_run_folder(run_dir, {name: text for name, text in files.items() if name != SCRIPT_FILE})
-        _write(to, files)
-        say(f"Wrote {', '.join(files)} to {to}. The job's run folder is {run_dir}.")
+        _make_run_folder(plan.run_dir, settings)
+        _write(to, {SCRIPT_FILE: script, **settings})
+        say(f"Wrote {', '.join([SCRIPT_FILE, *settings])} to {to}. The job's run folder is {plan.run_dir}.")
     if as_json:
-        launch = resolved.launch
-        written = None if to is None else {name: str(to / name) for name in files}
+        launch, names = plan.config.launch, [SCRIPT_FILE, *settings]
+        written = None if to is None else {name: str(to / name) for name in names}
         numbers = {"nodes": launch.num_nodes, "nproc_per_node": launch.nproc_per_node}
-        typer.echo(json.dumps({"run_dir": str(run_dir), **numbers, "files": written, "script": files[SCRIPT_FILE]}))
+        typer.echo(json.dumps({"run_dir": str(plan.run_dir), **numbers, "files": written, "script": script}, indent=1))
     else:
-        typer.echo(files[SCRIPT_FILE] if to is None else str(to / SCRIPT_FILE), nl=to is not None)
-
-
-def _job_files(config: "RunConfig") -> "tuple[RunConfig, dict[str, str]]":
-    """Return the config of a job, with all that its nodes decide filled in, and the files that it is submitted with."""
-    import sys
-
-    from enc.encoder.batch_split import split_batch
-    from enc.encoder.data.preprocess import store_path
-    from enc.encoder.engine.settings import check_replicas, engine_files
-    from enc.encoder.gpus import find_gpu
-    from enc.launcher.choose import choose_engine
-    from enc.launcher.plan import with_expected_vocabulary
-    from enc.launcher.script import SCRIPT_FILE, job_script, ranks_per_node
-
-    launch, ranks = config.launch, ranks_per_node(config)
-    world_size = launch.num_nodes * ranks
-    check_replicas(config, world_size)
-    split = split_batch(config.trainer, world_size)
-    memory = find_gpu(launch.gpu).bytes if launch.gpu and not config.trainer.use_cpu else None
-    engine, _ = choose_engine(with_expected_vocabulary(config), world_size, memory)
-    cwd = Path.cwd()
-    run_dir = cwd / config.trainer.output_dir
-    updates = {
-        "parallel.engine": engine,
-        "trainer.output_dir": str(run_dir),
-        "trainer.global_batch_size": split.rows_per_step,
-        "launch.nodes": launch.num_nodes,
-        "launch.nproc_per_node": ranks,
-        "launch.scheduler": "slurm",
-        "launch.site": None,  # its values are in the config now
-    }
-    store = cwd / store_path(config.dataset)
-    if (store / "manifest.json").is_file():
-        updates["dataset.path"] = str(store)
-        if config.tokenizer.train is None:
-            updates["tokenizer.path"] = str(store / "tokenizer")
-    else:
-        say(f"Note: the token store {store} does not exist yet: run `enc preprocess` before the job starts.")
-    resolved = config.changed(updates)
-    script = job_script(resolved, run_dir, cwd, sys.executable)
-    return resolved, {SCRIPT_FILE: script, "config.yaml": resolved.to_yaml(), **engine_files(resolved, split)}
+        typer.echo(script if to is None else str(to / SCRIPT_FILE), nl=to is not None)
 
 
 def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:

@@ -122,7 +122,7 @@ def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> N
     if config.launch.scheduler == "slurm":
         from enc.launcher.submit import submit
 
-        job = submit(config, allow_change, say)
+        job = submit(config, allow_change, _preprocess, say)
         typer.echo(json.dumps({"job": job, "run_dir": config.trainer.output_dir}) if as_json else job)
         return
     sys.exit(launch(config, allow_change, _preprocess, say))

@@ -17,6 +17,11 @@ class Finding:
     text: str
     fix: str = ""
 
+    def as_sentence(self) -> str:
+        """Return it for a message: what, how it is, what to do."""
+        fix = f" To mend it: {self.fix}." if self.fix else ""
+        return f"{self.what}: {self.text.rstrip('.')}.{fix}"
+
     def as_dict(self) -> dict[str, str]:
         """Return it for JSON."""
         return asdict(self)

@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from enc.encoder import checkpoint
-from enc.encoder.checkpoint import CheckpointStatus, free_bytes_missing, read_trainer_state
+from enc.encoder.checkpoint import CheckpointStatus, read_trainer_state
 from enc.encoder.config import RunConfig, differences, keeps_numbers
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
@@ -22,9 +21,9 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import STOP_SIGNALS
-from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
+from enc.launcher.preflight import preflight
 from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
 
 _GRACE_S = 20.0
@@ -63,22 +62,19 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
 
 
 def check_before(plan: Plan, say: Any) -> None:
-    """Look at what a run needs before anything is written. Raises UsageError when it cannot work."""
-    _check_disk(plan)
-    if plan.config.wandb.enabled and find_spec("wandb") is None:
-        raise UsageError("wandb.enabled is true, but wandb is not installed: pip install 'enc-toolkit[wandb]'.")
+    """Look at what a run needs before anything is written; say what may spoil it.
 
-
-def _check_disk(plan: Plan) -> None:
-    needed = 2 * checkpoint_bytes(plan.config.model)  # a new checkpoint is written before an old one is deleted
-    reserve = plan.config.trainer.min_free_disk_gb
-    missing = free_bytes_missing(plan.run_dir, needed, reserve * 1e9)
-    if missing:
-        raise UsageError(
-            f"The disk of {plan.run_dir} is too full: two checkpoints of this run need {needed / 1e6:.1f} MB "
-            f"(with trainer.min_free_disk_gb {reserve:g} left free), {missing / 1e6:.1f} MB "
-            "are missing. Free some space or choose a trainer.output_dir on another disk."
-        )
+    Raises UsageError that lists what cannot work.
+    """
+    findings = preflight(plan, for_slurm=plan.config.launch.scheduler == "slurm")
+    for finding in findings:
+        if finding.level == "yellow":
+            say(f"Note: {finding.as_sentence()}")
+    bad = [finding.as_sentence() for finding in findings if finding.level == "red"]
+    if len(bad) > 1:
+        raise UsageError("This run cannot work:\n" + "\n".join(f"- {text}" for text in bad))
+    if bad:
+        raise UsageError(f"This run cannot work: {bad[0]}")
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Plan:
     num_tokens: int  # tokens of the tokenizer; known for sure once the store is ready
     split: BatchSplit
     device: str
+    asked_engine: str
     engine_reason: str
     train_tokens: int | None  # of the corpus, without special tokens
 
@@ -84,9 +85,10 @@ def make_plan(config: RunConfig) -> Plan:
     }
     tokens = manifest["splits"]["train"]["tokens"] if manifest else None
     device = "cuda" if _has_gpus(config) else "cpu"
+    asked = config.parallel.engine
     config, reason = _with_engine(config.changed(updates), split, device_bytes(config, per_node))
     run_dir = Path(config.trainer.output_dir).absolute()
-    return Plan(config, run_dir, store, manifest is not None, num_tokens, split, device, reason, tokens)
+    return Plan(config, run_dir, store, manifest is not None, num_tokens, split, device, asked, reason, tokens)
 
 
 def choose_scheduler(config: RunConfig, slurm_installed: bool) -> RunConfig:
@@ -152,9 +154,11 @@ def render(plan: Plan) -> dict[str, str]:
 def self_contained(plan: Plan) -> RunConfig:
     """Return the plan's config with absolute folders, and text and tokenizer taken from the token store.
 
-    A run can then go on from any working directory, whatever became of its source.
+    A run can then go on from any working directory, whatever became of its source and its site profile.
     """
-    updates = {"trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store)}
+    updates: dict[str, Any] = {
+        "trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store), "launch.site": None,
+    }  # fmt: skip
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
     return plan.config.changed(updates)

@@ -60,7 +60,7 @@ class RankEnd:
     def how(self) -> str:
         """Tell in a few words how it ended."""
         if not self.reported:
-            return f"rank {self.rank} on {self.node} did not start"
+            return f"rank {self.rank} on {self.node} did not start" + (f" ({self.error})" if self.error else "")
         if self.code is None:
             return f"rank {self.rank} on {self.node} vanished (last heard of: {self.phase}, step {self.step})"
         if self.code < 0:

@@ -148,6 +148,9 @@ class LocalHost:
     def said(self) -> str | None:
         return self.did
 
+    def never_started(self) -> dict[int, str]:
+        return {}
+
     def unhealthy(self) -> str | None:
         return None
 

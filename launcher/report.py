@@ -3,7 +3,6 @@
 Curves are drawn as SVG here: a page that a person can mail must carry no megabytes of script and load nothing.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from enc.launcher.history import tell
+from enc.launcher.run_files import json_lines
 from enc.launcher.run_folder import write_atomically
 
 Point = tuple[float, float]
@@ -41,8 +42,8 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 520, 240, 58, 26, 10, 12
 
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder and return its path."""
-    records = _json_lines(run_dir / "metrics.jsonl")
-    events = _json_lines(run_dir / "events.jsonl")
+    records = json_lines(run_dir / "metrics.jsonl")
+    events = json_lines(run_dir / "events.jsonl")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
     )
@@ -58,14 +59,6 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_atomically(path, page)
     return path
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; one that is being written may end in half a line, which is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -93,18 +86,38 @@ def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[
     return facts
 
 
+_STATES = {
+    "signal": "stopped by a signal", "stopped": "stopped by a signal", "failing": "failed", "hang": "hung",
+    "starting": "running or killed", "running": "running or killed", "requeued": "queued again",
+}  # fmt: skip
+
+
 def _state(events: list[dict[str, Any]]) -> str:
-    last = events[-1] if events else {}
-    words = {"finished": "finished", "failed": "failed", "signal": "stopped by a signal"}
-    stopped = [e for e in events[-2:] if e["event"] == "signal"]
-    return "stopped by a signal" if stopped else words.get(last.get("event", ""), "running or killed")
+    status = tell(events).status
+    return _STATES.get(status, status)
 
 
 def _event_row(event: dict[str, Any]) -> tuple[str, str, str]:
-    """Return (time, event, details) for the table of events."""
-    hidden = ("time", "event", "choices", "path")
-    details = ", ".join(f"{k} {v}" for k, v in event.items() if k not in hidden and v not in ([], None))
-    return event["time"], event["event"], details
+    """Return (time, event, details) for the table of events; sentences first, then the other values."""
+    hidden = ("time", "event", "choices", "path", "detail", "reason", "script")
+    sentences = [_sentence(event[key]) for key in ("detail", "reason") if event.get(key)]
+    values = ", ".join(f"{key} {_value(v)}" for key, v in event.items() if key not in hidden and v not in ([], None))
+    return str(event.get("time", "")), str(event.get("event", "")), " ".join([*sentences, values]).strip()
+
+
+def _sentence(text: Any) -> str:
+    words = str(text).strip().rstrip(".")
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _value(value: Any) -> str:
+    """Return a value without brackets: the items of lists, and `name value` pairs of what they hold."""
+    if isinstance(value, list):
+        between = "; " if any(isinstance(item, dict | list) or " " in str(item) for item in value) else ", "
+        return between.join(map(_value, value))
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_value(item)}" for key, item in value.items() if item is not None)
+    return str(value)
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
+from enc.launcher.run_files import tail
 
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 
@@ -161,10 +163,11 @@ def record_launch(
 def append_event(run_dir: Path, name: str, **details: Any) -> None:
     """Append an event to a run's `events.jsonl`, in one write: the trainer may append at the same time."""
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": name, **details}
-    line = f"{json.dumps(record)}\n".encode()
-    file = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    path = run_dir / "events.jsonl"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, line)
+        broken = tail(path, 1) not in (b"", b"\n")  # a line that was half written when its process was killed
+        os.write(file, f"{chr(10) * broken}{json.dumps(record)}\n".encode())
     finally:
         os.close(file)
 
@@ -186,6 +189,15 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return events
 
 
+_BEGINNINGS = ("submitted", "rehearsed")
+
+
+def since_submitted(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the events since a person last asked for a run."""
+    events = read_events(run_dir)
+    return events[max((i for i, event in enumerate(events) if event["event"] in _BEGINNINGS), default=0) :]
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one go."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -205,11 +217,38 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "changed_files": sum(not line.startswith("#") for line in lines)}
 
 
+_RUN_FILES = ("events.jsonl", "metrics.jsonl", "launches")
+_NO_RUNS_BELOW = ("checkpoints", "launches", "logs", "tensorboard", "wandb")
+
+
 def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """Return the run folders at or below `folder`, the one with the newest event first."""
-    patterns = ["/".join(["*"] * level + ["events.jsonl"]) for level in range(depth + 1)]
-    events = [p for pattern in patterns for p in folder.glob(pattern) if (p.parent / "config.yaml").is_file()]
-    return [p.parent for p in sorted(events, key=lambda p: p.stat().st_mtime, reverse=True)]
+    """Return the run folders at or below `folder`, the one with the newest launch or event first.
+
+    Folders that may not be read are passed over.
+    """
+    return [Path(name) for _, name in sorted(_walk_runs(str(folder), depth), reverse=True)]
+
+
+def _walk_runs(folder: str, depth: int) -> Iterator[tuple[float, str]]:
+    """Yield (time of the newest launch or event, path) of every run; a run has a config and has written something."""
+    try:
+        entries = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:
+        return
+    if "config.yaml" in entries and any(name in entries for name in _RUN_FILES):
+        with contextlib.suppress(OSError):
+            told = [entries[name].stat().st_mtime for name in ("config.yaml", "events.jsonl") if name in entries]
+            yield max(told), folder
+    for name, entry in entries.items():
+        if depth > 0 and not name.startswith(".") and name not in _NO_RUNS_BELOW and _is_folder(entry):
+            yield from _walk_runs(entry.path, depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find_run(run: str | None) -> Path:
@@ -223,5 +262,5 @@ def find_run(run: str | None) -> Path:
         return path
     runs = find_runs(Path.cwd())
     if not runs:
-        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name one with --run DIR.")
+        raise UsageError(f"There is no run in {Path.cwd()} or three levels below it. Name its folder.")
     return runs[0]

@@ -12,6 +12,7 @@ from enc.encoder.errors import UsageError
 
 _TIMEOUT_S = 60
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
+_ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
 _FIELDS = "%i|%T|%r|%M|%l|%e|%N|%D"
 
 
@@ -31,15 +32,7 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Whether the job will not run any more."""
-        return self.state not in (
-            "PENDING",
-            "RUNNING",
-            "SUSPENDED",
-            "CONFIGURING",
-            "REQUEUED",
-            "COMPLETING",
-            "RESIZING",
-        )
+        return self.state not in _ALIVE
 
 
 @dataclass(frozen=True)
@@ -77,17 +70,50 @@ def submit(script: Path, *options: str) -> str:
 
 def find_job(job: str, timeout_s: float = _TIMEOUT_S) -> Job | None:
     """Return what SLURM knows of a job; None when it does not know it. Raises UsageError when it does not answer."""
+    return find_jobs([job], timeout_s).get(job)
+
+
+def find_jobs(jobs: list[str], timeout_s: float) -> dict[str, Job]:
+    """Return what SLURM knows of several jobs, by the ids asked for, in one call; unknown ones are left out.
+
+    Of a job array, asked for by its own id, the running task is returned, else a waiting one. Raises UsageError when
+    SLURM does not answer in time.
+    """
+    asked = [job for job in dict.fromkeys(jobs) if re.fullmatch("[0-9]+(_[0-9]+)?", job)]
+    if not asked:
+        return {}
     try:
-        output = _run(["squeue", "-h", "-t", "all", "-j", job, "-o", _FIELDS], "squeue failed", timeout_s)
+        words = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(asked), "-o", f"{_FIELDS}|%A|%F"]
+        output = _run(words, "squeue failed", timeout_s)
     except UsageError as error:
         if "Invalid job id" in str(error):
-            return None
+            return {}
         raise
-    lines = output.splitlines()
-    if not lines:
-        return None
-    id, state, reason, elapsed, limit, end, nodelist, count = lines[0].split("|")
-    return Job(id, state, reason, elapsed, limit, end, nodelist, int(count) if count.isdigit() else 0)
+    found: dict[str, Job] = {}
+    for line in output.splitlines():
+        *fields, task_id, array_id = line.split("|")
+        id, state, reason, elapsed, limit, end, nodelist, count = fields
+        job = Job(id, state, reason, elapsed, limit, end, nodelist, int(count) if count.isdigit() else 0)
+        for name in {id, task_id, array_id} & set(asked):
+            if name not in found or _urgency(job) < _urgency(found[name]):
+                found[name] = job
+    return found
+
+
+def _urgency(job: Job) -> int:
+    return 2 if job.is_over else 1 if job.state == "PENDING" else 0
+
+
+def job_paths(job: str, timeout_s: float) -> list[Path]:
+    """Return the script, output file and working folder of a job, as far as SLURM knows them."""
+    try:
+        output = _run(["scontrol", "show", "job", "-o", job], "scontrol failed", timeout_s)
+    except UsageError as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise
+    found = (re.search(rf"\b{key}=(\S+)", output) for key in ("Command", "StdOut", "WorkDir"))
+    return [Path(match[1]) for match in found if match]
 
 
 def cancel(*words: str) -> None:
@@ -174,7 +200,7 @@ def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:
     except FileNotFoundError:
         raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:.0f} s. Try again later.") from None
+        raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
         raise UsageError(f"{what}: {said}")

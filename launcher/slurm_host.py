@@ -19,6 +19,9 @@ _PORTS = range(20_000, 30_000)  # below the ports that systems give out by thems
 # slurmstepd writes this into the batch log. The states that squeue shows do not tell a scancel from a preemption while
 # the job completes. "STEP" lines are not looked at: killing the ranks of a hang makes one as well.
 _WORDS = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*")
+# srun writes this of a task that ended by itself; the ones that it then ends are "Terminated" or "Killed". A rank that
+# fails later has said so in its file.
+_EXITED = re.compile(r"srun: error: \S+: tasks? ([\d,-]+): (Exited with exit code \d+)")
 _CAUSES = {None: "cancelled", "TIME LIMIT": "time_limit", "PREEMPTION": "preempted", "JOB REQUEUE": "requeued"}
 
 
@@ -33,12 +36,13 @@ class SlurmHost:
         self.restart_count = int(variables.get("SLURM_RESTART_COUNT", 0))
         self.address = slurm.node_address(variables.get("SLURMD_NODENAME", "")) or socket.gethostname()
         self.log = Path(os.readlink("/proc/self/fd/2"))
-        self.read_from = self._log_size()
+        self.read_from = self.attempt_from = self._log_size()
         self.srun: subprocess.Popen | None = None
         self.asked_at = -_ASK_EVERY_S
         self.end: float | None = None
 
     def start(self, attempt: int, world_size: int) -> None:
+        self.attempt_from = self._log_size()
         place = {
             "ENC_ATTEMPT": str(attempt), "ENC_MASTER_ADDR": self.address, "ENC_MASTER_PORT": str(free_port(self.job)),
             "ENC_SUPERVISOR_PID": str(os.getpid()), "ENC_SUPERVISOR_HOST": socket.gethostname(),
@@ -70,14 +74,20 @@ class SlurmHost:
 
     def said(self) -> str | None:
         """Read what slurmstepd wrote about the job since this process began."""
+        found = _WORDS.search(self._log_since(self.read_from))
+        return _CAUSES.get(found[1], "preempted") if found else None
+
+    def never_started(self) -> dict[int, str]:
+        found = _EXITED.findall(self._log_since(self.attempt_from))
+        return {rank: text[0].lower() + text[1:] for ranks, text in found for rank in expand(ranks)}
+
+    def _log_since(self, place: int) -> str:
         try:
             with self.log.open("rb") as file:
-                file.seek(self.read_from)
-                text = file.read().decode(errors="replace")
+                file.seek(place)
+                return file.read().decode(errors="replace")
         except OSError:
-            return None
-        found = _WORDS.search(text)
-        return _CAUSES.get(found[1], "preempted") if found else None
+            return ""
 
     def _log_size(self) -> int:
         return self.log.stat().st_size if self.log.is_file() else 0
@@ -115,6 +125,12 @@ class SlurmHost:
 
     def over(self) -> None:
         next_job.drop_rest_of_array()
+
+
+def expand(ranks: str) -> list[int]:
+    """Return the numbers that srun means by e.g. `1,3-5`."""
+    parts = (part.partition("-") for part in ranks.split(","))
+    return [rank for first, _, last in parts for rank in range(int(first), int(last or first) + 1)]
 
 
 def free_port(job: str) -> int:

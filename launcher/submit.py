@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import enc
 from enc.encoder import checkpoint
@@ -13,6 +14,7 @@ from enc.encoder.config import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
+from enc.launcher.devices import device_bytes
 from enc.launcher.launch import check_before, resumed, set_aside
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
@@ -28,8 +30,11 @@ from enc.launcher.script import SCRIPT_FILE, job_script
 Say = Callable[[str], None]
 
 
-def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
-    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left."""
+def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig], Any], say: Say) -> str:
+    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left.
+
+    `prepare(config)` checks the token store where there is one; a missing one is made in the job.
+    """
     if not slurm.is_installed():
         raise UsageError(
             "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. "
@@ -46,6 +51,8 @@ def submit(config: RunConfig, allow_change: bool, say: Say) -> str:
         elif not config.trainer.overwrite_output_dir:
             refuse_older_run(run_dir)
         plan = make_plan(config)
+        if plan.store_ready:
+            prepare(config)
         check_before(plan, say)
         for note in plan_notes(plan):
             say(note)
@@ -100,13 +107,17 @@ def _write_run(plan: Plan, job: str) -> None:
 
 
 def submitted_config(plan: Plan) -> RunConfig:
-    """Return the config that a job starts from. Text that is not tokenised yet keeps its place, relative to the job's
-    working folder; an engine that depends on memory which is not known here is chosen in the job."""
+    """Return the config that a job starts from.
+
+    What is not known here is left to the job: text that is not tokenised yet keeps its place, relative to the job's
+    working folder, and `auto` stays the engine where the memory of the nodes' GPUs is not given.
+    """
+    updates = {"trainer.output_dir": str(plan.run_dir), "launch.site": None}
+    if plan.asked_engine == "auto" and device_bytes(plan.config, 1) is None:
+        updates["parallel.engine"] = "auto"
     if plan.store_ready:
-        return self_contained(plan)
-    return plan.config.changed(
-        {"trainer.output_dir": str(plan.run_dir), "dataset.pre_tokenize_output": str(plan.store)}
-    )
+        return self_contained(plan).changed(updates)
+    return plan.config.changed(updates | {"dataset.pre_tokenize_output": str(plan.store)})
 
 
 def snapshot_code(run_dir: Path) -> None:

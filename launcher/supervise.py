@@ -26,14 +26,13 @@ from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.plan import make_plan, render
 from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
-from enc.launcher.run_folder import RunLock, append_event, git_state, read_events, record_launch
+from enc.launcher.run_folder import RunLock, append_event, git_state, record_launch, since_submitted
 from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 
 _GRACE_S = 20.0  # for the other ranks, when one has failed
 _READY_S = 60.0  # until then a signal waits for tasks that have not said a word
 _POLL_S = 0.25
 _LOCK_PATIENCE_S = 60.0
-_BEGINNINGS = ("submitted", "rehearsed")
 
 
 class Host(Protocol):
@@ -60,6 +59,9 @@ class Host(Protocol):
 
     def said(self) -> str | None:
         """Return what the scheduler did to the job: cancelled, time_limit, preempted, requeued, or None."""
+
+    def never_started(self) -> dict[int, str]:
+        """Return ranks whose process ended by itself before it could say a word, with what is known of it."""
 
     def unhealthy(self) -> str | None:
         """Return why ranks cannot be started here again, or None."""
@@ -110,7 +112,7 @@ def supervise(run_dir: Path, host: Host) -> int:
 
 
 def _supervise(run_dir: Path, host: Host, signals: Signals) -> int:
-    history = _since_submitted(run_dir)
+    history = since_submitted(run_dir)
     if why := _why_not_to_begin(history):
         say(why)
         host.over()
@@ -126,12 +128,6 @@ def _supervise(run_dir: Path, host: Host, signals: Signals) -> int:
 
 
 # --- before an attempt -----------------------------------------------------------------------------------------------
-
-
-def _since_submitted(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the events since a person last asked for this run."""
-    events = read_events(run_dir)
-    return events[max((i for i, event in enumerate(events) if event["event"] in _BEGINNINGS), default=0) :]
 
 
 def _why_not_to_begin(history: list[dict[str, Any]]) -> str | None:
@@ -176,7 +172,11 @@ def _attempt(run_dir: Path, host: Host, signals: Signals) -> tuple[Ending, Launc
         config = _with_checkpoint(run_dir, _read_config(run_dir))
         stopped = _make_store(run_dir, config, signals)
         if stopped is not None:
-            return Ending(host.said() or "signal", 0, "A signal came while text was tokenised."), launch, number
+            return (
+                Ending(_said(run_dir, host) or "signal", 0, "A signal came while text was tokenised."),
+                launch,
+                number,
+            )
         attempt = _record_attempt(run_dir, host, config)
     except EncError as error:
         say(str(error))
@@ -264,7 +264,7 @@ def _watch(run_dir: Path, host: Host, signals: Signals, attempt: Attempt) -> Non
     looked_at, kill_at, wanted = 0.0, None, False
     while host.running():
         now = time.monotonic()
-        if signals.take() is not None and not _is_warning(host, attempt):
+        if (number := signals.take()) is not None and not (number == signal.SIGUSR1 and _is_warning(host, attempt)):
             wanted = True
         if wanted and (len(attempt.files) == attempt.world_size or now - began > _READY_S):
             wanted = False  # a task that has only just begun would die of it
@@ -323,23 +323,27 @@ def _note_hang(run_dir: Path, attempt: Attempt, watchdog: Watchdog, now: float) 
 def _ending(run_dir: Path, host: Host, attempt: Attempt) -> Ending:
     """Put together the ranks' last words and what else is known."""
     per_node = attempt.world_size // len(host.nodes)
+    dead = {rank: text for rank, text in host.never_started().items() if rank not in attempt.files}
     ends = []
     for rank in range(attempt.world_size):
         file = attempt.files.get(rank, {})
         ends.append(RankEnd(
             rank, file.get("host", host.nodes[rank // per_node]), file.get("last_phase") or file.get("phase", "start"),
-            file.get("step", 0), file.get("code"), file.get("error"), file.get("lost_peer", False), bool(file),
+            file.get("step", 0), file.get("code"), file.get("error") or dead.get(rank), file.get("lost_peer", False),
+            reported=bool(file) or (bool(dead) and rank not in dead),  # the others were ended because of the dead ones
         ))  # fmt: skip
-    said = host.said()
-    since = _since_submitted(run_dir)
-    if any(event["event"] == "cancelled" for event in since):
-        said = "cancelled"
-    return classify(ends, attempt.told, said)
+    return classify(ends, attempt.told, _said(run_dir, host))
+
+
+def _said(run_dir: Path, host: Host) -> str | None:
+    """Return what was done to the job: by `enc cancel`, or by SLURM."""
+    cancelled = any(event["event"] == "cancelled" for event in since_submitted(run_dir))
+    return "cancelled" if cancelled else host.said()
 
 
 def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, number: int) -> Decision:
     """Decide what follows, write it down, and ask for the next job if there is to be one."""
-    history = _since_submitted(run_dir)
+    history = since_submitted(run_dir)
     decision = decide(ending, history, launch)
     for node in decision.exclude:
         append_event(run_dir, "node_excluded", node=node, evidence=evidence(node, ending, number, history))

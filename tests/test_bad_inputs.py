@@ -352,7 +352,7 @@ ROWS = [
     override(
         "batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"
     ),
-    override("no room for checkpoints", "trainer.min_free_disk_gb=1e9", "too full", "Free some space"),
+    override("no room for checkpoints", "trainer.min_free_disk_gb=1e9", "not even two fit", "free some space"),
     override("run folder below a file", "trainer.output_dir=a.txt/run", "a.txt/run", "Choose another"),
     override("a file as run folder", "trainer.output_dir=a.txt", "a.txt", "Choose another"),
     # ---- the text ------------------------------------------------------------------------------------------------

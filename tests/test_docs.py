@@ -14,7 +14,14 @@ from enc.launcher.cli import app
 
 ROOT = Path(package.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TESTED_PAGES = ["README.md", "docs/training.md", "docs/parallel.md", "docs/checkpoints.md", "docs/troubleshooting.md"]
+TESTED_PAGES = [
+    "README.md",
+    "docs/training.md",
+    "docs/parallel.md",
+    "docs/checkpoints.md",
+    "docs/slurm.md",
+    "docs/troubleshooting.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:

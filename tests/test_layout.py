@@ -95,10 +95,18 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
         ["render", "slurm", "smoke", "--site", "plain", "--to", "job"],
         ["config", "sites"],
         ["plan", "smoke"],
+        ["status"],
+        ["ls"],
+        ["logs"],
+        ["status", "--json"],
     ],
 )
 def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:
-    """Help, checks and plans answer at once."""
+    """Help, checks, plans and looks at a run answer at once."""
+    (tmp_path / "run" / "logs" / "1").mkdir(parents=True)
+    (tmp_path / "run" / "launches" / "1").mkdir(parents=True)
+    for name in ("config.yaml", "events.jsonl", "logs/1/console.log"):
+        (tmp_path / "run" / name).touch()
     code = (
         "import sys\nfrom enc.launcher.cli import app\n"
         f"sys.argv = ['enc', *{words!r}]\n"

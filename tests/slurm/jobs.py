@@ -21,6 +21,7 @@ class Runs:
 
     def __init__(self, slurm: Slurm, folder: Path, environment: dict[str, str], store: Path) -> None:
         self.slurm, self.folder, self.store = slurm, folder, store
+        self.waits: dict[str, float] = {}
         self.enc = Enc(folder, {**environment, **slurm.variables})
 
     def launch(self, run: str, *words: str, recipe: str = "smoke") -> str:
@@ -63,12 +64,18 @@ class Runs:
         return [event for event in self.events(run) if event["event"] == "attempt_ended"][-1]
 
     def hurry(self) -> None:
-        """A requeued job waits for a while before it may start; tests have no time for that."""
+        """A requeued job waits for a while before it may start; tests have time for three seconds of that.
+
+        Started at once, SLURM would kill it: the nodes take its new credential for the one that was just revoked.
+        """
         done = subprocess.run(["squeue", "-h", "-t", "PENDING", "-o", "%i %r"], env=self.slurm.variables,
                               capture_output=True, text=True, check=False)  # fmt: skip
         for line in done.stdout.splitlines():
             job, _, reason = line.partition(" ")
-            if reason == "BeginTime":
+            if reason != "BeginTime":
+                self.waits.pop(job, None)
+            elif time.monotonic() - self.waits.setdefault(job, time.monotonic()) > 3:
+                self.waits.pop(job)
                 words = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
                 subprocess.run(words, env=self.slurm.variables, capture_output=True, check=False)
 

@@ -8,7 +8,7 @@ from cluster_slurm import Slurm
 from jobs import Runs
 from running import exact
 
-STEPS, SAVE_STEPS = 60, 10
+STEPS, SAVE_STEPS = 120, 10
 WORDS = [f"trainer.max_steps={STEPS}", f"trainer.save_steps={SAVE_STEPS}", "trainer.save_total_limit=0",
          "trainer.eval_strategy=no", "model.dropout_prob=0.1", "dataset.num_workers=1",
          f"scheduler.total_steps={STEPS}"]  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_run_ends_with_the_same_bytes(runs: Runs, name: str) -> None:
     run = name.replace(" ", "-").replace(",", "")
     job = runs.launch(run, *WORDS, *TWO)
     for number, trouble in enumerate(troubles):
-        runs.until_step(run, 14 + 20 * number)
+        runs.until_step(run, 14 + 40 * number)
         trouble(runs, run, job)
     last = runs.until_over(run)
     assert last["cause"] == "finished", runs.story(run)

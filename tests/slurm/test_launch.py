@@ -1,0 +1,61 @@
+"""A run on nodes of SLURM computes what the same ranks compute on one machine, on any number of nodes."""
+
+from pathlib import Path
+
+import pytest
+from cluster_slurm import Slurm
+from jobs import OPTIONS, Runs
+from running import exact
+
+ENGINES = {
+    "zero2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
+    "fsdp": ["parallel.engine=fsdp"],
+}
+FEW = [
+    "trainer.max_steps=4",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.logging_steps=1",
+    "trainer.eval_strategy=no",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Runs:
+    return Runs(slurm, tmp_path_factory.mktemp("launch"), environment, store)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_nodes_compute_what_two_local_ranks_compute(runs: Runs, engine: str) -> None:
+    """`quickstart` on two nodes, sharded: final weights byte-identical to two ranks on this machine."""
+    words = ["launch", "pretrain", "quickstart", *OPTIONS, *FEW, *ENGINES[engine]]
+    runs.enc(*words, f"trainer.output_dir={engine}-local", "--nproc", "2", "launch.scheduler=local")
+    job = runs.enc(*words, f"trainer.output_dir={engine}-nodes", "--nodes", "2").stdout.strip()
+    assert job.isdigit()
+    last = runs.until_over(f"{engine}-nodes")
+    assert last["cause"] == "finished", runs.story(f"{engine}-nodes")
+    attempt = next(event for event in runs.events(f"{engine}-nodes") if event["event"] == "attempt")
+    assert len(attempt["nodes"]) == 2
+    assert runs.weights(f"{engine}-nodes", 4) == runs.weights(f"{engine}-local", 4)
+
+
+def test_a_run_goes_on_with_other_numbers_of_nodes(runs: Runs) -> None:
+    """2 nodes -> 4 nodes -> 1 node by `enc resume latest --nodes M`: the same rows and masks, losses to 1e-5."""
+    words = ["trainer.max_steps=90", "trainer.save_steps=10", "trainer.eval_strategy=no", "trainer.global_batch_size=8",
+             "scheduler.total_steps=90"]  # fmt: skip
+    runs.launch("whole", *words, "--nproc", "2", "launch.scheduler=local")
+    runs.launch("moving", *words, "--nodes", "2")
+    for nodes, step in ((4, 20), (1, 50)):
+        runs.until_step("moving", step)
+        runs.enc("cancel", "moving")
+        runs.until_over("moving")
+        runs.enc("resume", "latest", "--run", "moving", "--nodes", str(nodes))
+        runs.until(lambda: runs.events("moving")[-1]["event"] not in ("submitted", "cancelled"), "moving")
+    runs.until(lambda: ("finished", "stop") in runs.endings("moving"), "moving")
+    attempts = [event for event in runs.events("moving") if event["event"] == "attempt"]
+    assert [len(event["nodes"]) for event in attempts] == [2, 4, 1]
+    whole, moving = exact(runs.enc.records("whole")), exact(runs.enc.records("moving"))
+    assert moving.keys() == whole.keys()
+    for step, record in whole.items():
+        assert moving[step]["num_labels"] == record["num_labels"]
+        assert moving[step]["tokens"] == record["tokens"]
+        assert moving[step]["loss"] == pytest.approx(record["loss"], abs=1e-5)
