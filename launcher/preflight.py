@@ -78,7 +78,7 @@ def _carefully(what: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
 def check_slurm(config: RunConfig, is_installed: bool, variables: dict[str, str]) -> Iterator[Finding]:
     """A job is submitted with sbatch, which must be here."""
     if not is_installed:
-        fix = "log in to a machine of the cluster, or set launch.scheduler local"
+        fix = "start it on a login node, write the script with `enc render slurm`, or set launch.scheduler local"
         yield red("SLURM", "this run is for SLURM, but there is no sbatch on this machine", fix)
     if "SLURM_JOB_ID" in variables:
         yield green("SLURM", f"this is inside job {variables['SLURM_JOB_ID']}; the run becomes a job of its own")

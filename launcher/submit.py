@@ -12,7 +12,6 @@ import enc
 from enc.encoder import checkpoint
 from enc.encoder.config import RunConfig
 from enc.encoder.engine.settings import engine_name
-from enc.encoder.errors import UsageError
 from enc.launcher import slurm
 from enc.launcher.devices import device_bytes
 from enc.launcher.launch import check_before, resumed, set_aside
@@ -35,11 +34,6 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
 
     `prepare(config)` checks the token store where there is one; a missing one is made in the job.
     """
-    if not slurm.is_installed():
-        raise UsageError(
-            "SLURM is asked for (launch.nodes, launch.site or launch.slurm), but sbatch is not installed here. "
-            "Run this on a login node, or write the script with `enc render slurm CFG --to DIR` and submit it there."
-        )
     config = with_cluster_defaults(config, say)
     run_dir = make_plan(config).run_dir
     lock = RunLock(run_dir)

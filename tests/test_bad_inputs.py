@@ -348,7 +348,12 @@ ROWS = [
     override("empty key", "=3", "=3"),
     override("--nproc 0", "--nproc 0", "launch.nproc_per_node is 0", "greater than 0"),
     override("--nproc two", "--nproc two", "Invalid value for '--nproc'", "integer"),
-    override("--nodes 2", "--nodes 2", "launch.nodes is 2", "several nodes is not built yet"),
+    override("--nodes 2", "--nodes 2", "How many GPUs a node has is not known", "--gpus-per-node N"),
+    override("--nodes 0", "--nodes 0", "launch.nodes is 0", "greater than 0"),
+    override("local nodes", "--nodes 2 launch.scheduler=local", "this machine is one", "--nodes 1"),
+    override("--time soon", "--time soon", "launch.slurm.time is 'soon'"),
+    override("--site moon", "--site moon", "moon", "enc config sites"),
+    override("--trouble storm", "--rehearse --trouble storm", "no trouble 'storm'", "lost-rank"),
     override(
         "batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"
     ),

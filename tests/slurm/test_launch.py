@@ -1,11 +1,18 @@
 """A run on nodes of SLURM computes what the same ranks compute on one machine, on any number of nodes."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cluster_slurm import Slurm
 from jobs import OPTIONS, Runs
 from running import exact
+
+import enc
+
+ROOT = Path(enc.__file__).parent
 
 ENGINES = {
     "zero2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
@@ -59,3 +66,35 @@ def test_a_run_goes_on_with_other_numbers_of_nodes(runs: Runs) -> None:
         assert moving[step]["num_labels"] == record["num_labels"]
         assert moving[step]["tokens"] == record["tokens"]
         assert moving[step]["loss"] == pytest.approx(record["loss"], abs=1e-5)
+
+
+def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
+    """As written in its sh blocks, one after the other, by a user of the cluster."""
+    page = (ROOT / "docs" / "slurm.md").read_text()
+    config = re.findall(r"```yaml\n(# my.yaml.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
+    reader, other = runs.folder / "reader", runs.folder / "other"
+    for folder in (reader, other):
+        (folder / "corpus").mkdir(parents=True)
+        (folder / "my.yaml").write_text(config)
+        for number, part in enumerate(page.split("\n\n")):
+            (folder / "corpus" / f"{number}.txt").write_text(part)
+    home = runs.folder / "home"
+    (home / "enc" / "sites").mkdir(parents=True)
+    (home / "enc" / "sites" / "ours.yaml").write_text("# Ours.\nslurm: {partition: main, gpu_request: none}\n")
+    program = home / "enc" / "enc"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from enc.launcher.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    variables = {**runs.enc.environment, "XDG_CONFIG_HOME": str(home)}
+    variables["PATH"] = f"{program.parent}:{variables['PATH']}"
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.S) for line in block.splitlines()]
+    assert {line.split()[0] for line in lines} == {"enc", "sbatch"}
+    for line in lines:
+        folder = other if line.startswith("sbatch") else reader
+        words = ["sh", "-c", line]
+        done = subprocess.run(
+            words, cwd=folder, env=variables, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode in ((0, 3) if "doctor" in line else (0,)), f"{line}\n{done.stdout}\n{done.stderr}"
+        if line.startswith("enc resume"):
+            Runs(slurm, reader, runs.enc.environment, runs.store).until_over("runs/my")
+    Runs(slurm, other, runs.enc.environment, runs.store).until_over("runs/my")
