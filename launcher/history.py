@@ -107,6 +107,7 @@ def _end_attempt(history: History, event: dict[str, Any]) -> None:
     cause, decision = text(event.get("cause")) or "unknown", text(event.get("decision"))
     _note_step(history, event.get("step"))
     said = [part.strip().rstrip(".") for key in ("detail", "reason") if (part := text(event.get(key)) or "").strip()]
+    said = list(dict.fromkeys(said))
     why = "".join(f"{part[:1].upper()}{part[1:]}. " for part in said).strip() or f"It ended by: {cause}."
     if decision in RESTARTING:
         history.restarts[cause] += 1

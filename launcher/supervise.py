@@ -209,14 +209,11 @@ def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | Non
     if make_plan(config).store_ready:
         return None
     say("Tokenising the text.")
-    words = [
-        sys.executable,
-        "-c",
-        "from enc.launcher.cli import main; main()",
-        "preprocess",
-        str(run_dir / "config.yaml"),
-    ]
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, process_group=0)
+    program = [sys.executable, "-c", "from enc.launcher.cli import main; main()"]
+    log = run_dir / "logs" / "preprocess.log"
+    with log.open("a") as output:
+        began = output.tell()
+        child = subprocess.Popen([*program, "preprocess", str(run_dir / "config.yaml")], stdout=output, stderr=output)
     while child.poll() is None:
         if (number := signals.take()) is not None:
             child.kill()  # what it has written is whole; the next attempt goes on from there
@@ -224,8 +221,9 @@ def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | Non
             return number
         time.sleep(_POLL_S)
     if child.returncode:
+        said = log.read_bytes()[began:].decode(errors="replace").strip().removeprefix("enc: ")
         kind = UsageError if child.returncode == 2 else RunError
-        raise kind(f"Tokenising ended with code {child.returncode}; the lines above say why.")
+        raise kind(said or f"Tokenising ended with code {child.returncode} and no word; see {log}.")
     return None
 
 
