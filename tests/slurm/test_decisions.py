@@ -100,24 +100,26 @@ def test_a_node_that_fails_at_the_start_twice_is_excluded(runs: Runs) -> None:
     assert "n2" not in attempts[2]["nodes"]
 
 
-def test_the_time_limit_comes_twice(runs: Runs) -> None:
-    """The run stops itself when saving is all there is time for, and goes on in the next job.
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_time_limit_comes(runs: Runs, times: int) -> None:
+    """The run stops itself when saving is all there is time for, and goes on in the next job, as often as it takes.
 
     The ranks are held from outside until their job asks them to leave: the job is slow, the test is not.
     """
-    runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}", "trainer.output_dir=unlimited",
+    limited, unlimited = f"limited-{times}", f"unlimited-{times}"
+    runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}", f"trainer.output_dir={unlimited}",
              *WORDS[:-2], *MIDDLE[-2:], "--nproc", "2", "launch.scheduler=local",
              "launch.env.OMP_NUM_THREADS='1'", "trainer.use_cpu=true")  # fmt: skip
-    runs.launch("limited", *MIDDLE, "launch.slurm.time=1", "launch.hang_timeout_s=600")
-    for attempt, step in enumerate((4, 200), start=1):
-        runs.until(lambda n=attempt: (runs.folder / f"limited/logs/{n}/console.log").exists(), "limited")
-        runs.until_step("limited", step)
-        runs.hit_rank("limited", 1, signal.SIGSTOP)
-        runs.until(lambda n=attempt: batch_log(runs, "limited").count("The run saves and leaves now") == n, "limited")
-        runs.hit_rank("limited", 1, signal.SIGCONT)
-    assert runs.until_over("limited")["cause"] == "finished"
-    assert runs.endings("limited") == [("time_limit", "requeue"), ("time_limit", "requeue"), ("finished", "stop")]
-    assert runs.weights("limited", 400) == runs.weights("unlimited", 400)
+    runs.launch(limited, *MIDDLE, "launch.slurm.time=1", "launch.hang_timeout_s=600")
+    for attempt, step in enumerate((4, 200)[:times], start=1):
+        runs.until(lambda n=attempt: (runs.folder / limited / "logs" / str(n) / "console.log").exists(), limited)
+        runs.until_step(limited, step)
+        runs.hit_rank(limited, 1, signal.SIGSTOP)
+        runs.until(lambda n=attempt: batch_log(runs, limited).count("The run saves and leaves now") == n, limited)
+        runs.hit_rank(limited, 1, signal.SIGCONT)
+    assert runs.until_over(limited)["cause"] == "finished"
+    assert runs.endings(limited) == [("time_limit", "requeue")] * times + [("finished", "stop")]
+    assert runs.weights(limited, 400) == runs.weights(unlimited, 400)
 
 
 def batch_log(runs: Runs, run: str) -> str:
@@ -132,7 +134,8 @@ def test_other_ways_to_the_next_job(runs: Runs, how: str) -> None:
         run, *WORDS, "trainer.max_steps=400", f"launch.slurm.continue_by={how}", "launch.slurm.array_size=3"
     )
     runs.until_step(run, 12)
-    runs.slurm("scancel", "--signal=USR1", f"{job}_1" if how == "array" else job)
+    task = next(event["job"] for event in runs.events(run) if event["event"] == "attempt")
+    runs.slurm("scancel", "--signal=USR1", task)
     assert runs.until_over(run)["cause"] == "finished"
     assert runs.endings(run) == [("signal", {"resubmit": "resubmit", "array": "next_task"}[how]), ("finished", "stop")]
     runs.until(lambda: is_gone(runs, job), run, 60)

@@ -60,7 +60,12 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("name", TROUBLES)
+SLOW = ("USR2", "killed rank, then TERM", "killed batch process twice")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TROUBLES]
+)
 def test_the_run_ends_with_the_same_bytes(runs: Runs, name: str) -> None:
     """Trouble hits the run in the middle; what it repeats is at most what came after its last save."""
     troubles, causes = TROUBLES[name]
