@@ -58,7 +58,7 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
     except BaseException:
         lock.release(remove_if_created=True)
         raise
-    return start(run_dir, plan.split.world_size, attempt, lock, relay)
+    return start(run_dir, plan, attempt, lock, relay)
 
 
 def check_before(plan: Plan, say: Any) -> None:
@@ -184,22 +184,22 @@ class SignalRelay:
             self._pass_on(number, None)
 
 
-def start(run_dir: Path, world_size: int, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
+def start(run_dir: Path, plan: Plan, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
     """Run the training processes under the run's lock and return their common exit code."""
     command = [sys.executable, "-m", "enc.encoder.start", str(run_dir)]
     with blocked_stop_signals():
-        processes = [_start_rank(command, rank, world_size, run_dir, attempt, lock) for rank in range(world_size)]
+        processes = [_start_rank(command, rank, plan, attempt, lock) for rank in range(plan.split.world_size)]
         relay.connect(processes)
     return _watch(processes)
 
 
-def _start_rank(
-    command: list[str], rank: int, world_size: int, run_dir: Path, attempt: int, lock: RunLock
-) -> subprocess.Popen:
-    environment = rank_environment(Place(rank, rank, world_size, world_size, "127.0.0.1", _port()))
+def _start_rank(command: list[str], rank: int, plan: Plan, attempt: int, lock: RunLock) -> subprocess.Popen:
+    world_size = plan.split.world_size
+    place = Place(rank, rank, world_size, world_size, "127.0.0.1", _port())
+    environment = rank_environment(place, plan.config.launch.env)
     output = None
     if rank > 0:
-        folder = run_dir / "logs" / str(attempt)
+        folder = plan.run_dir / "logs" / str(attempt)
         folder.mkdir(parents=True, exist_ok=True)
         output = (folder / f"rank{rank}.log").open("a")
     # A group of its own: Ctrl-C reaches this process alone, which passes it on once.

@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from enc.encoder.faults import STOP_SIGNALS
 
@@ -21,14 +22,14 @@ class Place:
     port: int
 
 
-def rank_environment(place: Place) -> dict[str, str]:
-    """Return the environment of a rank's trainer; this process is its parent."""
+def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return the environment of a rank's trainer; this process is its parent. `more` is what the config adds to it."""
     own = {
         "RANK": place.rank, "LOCAL_RANK": place.local_rank, "WORLD_SIZE": place.world_size,
         "LOCAL_WORLD_SIZE": place.local_world_size, "MASTER_ADDR": place.address, "MASTER_PORT": place.port,
         "ENC_LAUNCHER_PID": os.getpid(),
     }  # fmt: skip
-    environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
+    environment = {**os.environ, **more, **{key: str(value) for key, value in own.items()}}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // place.local_world_size)))
     # By default a thread of libgomp spins for milliseconds while it waits for another. Beside one other busy process
     # that made a small model 50 times slower; with this it is a few times, and a quiet machine loses nothing.

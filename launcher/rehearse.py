@@ -96,7 +96,7 @@ class LocalHost:
                 with Path(str(log).format(rank)).open("a") as output:
                     self.ranks.append(subprocess.Popen(
                         [sys.executable, "-m", "enc.encoder.start", str(self.run_dir)], stdout=output, stderr=output,
-                        env=rank_environment(place) | named, process_group=0,
+                        env=rank_environment(place, self.config.launch.env) | named, process_group=0,
                     ))  # fmt: skip
 
     def running(self) -> bool:

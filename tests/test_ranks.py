@@ -48,3 +48,9 @@ def test_a_run_goes_on_with_another_number_of_ranks(enc: Enc, smoke: Callable[..
     done = enc("resume", "latest", "--run", "run", "--nproc", "1")
     assert "launch.nproc_per_node: 2 -> 1" in done.stderr
     compare(enc.records("run"), one_rank.records("run"))
+
+
+def test_launch_env_reaches_the_ranks(enc: Enc, smoke: Callable[..., list[str]]) -> None:
+    """On this machine as on a cluster: here the number of threads, which the trainer prints."""
+    done = enc(*smoke("run", "trainer.max_steps=1", "launch.env.OMP_NUM_THREADS='1'"))
+    assert "CPU, 1 threads" in done.stderr

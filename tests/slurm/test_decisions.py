@@ -107,9 +107,7 @@ def test_the_time_limit_comes(runs: Runs, times: int) -> None:
     The ranks are held from outside until their job asks them to leave: the job is slow, the test is not.
     """
     limited, unlimited = f"limited-{times}", f"unlimited-{times}"
-    runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}", f"trainer.output_dir={unlimited}",
-             *WORDS[:-2], *MIDDLE[-2:], "--nproc", "2", "launch.scheduler=local",
-             "launch.env.OMP_NUM_THREADS='1'", "trainer.use_cpu=true")  # fmt: skip
+    runs.launch(unlimited, *WORDS[:-2], *MIDDLE[-2:], "--nproc", "2", "launch.scheduler=local")
     runs.launch(limited, *MIDDLE, "launch.slurm.time=1", "launch.hang_timeout_s=600")
     for attempt, step in enumerate((4, 200)[:times], start=1):
         runs.until(lambda n=attempt: (runs.folder / limited / "logs" / str(n) / "console.log").exists(), limited)

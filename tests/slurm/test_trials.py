@@ -15,7 +15,8 @@ from enc.encoder import checkpoint
 
 PHASES = ["preprocess", "start", "build", "warm_up", "first batch", "compile", "forward", "evaluate", "save", "restore"]
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1]
-WORDS = ["trainer.max_steps=24", "trainer.save_steps=4", "trainer.save_total_limit=0", "trainer.eval_steps=6",
+STEPS = 80
+WORDS = [f"trainer.max_steps={STEPS}", "trainer.save_steps=4", "trainer.save_total_limit=0", "trainer.eval_steps=6",
          "trainer.eval_max_batches=20", "dataset.num_workers=2", "model.dropout_prob=0.1", "--nodes", "2"]  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def is_reached(runs: Runs, run: str, phase: str) -> bool:
         case "first batch":
             return any(event["event"] == "started" for event in runs.events(run))
         case "compile" | "warm_up":
-            return phase_of(runs, run) == "warm_up"
+            return phase_of(runs, run) == "warm_up" or runs.step(run) > 0
         case "save":
             return any((folder / "checkpoints").glob(".*.tmp")) or (folder / "checkpoints" / "4").exists()
         case "evaluate":
@@ -86,5 +87,5 @@ def one_trial(runs: Runs, phase: str, run: str, number: signal.Signals) -> None:
     found = checkpoint.list_checkpoints(runs.folder / run)
     assert kept <= {path.name for path in found}
     assert all(checkpoint.verify(path).state == "complete" for path in found)
-    assert runs.weights(run, 24) == runs.weights("whole-compiled" if compiled else "whole", 24)
+    assert runs.weights(run, STEPS) == runs.weights("whole-compiled" if compiled else "whole", STEPS)
     shutil.rmtree(runs.folder / run)
