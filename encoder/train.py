@@ -33,6 +33,7 @@ from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import training_flops
 
 _STRAGGLER_RATIO, _STRAGGLER_S = 1.5, 0.02
+_STRAGGLER_LINES, _STRAGGLER_STEPS = 3, 100
 
 
 @dataclass
@@ -78,9 +79,10 @@ class Stragglers:
 
     last: int = -1
     lines: int = 0
+    steps: int = 0
 
     def note(self, run: "Run", own_s: float) -> None:
-        """Compare the ranks' own seconds a step; one that is far behind three log lines in a row is named. Collective.
+        """Compare the ranks' own seconds a step since the last log line; name one that stays far behind. Collective.
 
         With FSDP the forward pass waits too, so there only slow data is seen.
         """
@@ -90,10 +92,12 @@ class Stragglers:
         rank = max(range(len(times)), key=lambda r: times[r][0])
         slowest, host = times[rank]
         ratio = slowest / max(statistics.median(seconds for seconds, _ in times), 1e-9)
-        behind = ratio > _STRAGGLER_RATIO and slowest > _STRAGGLER_S
-        self.lines = (self.lines + 1 if rank == self.last else 1) if behind else 0
-        self.last = rank
-        if self.lines == 3:
+        if rank != self.last or ratio < _STRAGGLER_RATIO or slowest < _STRAGGLER_S:
+            self.last, self.lines, self.steps = rank, 0, 0
+            return
+        self.lines, self.steps = self.lines + 1, self.steps + run.work.steps
+        if self.lines >= _STRAGGLER_LINES and self.steps >= _STRAGGLER_STEPS:
+            self.lines = self.steps = 0
             run.log.event("straggler", step=run.state.step, rank=rank, host=host, ratio=round(ratio, 2))
 
 
