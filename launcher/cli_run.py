@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -123,7 +124,8 @@ def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> N
         from enc.launcher.submit import submit
 
         job = submit(config, allow_change, _preprocess, say)
-        typer.echo(json.dumps({"job": job, "run_dir": config.trainer.output_dir}) if as_json else job)
+        run_dir = str(Path(config.trainer.output_dir).absolute())
+        typer.echo(json.dumps({"job": job, "run_dir": run_dir}) if as_json else job)
         return
     sys.exit(launch(config, allow_change, _preprocess, say))
 

@@ -1,5 +1,6 @@
 """What is started again, what never is, and what a job does about its time, its ranks and its nodes."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -155,3 +156,15 @@ def test_a_job_that_sbatch_refuses_leaves_nothing(runs: Runs) -> None:
                     code=2)  # fmt: skip
     assert "nowhere" in done.stderr or "partition" in done.stderr
     assert not (runs.folder / "refused").exists()
+
+
+def test_a_job_runs_the_code_that_it_was_submitted_with(runs: Runs) -> None:
+    """With launch.snapshot_code, from the copy in the run folder; here the copy is marked to see it."""
+    words = ["trainer.max_steps=2", "launch.snapshot_code=true", 'launch.slurm.directives=["--hold"]']
+    job = runs.launch("copied", *WORDS, *words)
+    with (runs.folder / "copied" / "code" / "enc" / "__init__.py").open("a") as file:
+        file.write('\n__version__ = "9.9-copy"\n')
+    runs.slurm("scontrol", "release", job)
+    assert runs.until_over("copied")["cause"] == "finished"
+    record = json.loads((runs.folder / "copied" / "launches" / "1" / "launch.json").read_text())
+    assert (record["enc"], record["job"]) == ("9.9-copy", job)
