@@ -105,8 +105,9 @@ def _cancel_jobs(files: RunFiles, gently: bool) -> list[str]:
         jobs = [job for job, found in known.items() if not found.is_over] or [newest]
         for job in jobs:
             if gently and job in known and known[job].state == "RUNNING":
-                slurm.cancel("--signal=TERM", "--batch", job)
-                slurm.cancel("--state=PENDING", job)  # the other tasks of an array
+                slurm.cancel("--signal=TERM", "--batch", known[job].id)
+                if known[job].id != job:
+                    slurm.cancel("--state=PENDING", job)  # the other tasks of an array
             else:
                 slurm.cancel(job)
     except UsageError as error:

@@ -117,8 +117,11 @@ def job_paths(job: str, timeout_s: float) -> list[Path]:
 
 
 def cancel(*words: str) -> None:
-    """Run scancel. Raises UsageError with what it said."""
-    _run(["scancel", *words], "scancel failed")
+    """Run scancel. Raises UsageError with what it said.
+
+    For a job that has just ended it says nothing and ends with 229 (ESLURM_ALREADY_DONE): that is what was wanted.
+    """
+    _run(["scancel", *words], "scancel failed", fine=(0, 229))
 
 
 def requeue(job: str) -> None:
@@ -192,7 +195,7 @@ def _counts(nodes: str) -> tuple[int, int]:
     return numbers[1], numbers[3]
 
 
-def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:
+def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S, fine: tuple[int, ...] = (0,)) -> str:
     try:
         done = subprocess.run(
             words, env=outer_environment(), capture_output=True, text=True, check=False, timeout=timeout_s
@@ -201,7 +204,7 @@ def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S) -> str:
         raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
         raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
-    if done.returncode:
+    if done.returncode not in fine:
         said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
         raise UsageError(f"{what}: {said}")
     return done.stdout

@@ -352,7 +352,7 @@ ROWS = [
     override("--nodes 0", "--nodes 0", "launch.nodes is 0", "greater than 0"),
     override("local nodes", "--nodes 2 launch.scheduler=local", "this machine is one", "--nodes 1"),
     override("--time soon", "--time soon", "launch.slurm.time is 'soon'"),
-    override("--site moon", "--site moon", "moon", "enc config sites"),
+    override("--site moon", "--site moon", "moon", "Sites are"),
     override("--trouble storm", "--rehearse --trouble storm", "no trouble 'storm'", "lost-rank"),
     override(
         "batch that does not divide", "trainer.global_batch_size=10 --nproc 4", "10 rows", "4 ranks", "1, 2, 5, 10"
@@ -539,7 +539,7 @@ ROWS = [
         "resume latest --run nothere",
         ("nothere is not a run folder", "trainer.output_dir"),
     ),
-    Row("resume: no run here", "resume latest", ("There is no run", "--run DIR")),
+    Row("resume: no run here", "resume latest", ("There is no run", "Name its folder")),
     Row(
         "resume: launch of what is not there",
         "SMOKE trainer.resume_from_checkpoint=latest trainer.output_dir=new/run",

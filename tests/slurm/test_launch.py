@@ -76,8 +76,9 @@ def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
     for folder in (reader, other):
         (folder / "corpus").mkdir(parents=True)
         (folder / "my.yaml").write_text(config)
-        for number, part in enumerate(page.split("\n\n")):
-            (folder / "corpus" / f"{number}.txt").write_text(part)
+        for path in (ROOT / "docs").glob("*.md"):
+            for number, part in enumerate(path.read_text().split("\n\n")):
+                (folder / "corpus" / f"{path.stem}-{number}.txt").write_text(part)
     home = runs.folder / "home"
     (home / "enc" / "sites").mkdir(parents=True)
     (home / "enc" / "sites" / "ours.yaml").write_text("# Ours.\nslurm: {partition: main, gpu_request: none}\n")

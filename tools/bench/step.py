@@ -54,7 +54,7 @@ from enc.encoder.faults import StopFlag
 from enc.encoder.metrics import RunLog
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import feed_forward_width, num_parameters, padded_vocab_size
-from enc.encoder.start import build
+from enc.encoder.start import build, open_heartbeat
 
 WARM_UP_STEPS = 1
 NAMES = {
@@ -119,7 +119,7 @@ class _ClockedLog(RunLog):
 
 def enc_side(config: RunConfig, folder: Path) -> Side:
     """Return enc's side: the real loop on a real run, its log apart."""
-    run = build(folder, Ranks(0, 1, 0), config, StopFlag())
+    run = build(folder, Ranks(0, 1, 0), config, StopFlag(), open_heartbeat(folder, 0, config))
     run.log = log = _ClockedLog(folder, config, 1, True, 0)
 
     def block(_round: int, steps: int) -> Block:
