@@ -273,9 +273,8 @@ def _watch(run_dir: Path, host: Host, signals: Signals, attempt: Attempt) -> Non
             looked_at, attempt.files = now, read_rank_files(run_dir, attempt.number)
             _stop_in_time(host, attempt)
             if watchdog.look(attempt.files, now) and attempt.told != "hang":
-                attempt.told = "hang"
+                attempt.told, kill_at = "hang", now
                 _note_hang(run_dir, attempt, watchdog, now)
-                host.kill()
             codes = [file.get("code") for file in attempt.files.values()]
             if kill_at is None and any(code not in (None, 0, 75) for code in codes):
                 kill_at = now + _GRACE_S
