@@ -21,7 +21,7 @@ def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> st
             raise UsageError("this was the last task of the array (launch.slurm.array_size)")
         return "next_task"
     if continue_by == "requeue" and not exclude:
-        slurm.requeue(job)
+        slurm.patiently(lambda: slurm.requeue(job))
         return "requeue"
     _submit_next(run_dir, job, exclude)
     return "resubmit"
@@ -30,7 +30,7 @@ def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> st
 def _submit_next(run_dir: Path, job: str, exclude: list[str]) -> None:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     options = [f"--dependency=afterany:{job}"] + ([f"--exclude={','.join(exclude)}"] if exclude else [])
-    new = slurm.submit(run_dir / SCRIPT_FILE, *options)
+    new = slurm.patiently(lambda: slurm.submit(run_dir / SCRIPT_FILE, *options))
     append_event(run_dir, "continued", job=new, after=job)
     if array is not None:
         slurm.cancel("--state=PENDING", array)

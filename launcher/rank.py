@@ -105,6 +105,8 @@ class Guard:
                 return True
             self.idle = True
             next_job.after_lost_supervisor(self.run_dir, self.job)
+        except slurm.NoAnswer:
+            return True
         except EncError as error:
             self.idle = True
             print(f"The supervisor was killed, and no other job could be had: {error}", file=sys.stderr, flush=True)

@@ -5,15 +5,30 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from enc.encoder.errors import UsageError
 
 _TIMEOUT_S = 60
-_ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
+_PATIENCE_S, _PAUSE_S = 1800.0, 5.0
+# What SLURM's commands say when the controller is down, restarts, or is too busy to listen.
+_NO_ANSWER = re.compile(
+    r"unable to contact slurm controller|timed out|zero bytes were transmitted|connection (refused|reset)"
+    r"|standby mode|temporarily unable",
+    re.IGNORECASE,
+)
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
 _FIELDS = "%i|%T|%r|%M|%l|%e|%N|%D"
+
+
+T = TypeVar("T")
+
+
+class NoAnswer(UsageError):
+    """The controller did not answer; it may do so later."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,18 @@ class Partition:
     time_limit: str
     idle_nodes: int
     num_nodes: int
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask SLURM until it answers, for half an hour: nobody starts a run again because a controller was restarted."""
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except NoAnswer:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def is_installed() -> bool:
@@ -203,8 +230,8 @@ def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S, fine: tuple
     except FileNotFoundError:
         raise UsageError(f"{words[0]} is not installed here: run this on a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise UsageError(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
+        raise NoAnswer(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
     if done.returncode not in fine:
         said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
-        raise UsageError(f"{what}: {said}")
+        raise (NoAnswer if _NO_ANSWER.search(said) else UsageError)(f"{what}: {said}")
     return done.stdout

@@ -1,5 +1,6 @@
 """A SLURM job from the inside: the ranks are one srun step, the scheduler is asked and told by its commands."""
 
+import contextlib
 import os
 import re
 import signal
@@ -58,8 +59,13 @@ class SlurmHost:
             self.srun.send_signal(number)
 
     def kill(self) -> None:
-        for step in slurm.steps(self.job):
-            slurm.cancel("--signal=KILL", step)
+        """Kill all steps, or an srun that waits for its step; when SLURM does not answer, the supervisor asks again."""
+        with contextlib.suppress(UsageError):
+            steps = slurm.steps(self.job)
+            for step in steps:
+                slurm.cancel("--signal=KILL", step)
+            if not steps and self.srun is not None:
+                self.srun.kill()
 
     def end_time(self) -> float | None:
         now = time.monotonic()
@@ -94,7 +100,7 @@ class SlurmHost:
 
     def unhealthy(self) -> str | None:
         """Start nothing on every node and see whether it works: a dead node must not cost another start."""
-        job = slurm.find_job(self.job)
+        job = slurm.patiently(lambda: slurm.find_job(self.job))
         if job is None or job.state != "RUNNING":
             return f"the job is {job.state if job else 'gone'}."
         count = str(len(self.nodes))
@@ -124,7 +130,8 @@ class SlurmHost:
         return done
 
     def over(self) -> None:
-        next_job.drop_rest_of_array()
+        with contextlib.suppress(UsageError):  # a task that starts all the same sees that there is nothing to do
+            next_job.drop_rest_of_array()
 
 
 def expand(ranks: str) -> list[int]:

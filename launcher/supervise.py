@@ -31,6 +31,7 @@ from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 
 _GRACE_S = 20.0  # for the other ranks, when one has failed
 _READY_S = 60.0  # until then a signal waits for tasks that have not said a word
+_WORTH_S = 120.0  # with less of the job's time left than this, ranks are not started again in it
 _POLL_S = 0.25
 _LOCK_PATIENCE_S = 60.0
 
@@ -269,11 +270,10 @@ def _watch(run_dir: Path, host: Host, signals: Signals, attempt: Attempt) -> Non
             host.signal(signal.SIGUSR1)
         if now - looked_at >= look_every_s:
             looked_at, attempt.files = now, read_rank_files(run_dir, attempt.number)
-            _stop_in_time(host, attempt)
+            wanted = _stop_in_time(host, attempt) or wanted
             if watchdog.look(attempt.files, now) and attempt.told != "hang":
-                attempt.told = "hang"
+                attempt.told, kill_at = "hang", now
                 _note_hang(run_dir, attempt, watchdog, now)
-                host.kill()
             codes = [file.get("code") for file in attempt.files.values()]
             if kill_at is None and any(code not in (None, 0, 75) for code in codes):
                 kill_at = now + _GRACE_S
@@ -292,20 +292,21 @@ def _is_warning(host: Host, attempt: Attempt) -> bool:
     return end is not None and end - time.time() < attempt.config.launch.slurm.signal_s + 65 and attempt.told is None
 
 
-def _stop_in_time(host: Host, attempt: Attempt) -> None:
-    """Ask the ranks to save and leave when what that takes, as measured, is all that is left of the job's time."""
+def _stop_in_time(host: Host, attempt: Attempt) -> bool:
+    """Tell whether what saving and leaving takes, as measured, is all that is left of the job's time."""
     end = host.end_time()
     if end is None or attempt.told is not None:
-        return
+        return False
     files = attempt.files.values()
     step_s = max((file["step_s"] for file in files if file.get("step_s")), default=None)
     save_s = max((file["save_s"] for file in files if file.get("save_s")), default=None)
     reserve = reserve_s(Times(step_s, save_s), checkpoint_bytes(attempt.config.model))
-    if time.time() >= end - reserve:
-        attempt.told = "time_limit"
-        left = end - time.time()
-        say(f"The job ends in {left:.0f} s; stopping may take {reserve:.0f} s. The run saves and leaves now.")
-        host.signal(signal.SIGUSR1)
+    left = end - time.time()
+    if left > reserve:
+        return False
+    attempt.told = "time_limit"
+    say(f"The job ends in {left:.0f} s; stopping may take {reserve:.0f} s. The run saves and leaves now.")
+    return True
 
 
 def _note_hang(run_dir: Path, attempt: Attempt, watchdog: Watchdog, now: float) -> None:
@@ -345,7 +346,7 @@ def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, num
     decision = decide(ending, history, launch)
     for node in decision.exclude:
         append_event(run_dir, "node_excluded", node=node, evidence=evidence(node, ending, number, history))
-    if decision.action == "restart" and (why := host.unhealthy()):
+    if decision.action == "restart" and (why := _nearly_over(host) or host.unhealthy()):
         decision = Decision("continue", f"{decision.reason} It cannot start again in this job: {why}")
     how = decision.action
     if how == "continue":
@@ -355,6 +356,13 @@ def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, num
     if decision.action == "continue" and ending.cause != "requeued":
         return _continue(run_dir, host, decision)
     return decision
+
+
+def _nearly_over(host: Host) -> str | None:
+    """Return that the job's time is not worth another start; ranks that are stopped as they start look lost."""
+    end = host.end_time()
+    left = None if end is None else end - time.time()
+    return None if left is None or left > _WORTH_S else f"it ends in {left:.0f} s."
 
 
 def _how(launch: LaunchConfig, decision: Decision) -> str:

@@ -1,0 +1,46 @@
+"""SLURM's commands as programs that do what a test wants: a controller that is away for a while, and one that refuses."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from enc.encoder.errors import UsageError
+from enc.launcher import slurm
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that comes first in PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm, "_PAUSE_S", 0.01)
+    return tmp_path
+
+
+def command(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho x >> {folder}/calls\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+AWAY = [
+    "Unable to contact slurm controller (connect failure)",
+    "slurm_get_job_steps error: Socket timed out on send/recv operation",
+]
+
+
+@pytest.mark.parametrize("said", AWAY)
+def test_a_controller_that_is_away_is_asked_again(commands: Path, said: str) -> None:
+    """The next job is had once it is back: one call in three is answered."""
+    answered = f"[ $(wc -l < {commands}/calls) -ge 3 ] && exit 0"
+    command(commands, "scontrol", f"{answered}\necho '{said}' >&2\nexit 1")
+    slurm.patiently(lambda: slurm.requeue("7"))
+    assert (commands / "calls").read_text() == "x\n" * 3
+
+
+def test_a_refusal_is_final(commands: Path) -> None:
+    """What SLURM refuses is not asked for twice."""
+    command(commands, "scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
+    with pytest.raises(UsageError, match="presently disabled"):
+        slurm.patiently(lambda: slurm.requeue("7"))
+    assert (commands / "calls").read_text() == "x\n"
