@@ -80,8 +80,17 @@ class SlurmHost:
 
     def said(self) -> str | None:
         """Read what slurmstepd wrote about the job since this process began."""
-        found = _WORDS.search(self._log_since(self.read_from))
-        return _CAUSES.get(found[1], "preempted") if found else None
+        words = _WORDS.findall(self._log_since(self.read_from))
+        cause = _CAUSES.get(words[-1] or None, "preempted") if words else None
+        return None if cause == "cancelled" and self._still_runs() else cause
+
+    def _still_runs(self) -> bool:
+        """Tell whether the job was not cancelled after all: a TERM to its batch process alone is logged the same."""
+        try:
+            job = slurm.find_job(self.job, timeout_s=10)
+        except UsageError:
+            return False
+        return job is not None and job.state == "RUNNING"
 
     def never_started(self) -> dict[int, str]:
         found = _EXITED.findall(self._log_since(self.attempt_from))
