@@ -1,4 +1,4 @@
-"""SLURM's commands as programs that do what a test wants: a controller that is away for a while, and one that refuses."""
+"""SLURM's commands, played: a controller that is away for a while, and one that refuses."""
 
 import stat
 from pathlib import Path
