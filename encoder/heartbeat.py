@@ -10,6 +10,7 @@ A thread of its own writes it: a file that is fresh but whose `marks` stand stil
 one that is old means a process that is stopped or gone. No torch.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -79,7 +80,8 @@ def write_rank_file(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content) + "\n")
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_rank_files(run_dir: Path, attempt: int) -> dict[int, dict[str, Any]]:

@@ -100,7 +100,7 @@ def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> En
     step = max((end.step for end in ranks), default=0)
     if ranks and all(end.code == 0 for end in ranks):
         return Ending("finished", step, f"The run is finished at step {step}.")
-    own = [end for end in ranks if end.code in (2, 3) and not end.lost_peer]
+    own = [end for end in ranks if end.code not in (None, 0, 75) and end.code > 0 and not end.lost_peer]
     for end in own:
         if end.code == 2:
             return Ending(

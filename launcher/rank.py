@@ -1,7 +1,8 @@
 """One task of a job: `python -m enc.launcher.rank RUN_DIR`, started by srun once a rank.
 
 It finds the rank's place, runs the trainer as its child, passes stop signals on and writes down how it ended if it
-cannot any more. Exit code 0 stands for 0 and 75: srun must not take a saved stop for a failure.
+could not, because it was killed or never got so far. Exit code 0 stands for 0 and 75: srun must not take a saved stop
+for a failure.
 """
 
 import os
@@ -46,7 +47,7 @@ def main(run_dir: Path) -> NoReturn:
             signal.signal(number, lambda got, _frame: _pass_on(child, got))
         note(run_dir, attempt, place.rank)  # from now on signals are safe here, and the supervisor may send some
     code = _wait(child, Guard(run_dir) if place.rank == 0 else None)
-    if code < 0:
+    if read_rank_files(run_dir, attempt).get(place.rank, {}).get("code") is None:
         note(run_dir, attempt, place.rank, code=code, error=None, lost_peer=False)
     if code not in (0, 75):
         time.sleep(_GRACE_S)  # srun kills the others once this one fails: let them end by themselves first

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -167,7 +168,9 @@ def append_event(run_dir: Path, name: str, **details: Any) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         broken = tail(path, 1) not in (b"", b"\n")  # a line that was half written when its process was killed
-        os.write(file, f"{chr(10) * broken}{json.dumps(record)}\n".encode())
+        line = f"{chr(10) * broken}{json.dumps(record)}\n".encode()
+        if os.write(file, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(file)
 

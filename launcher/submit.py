@@ -71,6 +71,8 @@ def _sbatch(plan: Plan) -> str:
     script = plan.run_dir / f".{SCRIPT_FILE}"
     (plan.run_dir / "logs").mkdir(exist_ok=True)
     try:
+        if plan.config.launch.snapshot_code:  # before sbatch: a job that starts at once imports from it
+            snapshot_code(plan.run_dir)
         script.write_text(script_of(plan))
         job = slurm.submit(script)
         script.replace(plan.run_dir / SCRIPT_FILE)
@@ -79,6 +81,7 @@ def _sbatch(plan: Plan) -> str:
         script.unlink(missing_ok=True)
         if new:
             (plan.run_dir / "logs").rmdir()
+            shutil.rmtree(plan.run_dir / "code", ignore_errors=True)
         raise
 
 
@@ -88,10 +91,8 @@ def script_of(plan: Plan) -> str:
 
 
 def _write_run(plan: Plan, job: str) -> None:
-    """Write the config that the job starts from, a copy of the code if asked, and the event."""
+    """Write the config that the job starts from, and the event."""
     launch = plan.config.launch
-    if launch.snapshot_code:
-        snapshot_code(plan.run_dir)
     write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
     append_event(
         plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,

@@ -6,15 +6,17 @@ Why and what next are decided in `policy`; what a host can do (a SLURM job, or t
 `Host`. Every turn is an event in `events.jsonl`, written before it is taken.
 """
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from enc.encoder import checkpoint
 from enc.encoder.config import LaunchConfig, RunConfig
@@ -26,6 +28,7 @@ from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.plan import make_plan, render
 from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
+from enc.launcher.run_files import json_object
 from enc.launcher.run_folder import RunLock, append_event, git_state, record_launch, since_submitted
 from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 
@@ -34,6 +37,9 @@ _READY_S = 60.0  # until then a signal waits for tasks that have not said a word
 _WORTH_S = 120.0  # with less of the job's time left than this, ranks are not started again in it
 _POLL_S = 0.25
 _LOCK_PATIENCE_S = 60.0
+_DISK_PATIENCE_S, _DISK_PAUSE_S = 1800.0, 5.0
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -99,7 +105,24 @@ class Signals:
 
 def say(text: str) -> None:
     """Write to the batch log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log lies on the run's disk, which may be full
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+def written(write: Callable[[], T]) -> T:
+    """Write into the run folder, once its disk has room: what is not written down must not be acted upon.
+
+    Raises RunError when the disk takes nothing for half an hour.
+    """
+    give_up = time.monotonic() + _DISK_PATIENCE_S
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            say(f"The run folder cannot be written: {error}.")
+            if time.monotonic() > give_up:
+                raise RunError(f"The run folder cannot be written: {error}. Then `enc resume latest`.") from None
+            time.sleep(_DISK_PAUSE_S)
 
 
 def supervise(run_dir: Path, host: Host) -> int:
@@ -231,13 +254,11 @@ def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | Non
 def _record_attempt(run_dir: Path, host: Host, config: RunConfig) -> Attempt:
     """Write what the ranks will read, and what is known of this attempt."""
     plan = make_plan(config)
-    number = record_launch(run_dir, render(plan), sys.argv, plan.as_dict(), host.job)
+    number = written(lambda: record_launch(run_dir, render(plan), sys.argv, plan.as_dict(), host.job))
     resumes = config.trainer.resume_from_checkpoint
     step = checkpoint.read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
-    append_event(
-        run_dir, "attempt", attempt=number, job=host.job, nodes=host.nodes, restart_count=host.restart_count,
-        from_step=step,
-    )  # fmt: skip
+    details = {"nodes": host.nodes, "restart_count": host.restart_count, "from_step": step}
+    written(lambda: append_event(run_dir, "attempt", attempt=number, job=host.job, **details))
     _compare_code(run_dir, number)
     say(f"Attempt {number} of {run_dir}: {plan.split.world_size} ranks on {', '.join(host.nodes)}, from step {step}.")
     return Attempt(number, plan.config, plan.split.world_size)
@@ -245,10 +266,10 @@ def _record_attempt(run_dir: Path, host: Host, config: RunConfig) -> Attempt:
 
 def _compare_code(run_dir: Path, number: int) -> None:
     """Note when the working folder's git state is not that of the attempt before."""
-    before = run_dir / "launches" / str(number - 1) / "launch.json"
-    if before.is_file():
-        old, new = json.loads(before.read_text()).get("git"), git_state(Path.cwd())
-        if old != new:
+    before = json_object(run_dir / "launches" / str(number - 1) / "launch.json")  # a node that died may have spoilt it
+    old, new = before.get("git"), git_state(Path.cwd())
+    if before and old != new:
+        with contextlib.suppress(OSError):
             append_event(run_dir, "code_changed", before=old, now=new)
 
 
@@ -313,7 +334,8 @@ def _note_hang(run_dir: Path, attempt: Attempt, watchdog: Watchdog, now: float) 
     ranks = watchdog.evidence(attempt.files, attempt.world_size, now)
     text = hang_text(ranks, watchdog.timeout_s)
     say(text)
-    append_event(run_dir, "hang", attempt=attempt.number, ranks=ranks[:16], detail=text)
+    with contextlib.suppress(OSError):
+        append_event(run_dir, "hang", attempt=attempt.number, ranks=ranks[:16], detail=text)
 
 
 # --- after it --------------------------------------------------------------------------------------------------------
@@ -345,9 +367,10 @@ def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, num
     history = since_submitted(run_dir)
     decision = decide(ending, history, launch)
     for node in decision.exclude:
-        append_event(run_dir, "node_excluded", node=node, evidence=evidence(node, ending, number, history))
+        against = evidence(node, ending, number, history)
+        written(partial(append_event, run_dir, "node_excluded", node=node, evidence=against))
     if decision.action == "restart" and (why := _nearly_over(host) or host.unhealthy()):
-        decision = Decision("continue", f"{decision.reason} It cannot start again in this job: {why}")
+        decision = Decision("continue", f"{decision.reason.rstrip('.')}. It cannot start again in this job: {why}")
     how = decision.action
     if how == "continue":
         how = "requeue" if ending.cause == "requeued" else _how(launch, decision)
@@ -372,10 +395,10 @@ def _how(launch: LaunchConfig, decision: Decision) -> str:
 
 def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how: str) -> None:
     more = {"bad_nodes": ending.bad_nodes} if ending.bad_nodes else {}
-    append_event(
+    written(lambda: append_event(
         run_dir, "attempt_ended", attempt=number, cause=ending.cause, step=ending.step, detail=ending.detail,
         decision=how, reason=decision.reason, **more,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:

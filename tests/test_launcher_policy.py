@@ -44,6 +44,7 @@ OWN = {"code": 3, "error": "ValueError: x"}
         ([{"code": -9}, {"code": -9}], "hang", None, "hang"),
         ([{"phase": "start", "code": None}, {"code": None, "reported": False}], None, None, "start_failure"),
         ([{**PEER, "phase": "build"}, {**OWN, "phase": "build", "step": 0}], None, None, "start_failure"),
+        ([{"phase": "start", "code": 1}, GONE], None, None, "start_failure"),  # its Python could not import torch, say
         ([{**OWN, "phase": "build"}, {**OWN, "phase": "build"}], None, None, "crash"),  # on all nodes: no node's fault
         ([{"code": None, "reported": False}, {"code": None, "reported": False}], None, None, "lost_rank"),
     ],

@@ -1,12 +1,14 @@
-"""SLURM's commands as programs that do what a test wants: a controller that is away for a while, one that refuses."""
+"""SLURM's commands, played: a controller that is away for a while, and one that refuses."""
 
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from enc.encoder.errors import UsageError
-from enc.launcher import slurm
+from enc.launcher import slurm, submit
 
 
 @pytest.fixture
@@ -44,3 +46,19 @@ def test_a_refusal_is_final(commands: Path) -> None:
     with pytest.raises(UsageError, match="presently disabled"):
         slurm.patiently(lambda: slurm.requeue("7"))
     assert (commands / "calls").read_text() == "x\n"
+
+
+def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that starts at once imports the supervisor from it."""
+    monkeypatch.setattr(submit, "script_of", lambda _plan: "")
+    config = SimpleNamespace(launch=SimpleNamespace(snapshot_code=True))
+    plan = cast(Any, SimpleNamespace(config=config, run_dir=tmp_path))
+
+    def sbatch(_script: Path) -> str:
+        assert (tmp_path / "code" / "enc" / "launcher" / "supervise.py").is_file()
+        raise UsageError("sbatch refused it")
+
+    monkeypatch.setattr(slurm, "submit", sbatch)
+    with pytest.raises(UsageError, match="refused"):
+        submit._sbatch(plan)
+    assert list(tmp_path.iterdir()) == []
