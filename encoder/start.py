@@ -17,10 +17,10 @@ from enc.encoder.build import build_engine, build_model, eval_batches, num_worke
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.engine.settings import engine_name
-from enc.encoder.errors import EncError, Stopped
+from enc.encoder.errors import EncError, RunError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
-from enc.encoder.heartbeat import Heartbeat, rank_file
+from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.metrics import RunLog, table
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.sizes import num_parameters
@@ -55,6 +55,12 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     if found and found.parent == checkpoint.checkpoints_dir(run_dir):
         run.saved_step = state.step
     return run
+
+
+def _job_has_gpus(config: RunConfig) -> bool:
+    """Tell whether a SLURM job was promised GPUs: one of its nodes must not go on with its CPUs for a night."""
+    launch = config.launch
+    return launch.scheduler == "slurm" and launch.slurm.gpu_request != "none" and not config.trainer.use_cpu
 
 
 def open_heartbeat(run_dir: Path, rank: int, config: RunConfig) -> Heartbeat:
@@ -127,6 +133,8 @@ def main(run_dir: Path) -> NoReturn:
         config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
         beat = open_heartbeat(run_dir, rank, config)
         use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
+        if not use_cuda and _job_has_gpus(config):
+            raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
         ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
         run = build(run_dir, ranks, config, stop, beat)
         announce(run)

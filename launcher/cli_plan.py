@@ -96,7 +96,7 @@ def render_slurm(
     from enc.encoder.engine.settings import engine_files
     from enc.launcher.plan import make_plan, plan_notes
     from enc.launcher.script import SCRIPT_FILE
-    from enc.launcher.submit import script_of, submitted_config
+    from enc.launcher.submit import script_of, snapshot_code, submitted_config
 
     given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
     loaded = load(config, context, {key: value for key, value in given.items() if value is not None})
@@ -108,7 +108,9 @@ def render_slurm(
     if not plan.store_ready:
         say(f"Note: {plan.store} does not exist yet: the job makes it, or `enc preprocess` does before.")
     if to is not None:
-        _make_run_folder(plan.run_dir, settings)
+        _make_run_folder(plan.run_dir, {SCRIPT_FILE: script, **settings})  # the job submits its successor from there
+        if plan.config.launch.snapshot_code:
+            snapshot_code(plan.run_dir)
         _write(to, {SCRIPT_FILE: script, **settings})
         say(f"Wrote {', '.join([SCRIPT_FILE, *settings])} to {to}. The job's run folder is {plan.run_dir}.")
     if as_json:

@@ -34,6 +34,7 @@ class History:
     restarts: Counter[str] = field(default_factory=Counter)
     excluded_nodes: list[str] = field(default_factory=list)
     straggler: dict[str, Any] | None = None
+    not_continued: bool = False  # no further job could be had
 
 
 def tell(events: list[dict[str, Any]]) -> History:
@@ -52,13 +53,14 @@ def _apply(history: History, name: str, event: dict[str, Any]) -> None:
         case "submitted":
             _note_job(history, event)
             history.num_nodes = count(event.get("nodes"))
-            history.queued = history.time
+            history.queued, history.not_continued = history.time, False
             history.status = "requeued" if history.status == "requeued" else "queued"
         case "continued":
             _note_job(history, event)
             history.status = "cancelled" if history.status == "cancelled" else "requeued"
         case "supervisor_lost" | "not_continued":
             history.why = text(event.get("detail")) or history.why
+            history.not_continued = name == "not_continued"
         case "attempt":
             _note_job(history, event)
             history.attempt = count(event.get("attempt"))
@@ -123,7 +125,7 @@ def _end_attempt(history: History, event: dict[str, Any]) -> None:
 
 def _begin(history: History, status: str) -> None:
     history.status, history.began, history.straggler, history.signal_step = status, history.time, None, None
-    history.saved = set()
+    history.saved, history.not_continued = set(), False
 
 
 def _note_job(history: History, event: dict[str, Any]) -> None:

@@ -55,9 +55,14 @@ class RunLock:
         self.file.flush()
 
     def _refuse_queued_job(self) -> None:
-        """Raise UsageError when the run belongs to a job that SLURM still has."""
-        job = self._owner().get("job")
-        if job and slurm.is_installed() and (found := slurm.find_job(job)) is not None and not found.is_over:
+        """Raise UsageError when SLURM still has a job of the run: the last one, or one that follows it."""
+        told = [event.get("job") for event in since_submitted(self.run_dir)]
+        jobs = [job for job in dict.fromkeys([self._owner().get("job"), *told]) if job]
+        known = slurm.find_jobs(jobs, 60) if jobs and slurm.is_installed() else {}
+        for job, found in known.items():
+            if found.is_over:
+                continue
+            self.file.close()
             raise UsageError(
                 f"The run folder {self.run_dir} belongs to job {job}, which is {found.state.lower()}. Watch it with "
                 f"`enc status {self.run_dir}`, end it with `enc cancel {self.run_dir}`, or choose another "

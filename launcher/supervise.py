@@ -405,9 +405,10 @@ def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
     try:
         host.next_job(list(decision.exclude))
     except UsageError as error:
-        text = f"The run is saved, but no further job could be had: {error} Go on with `enc resume latest`."
+        why = str(error).rstrip(".")
+        text = f"The run is saved, but no further job could be had: {why}. Go on with `enc resume latest`."
         say(text)
-        append_event(run_dir, "not_continued", detail=text)
+        written(lambda: append_event(run_dir, "not_continued", detail=text))
         return Decision("stop", text, code=75)
     return decision
 

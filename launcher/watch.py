@@ -315,6 +315,8 @@ def _gone(files: RunFiles, job: Job | None, status: str) -> tuple[str, str]:
     """Word the end of a run that did not tell of it."""
     if job is not None and job.state == "CANCELLED":
         return "cancelled", "SLURM says that its job was cancelled."
+    if files.history.not_continued:
+        return "stopped", "No further job could be had."
     if not files.jobs:
         if (modified(files.dir / "logs" / "traceback-rank0.txt") or 0.0) >= (
             seconds(files.launch.get("time")) or 1e300

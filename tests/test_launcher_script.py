@@ -405,7 +405,7 @@ def test_render_slurm_writes_what_a_job_needs(enc: Enc) -> None:
     assert {path.name for path in (enc.folder / "my job").iterdir()} == {"job.sbatch", "config.yaml", "fsdp.json"}
     run = enc.folder / "runs" / "smoke"
     assert (run / "logs").is_dir()
-    for name in ("config.yaml", "fsdp.json"):
+    for name in ("job.sbatch", "config.yaml", "fsdp.json"):  # a job that resubmits takes its script from the run folder
         assert (run / name).read_text() == (enc.folder / "my job" / name).read_text()
     loaded = enc("config", "show", str(run / "config.yaml"), "--json")
     config = json.loads(loaded.stdout)

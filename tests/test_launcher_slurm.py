@@ -62,3 +62,16 @@ def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatc
     with pytest.raises(UsageError, match="refused"):
         submit._sbatch(plan)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_belongs_to_the_job_that_is_to_follow(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The lock names the job that has ended; the events name the one that it submitted."""
+    run_dir = tmp_path_factory.mktemp("run")
+    command(commands, "sbatch", "exit 1")
+    command(commands, "squeue", "echo '19|PENDING|BeginTime|0:00|10:00|N/A||2|19|19'")
+    append_event(run_dir, "submitted", job="18")
+    lock = RunLock(run_dir, job="18")
+    append_event(run_dir, "continued", job="19", after="18")
+    lock.release()
+    with pytest.raises(UsageError, match="belongs to job 19, which is pending"):
+        RunLock(run_dir)

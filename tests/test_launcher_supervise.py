@@ -1,11 +1,14 @@
 """The batch process of a run: what it does about a spoilt run folder and about a job that is nearly over."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from running import Enc
 
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher import supervise
@@ -59,3 +62,14 @@ def test_a_trainer_that_ended_without_a_word_has_a_code(tmp_path: Path) -> None:
     note(tmp_path, 1, 0)
     note(tmp_path, 1, 0, code=1, error=None, lost_peer=False)
     assert (read_rank_files(tmp_path, 1)[0]["code"], read_rank_files(tmp_path, 1)[0]["phase"]) == (1, "start")
+
+
+def test_a_job_with_gpus_does_not_train_on_cpus(enc: Enc, store: Path) -> None:
+    """A node whose driver is broken fails at the start, and can be excluded; it does not train slowly for a night."""
+    words = ["--site", "plain", "--to", "job", "launch.nproc_per_node=1", f"dataset.pre_tokenize_output={store}"]
+    enc("render", "slurm", "smoke", *words)
+    start = [sys.executable, "-m", "enc.encoder.start", "runs/smoke"]
+    blind = {**enc.environment, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(start, cwd=enc.folder, env=blind, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 3
+    assert "asked for GPUs, and torch sees none" in done.stderr

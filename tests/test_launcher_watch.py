@@ -92,6 +92,7 @@ def ended(cause: str, decision: str) -> dict[str, Any]:
         ([SUBMITTED, ATTEMPT, STARTED], slurm_job("RUNNING"), "running"),
         ([SUBMITTED, ATTEMPT, STARTED], slurm_job("PENDING"), "requeued"),
         ([SUBMITTED, ATTEMPT, STARTED], slurm_job("NODE_FAIL"), "lost"),
+        ([ATTEMPT, STARTED, ended("signal", "requeue"), {"event": "not_continued"}], slurm_job("FAILED"), "stopped"),
         ([SUBMITTED, ATTEMPT, STARTED], "unasked", "unknown"),
         ([SUBMITTED, ATTEMPT, STARTED, SIGNAL], slurm_job("RUNNING"), "stopping"),
         ([SUBMITTED, ATTEMPT, STARTED, CANCELLED], slurm_job("RUNNING"), "stopping"),
