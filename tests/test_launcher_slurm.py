@@ -9,6 +9,7 @@ import pytest
 
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm, submit
+from enc.launcher.run_folder import RunLock, append_event
 
 
 @pytest.fixture
