@@ -589,7 +589,8 @@ class RestartsConfig(Section):
     """How often a run that was interrupted is started again, by cause. Config errors and `scancel` never restart it."""
 
     same_step: PositiveInt = 3
-    """Attempts that may end at the same step, without progress, for any cause; after them the run stops."""
+    """Attempts in a row that may end without getting further than those before; after them the run stops. Twice as many
+    when processes, nodes or their starts failed."""
     crash: Count = 5
     """Restarts after an error of the training process."""
     lost_rank: Count = 20

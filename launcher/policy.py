@@ -101,11 +101,10 @@ def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> En
     if ranks and all(end.code == 0 for end in ranks):
         return Ending("finished", step, f"The run is finished at step {step}.")
     own = [end for end in ranks if end.code not in (None, 0, 75) and end.code > 0 and not end.lost_peer]
-    for end in own:
-        if end.code == 2:
-            return Ending(
-                "config", step, f"The request is at fault: {end.error or 'see the log of the rank'}", end.error
-            )
+    at_fault = [end for end in own if end.code == 2]
+    if at_fault and (at_fault[0].rank == 0 or not _bad_nodes(ranks)):  # on some nodes only, it is the nodes' fault
+        said = at_fault[0].error
+        return Ending("config", step, f"The request is at fault: {said or 'see the log of the rank'}", said)
     if job_said:
         return Ending(job_said, step, _JOB_WORDS[job_said])
     if told == "hang":
@@ -152,9 +151,11 @@ def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) 
         return Decision("stop", ending.detail, code={"finished": 0, "config": 2, "cancelled": 75}[ending.cause])
     past = [event for event in history if event["event"] == "attempt_ended"]
     stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
-    if stuck >= launch.restarts.same_step:
+    patience = launch.restarts.same_step * (1 if ending.cause in ("crash", "time_limit") else 2)
+    if stuck >= patience:
+        furthest = max(ending.step, *(event["step"] for event in past))
         said = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
-        text = f"{stuck} attempts in a row ended at step {ending.step}, the last by {ending.cause}{said}. "
+        text = f"{stuck} attempts in a row got no further than step {furthest}, the last by {ending.cause}{said}. "
         return Decision("stop", f"{text}Find the cause, then `enc resume latest`.", code=3)
     budget = _BUDGETS.get(ending.cause)
     if budget is not None:

@@ -15,6 +15,7 @@ from enc.encoder.engine.settings import engine_name
 from enc.launcher import slurm
 from enc.launcher.devices import device_bytes
 from enc.launcher.launch import check_before, resumed, set_aside
+from enc.launcher.places import blocked_stop_signals
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
     RunLock,
@@ -52,14 +53,15 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
             say(note)
         if not resumes and (moved_to := move_aside(run_dir)):
             say(f"The run that was in {run_dir} is now in {moved_to}.")
-        job = _sbatch(plan)
+        with blocked_stop_signals():  # a job that is queued needs its files
+            job = _sbatch(plan)
+            lock.belongs_to(job)
+            if resumes:
+                set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
+            _write_run(plan, job)
     except BaseException:
         lock.release(remove_if_created=True)
         raise
-    lock.belongs_to(job)
-    if resumes:
-        set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
-    _write_run(plan, job)
     lock.release()  # the job waits for this
     say(_told(plan, job))
     return job

@@ -35,6 +35,7 @@ from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 _GRACE_S = 20.0  # for the other ranks, when one has failed
 _READY_S = 60.0  # until then a signal waits for tasks that have not said a word
 _WORTH_S = 120.0  # with less of the job's time left than this, ranks are not started again in it
+_LATE_S = 5.0
 _POLL_S = 0.25
 _LOCK_PATIENCE_S = 60.0
 _DISK_PATIENCE_S, _DISK_PAUSE_S = 1800.0, 5.0
@@ -304,7 +305,18 @@ def _watch(run_dir: Path, host: Host, signals: Signals, attempt: Attempt) -> Non
             kill_at = now + _GRACE_S
             host.kill()
         time.sleep(_POLL_S)
-    attempt.files = read_rank_files(run_dir, attempt.number)
+    attempt.files = _last_words(run_dir, attempt)
+
+
+def _last_words(run_dir: Path, attempt: Attempt) -> RankFiles:
+    """Read the ranks' files once more; a network file system may show those of other nodes some seconds late."""
+    give_up = time.monotonic() + (0.0 if attempt.told == "hang" else _LATE_S)
+    while True:
+        files = read_rank_files(run_dir, attempt.number)
+        said = [file for file in files.values() if file.get("code") is not None]
+        if len(said) == attempt.world_size or time.monotonic() > give_up:
+            return files
+        time.sleep(_POLL_S)
 
 
 def _is_warning(host: Host, attempt: Attempt) -> bool:

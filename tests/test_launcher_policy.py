@@ -30,6 +30,8 @@ OWN = {"code": 3, "error": "ValueError: x"}
         ([{}, {}], None, None, "finished"),
         ([{}, {}], "time_limit", "cancelled", "finished"),  # it was done before anything could stop it
         ([{"code": 2, "error": "bad"}, PEER], None, None, "config"),
+        ([{"code": 2, "phase": "build"}, {"code": 2, "phase": "build"}], None, None, "config"),
+        ([PEER, {"code": 2, "phase": "build"}], None, None, "start_failure"),  # the store is not mounted there
         ([{"code": 75}, {"code": 75}], None, None, "signal"),
         ([{"code": 75}, {"code": 75}], "time_limit", None, "time_limit"),
         ([{"code": 75}, {"code": 75}], None, "cancelled", "cancelled"),
@@ -90,6 +92,9 @@ def test_three_crashes_at_the_same_step_are_enough() -> None:
     assert "ValueError: bad row" in last.reason
     assert decide(crash, [ended("crash", 4), ended("crash", 5), ended("crash", 6)], LAUNCH).action == "restart"
     assert decide(crash, [ended("crash", 4), ended("crash", 7), ended("hang", 6)], LAUNCH).action == "stop"
+    lost = Ending("lost_rank", 6, "x")  # machines may fail more often between two saves than code at one step
+    assert decide(lost, [ended("lost_rank", 7)] * 4, LAUNCH).action == "restart"
+    assert decide(lost, [ended("lost_rank", 7)] * 5, LAUNCH).action == "stop"
     assert decide(crash, [ended("crash", 7), ended("signal", 7), ended("crash", 7)], LAUNCH).action == "stop"
 
 

@@ -55,7 +55,7 @@ def test_three_crashes_at_the_same_step_are_final(runs: Runs) -> None:
     job = runs.launch("crashing", *LONG, 'launch.setup=["ulimit -f 300"]')
     last = runs.until_over("crashing")
     assert [cause for cause, _ in runs.endings("crashing")] == ["crash"] * 3
-    assert "3 attempts in a row ended at step" in last["reason"]
+    assert "3 attempts in a row got no further than step" in last["reason"]
     assert "The checkpoint could not be written" in last["reason"]
     assert last["reason"] in (runs.folder / "crashing" / "logs" / f"slurm-{job}.log").read_text()
     runs.until(lambda: is_gone(runs, job), "crashing")
