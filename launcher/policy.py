@@ -153,7 +153,7 @@ def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) 
     stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
     patience = launch.restarts.same_step * (1 if ending.cause in ("crash", "time_limit") else 2)
     if stuck >= patience:
-        furthest = max(ending.step, *(event["step"] for event in past))
+        furthest = max([ending.step, *(event["step"] for event in past)])
         said = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
         text = f"{stuck} attempts in a row got no further than step {furthest}, the last by {ending.cause}{said}. "
         return Decision("stop", f"{text}Find the cause, then `enc resume latest`.", code=3)
