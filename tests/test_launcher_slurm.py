@@ -76,3 +76,14 @@ def test_a_run_belongs_to_the_job_that_is_to_follow(commands: Path, tmp_path_fac
     lock.release()
     with pytest.raises(UsageError, match="belongs to job 19, which is pending"):
         RunLock(run_dir)
+
+
+def test_an_outer_job_leaves_nothing_in_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is submitted from inside an allocation gets the user's variables, not the allocation's."""
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "ENC_ATTEMPT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    kept = slurm.outer_environment()
+    assert not {"SLURM_JOB_ID", "SLURM_NTASKS", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "ENC_ATTEMPT"} & kept.keys()
+    assert (kept["SLURM_CONF"], kept["HF_TOKEN"]) == ("/etc/slurm/slurm.conf", "mine")
