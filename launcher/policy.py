@@ -71,13 +71,17 @@ class RankEnd:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: the cause, the furthest step, a sentence, and nodes that are to blame for a bad start."""
+    """How an attempt ended: the cause, the furthest step, a sentence, and nodes that are to blame for a bad start.
+
+    `saved` is the step of the newest checkpoint, -1 when there is none, None when that is not known.
+    """
 
     cause: str
     step: int
     detail: str
     error: str | None = None
     bad_nodes: dict[str, str] = field(default_factory=dict)  # node -> evidence
+    saved: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,16 +177,22 @@ def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) 
 
 
 def _without_progress(ending: Ending, past: list[dict[str, Any]]) -> int:
-    """Count the last attempts that ended in trouble and went no further than the one before them."""
-    best = [max((event["step"] for event in past[:i]), default=-1) for i in range(len(past) + 1)]
-    if ending.step > best[-1]:
+    """Count the last attempts in trouble before this one, back to one that made progress, if this one made none.
+
+    Progress is a further step and a newer checkpoint: without one the next attempt begins where this one did.
+    """
+    made = [(event["step"], event.get("saved", event["step"])) for event in past]
+    made.append((ending.step, ending.step if ending.saved is None else ending.saved))
+    further = [all(now > max(before, default=-1) for now, *before in zip(made[i], *made[:i], strict=True))
+               for i in range(len(made))]  # fmt: skip
+    if further[-1]:
         return 0
     count = 0
     for i in range(len(past) - 1, -1, -1):
         if past[i]["cause"] in _UNCOUNTED:
             continue
         count += 1
-        if past[i]["step"] > best[i]:
+        if further[i]:
             break  # this one made progress: the first of those at this step
     return count
 

@@ -24,6 +24,7 @@ from enc.encoder.errors import UsageError
 from enc.launcher import slurm
 from enc.launcher.run_files import tail
 
+_COMPLETING_S = 45.0  # SLURM's KillWait, and some
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 
 
@@ -55,13 +56,18 @@ class RunLock:
         self.file.flush()
 
     def _refuse_queued_job(self) -> None:
-        """Raise UsageError when SLURM still has a job of the run: the last one, or one that follows it."""
+        """Raise UsageError when SLURM still has a job of the run: the last one, or one that follows it.
+
+        One that is just completing is waited for.
+        """
         told = [event.get("job") for event in since_submitted(self.run_dir)]
         jobs = [job for job in dict.fromkeys([self._owner().get("job"), *told]) if job]
-        known = slurm.find_jobs(jobs, 60) if jobs and slurm.is_installed() else {}
-        for job, found in known.items():
-            if found.is_over:
+        give_up = time.monotonic() + _COMPLETING_S
+        while alive := _jobs_alive(jobs):
+            if {found.state for found in alive.values()} == {"COMPLETING"} and time.monotonic() < give_up:
+                time.sleep(0.5)
                 continue
+            job, found = next(iter(alive.items()))
             self.file.close()
             raise UsageError(
                 f"The run folder {self.run_dir} belongs to job {job}, which is {found.state.lower()}. Watch it with "
@@ -115,6 +121,11 @@ class RunLock:
         with contextlib.suppress(OSError):  # somebody else has put something there
             for folder in self.created:
                 folder.rmdir()
+
+
+def _jobs_alive(jobs: list[str]) -> dict[str, slurm.Job]:
+    known = slurm.find_jobs(jobs, 60) if jobs and slurm.is_installed() else {}
+    return {job: found for job, found in known.items() if not found.is_over}
 
 
 def refuse_older_run(run_dir: Path) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -176,7 +176,7 @@ def _after_lost_job(run_dir: Path, history: list[dict[str, Any]]) -> Decision | 
     detail = (
         f"Job {last['job']} on {', '.join(last['nodes'])} vanished without a word (a node failed, or it was killed)."
     )
-    ending = Ending("lost_job", step, detail)
+    ending = Ending("lost_job", step, detail, saved=_newest_step(run_dir))
     decision = decide(ending, history, _read_config(run_dir).launch)
     _record(run_dir, number, ending, decision, decision.action)
     if decision.action == "stop":
@@ -377,6 +377,7 @@ def _said(run_dir: Path, host: Host) -> str | None:
 def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, number: int) -> Decision:
     """Decide what follows, write it down, and ask for the next job if there is to be one."""
     history = since_submitted(run_dir)
+    ending = replace(ending, saved=_newest_step(run_dir))
     decision = decide(ending, history, launch)
     for node in decision.exclude:
         against = evidence(node, ending, number, history)
@@ -405,11 +406,15 @@ def _how(launch: LaunchConfig, decision: Decision) -> str:
     return "resubmit" if decision.exclude or kind == "resubmit" else {"requeue": "requeue", "array": "next_task"}[kind]
 
 
+def _newest_step(run_dir: Path) -> int:
+    return max((int(path.name) for path in checkpoint.list_checkpoints(run_dir)), default=-1)
+
+
 def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how: str) -> None:
     more = {"bad_nodes": ending.bad_nodes} if ending.bad_nodes else {}
     written(lambda: append_event(
         run_dir, "attempt_ended", attempt=number, cause=ending.cause, step=ending.step, detail=ending.detail,
-        decision=how, reason=decision.reason, **more,
+        decision=how, reason=decision.reason, saved=ending.saved, **more,
     ))  # fmt: skip
 
 

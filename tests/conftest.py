@@ -1,12 +1,16 @@
 """Shared parts of the tests: the installed `enc` command, and one small token store that is made once."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from foreign import CASES, run_writer
 from running import Enc
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell: programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,14 @@ def test_three_crashes_at_the_same_step_are_enough() -> None:
     assert decide(crash, [ended("crash", 7), ended("signal", 7), ended("crash", 7)], LAUNCH).action == "stop"
 
 
+def test_progress_is_a_newer_checkpoint_too() -> None:
+    """Saves that fail end the run, though each attempt crashes at another step."""
+    past = [ended("crash", 12, saved=-1), ended("crash", 14, saved=-1)]
+    assert decide(Ending("crash", 17, "x", "disk", saved=-1), past[:1], LAUNCH).action == "restart"
+    assert decide(Ending("crash", 17, "x", "disk", saved=-1), past, LAUNCH).action == "stop"
+    assert decide(Ending("crash", 17, "x", "disk", saved=15), past, LAUNCH).action == "restart"
+
+
 def test_a_time_limit_that_is_too_short_for_any_step_ends() -> None:
     """Jobs that never get anywhere do not follow each other for ever."""
     late = Ending("time_limit", 0, "x")

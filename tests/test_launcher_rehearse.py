@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 
+import pytest
 from running import Enc
 
 
+@pytest.mark.slow
 def test_a_run_survives_its_rehearsal(enc: Enc, smoke: Callable[..., list[str]]) -> None:
     """A disk that is full at a save, and a time limit: both are met, and nothing is left behind."""
     words = smoke(

@@ -142,6 +142,8 @@ def test_an_array_is_one_run(job: Callable[..., Job]) -> None:
     limit = time.monotonic() + 30
     while set(run.slurm("squeue", "-h", "-r", "-t", "all", "-j", run.id, "-o", "%T").split()) & {"PENDING", "RUNNING"}:
         assert time.monotonic() < limit
+        time.sleep(3)
+        run.enc("cancel", code=None)  # the second one forces it; a task that just starts may have missed the first
 
 
 def test_batch_log_and_follow(job: Callable[..., Job]) -> None:
