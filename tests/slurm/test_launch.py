@@ -47,16 +47,16 @@ def test_two_nodes_compute_what_two_local_ranks_compute(runs: Runs, engine: str)
 
 def test_a_run_goes_on_with_other_numbers_of_nodes(runs: Runs) -> None:
     """2 nodes -> 4 nodes -> 1 node by `enc resume latest --nodes M`: the same rows and masks, losses to 1e-5."""
-    words = ["trainer.max_steps=90", "trainer.save_steps=10", "trainer.eval_strategy=no", "trainer.global_batch_size=8",
-             "scheduler.total_steps=90"]  # fmt: skip
+    words = ["trainer.max_steps=100", "trainer.save_steps=50", "trainer.eval_strategy=no",
+             "trainer.global_batch_size=32", "scheduler.total_steps=100"]  # fmt: skip
     runs.launch("whole", *words, "--nproc", "2", "launch.scheduler=local")
     runs.launch("moving", *words, "--nodes", "2")
-    for nodes, step in ((4, 20), (1, 50)):
-        runs.until_step("moving", step)
+    for stops, nodes in enumerate((4, 1), start=1):
+        before = runs.step("moving")
+        runs.until_step("moving", before + 10)
         runs.enc("cancel", "moving")
-        runs.until_over("moving")
+        runs.until(lambda n=stops: runs.endings("moving") == [("cancelled", "stop")] * n, "moving")
         runs.enc("resume", "latest", "--run", "moving", "--nodes", str(nodes))
-        runs.until(lambda: runs.events("moving")[-1]["event"] not in ("submitted", "cancelled"), "moving")
     runs.until(lambda: ("finished", "stop") in runs.endings("moving"), "moving")
     attempts = [event for event in runs.events("moving") if event["event"] == "attempt"]
     assert [len(event["nodes"]) for event in attempts] == [2, 4, 1]
