@@ -34,7 +34,7 @@ def wait_for_step(enc: Enc, run: str, step: int, process) -> None:
 @pytest.mark.parametrize(
     ("nproc", "workers", "eval_steps"),
     [
-        (1, 3, 1000),
+        pytest.param(1, 3, 1000, marks=pytest.mark.slow),
         (2, 3, 7),
         pytest.param(1, 0, 7, marks=pytest.mark.slow),
         pytest.param(2, 0, 1000, marks=pytest.mark.slow),
