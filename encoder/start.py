@@ -136,6 +136,7 @@ def main(run_dir: Path) -> NoReturn:
         if not use_cuda and _job_has_gpus(config):
             raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
         ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
+        _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt(run_dir)}")
         run = build(run_dir, ranks, config, stop, beat)
         announce(run)
         train(run)
@@ -170,6 +171,13 @@ def _leave(code: int, message: str | None, beat: Heartbeat | None, lost_peer: bo
     # No teardown: DDP's destructor joins gloo's threads while it holds the interpreter lock that they wait for, and one
     # exit in ten or so hangs. Everything is on disk; batch workers die with their parent.
     os._exit(code)
+
+
+def _refuse_strangers(ranks: Ranks, run: str) -> None:
+    """Raise RunError when ranks of another run have met these, at a port that both took; collective."""
+    met = set(ranks.gather(run))
+    if len(met) > 1:
+        raise RunError(f"Ranks of different runs met at one port: {'; '.join(sorted(met))}. Start again.")
 
 
 def announce(run: Run) -> None:

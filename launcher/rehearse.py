@@ -84,7 +84,7 @@ class LocalHost:
 
     def start(self, attempt: int, world_size: int) -> None:
         self.attempt, self.limit, self.did = attempt, None, None
-        port = free_port(self.job)
+        port = free_port()
         per_node = world_size // len(self.nodes)
         log = self.run_dir / "logs" / str(attempt) / "rank{}.log"
         log.parent.mkdir(parents=True, exist_ok=True)

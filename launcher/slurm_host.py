@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -45,7 +46,7 @@ class SlurmHost:
     def start(self, attempt: int, world_size: int) -> None:
         self.attempt_from = self._log_size()
         place = {
-            "ENC_ATTEMPT": str(attempt), "ENC_MASTER_ADDR": self.address, "ENC_MASTER_PORT": str(free_port(self.job)),
+            "ENC_ATTEMPT": str(attempt), "ENC_MASTER_ADDR": self.address, "ENC_MASTER_PORT": str(free_port()),
             "ENC_SUPERVISOR_PID": str(os.getpid()), "ENC_SUPERVISOR_HOST": socket.gethostname(),
         }  # fmt: skip
         self.srun = subprocess.Popen(self.command, env={**os.environ, **place}, stdin=subprocess.DEVNULL)
@@ -149,9 +150,9 @@ def expand(ranks: str) -> list[int]:
     return [rank for first, _, last in parts for rank in range(int(first), int(last or first) + 1)]
 
 
-def free_port(job: str) -> int:
-    """Return a port for the ranks to meet at, free on this machine; jobs begin to look at different ones."""
-    start = int(job) * 17 % len(_PORTS)
+def free_port() -> int:
+    """Return a port for the ranks to meet at, free on this machine; a random one, for others look at the same time."""
+    start = random.SystemRandom().randrange(len(_PORTS))
     for port in [*_PORTS[start:], *_PORTS[:start]]:
         with socket.socket() as probe:
             try:
