@@ -583,6 +583,18 @@ def load_config(name: str, overrides: dict[str, Any] | None = None) -> Loaded:
     return _checked(source)
 
 
+def load_run(run_dir: Path) -> RunConfig:
+    """Load the config of a run folder. Raises UsageError when it cannot be read or is not valid."""
+    path = run_dir / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}. It is the run's own config; take it from a checkpoint."
+        ) from None
+    return load_text(text, str(path)).config
+
+
 def load_text(text: str, name: str, overrides: dict[str, Any] | None = None) -> Loaded:
     """Load a config from YAML text, without a site profile; `name` stands for it in messages.
 

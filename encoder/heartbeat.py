@@ -84,13 +84,17 @@ def write_rank_file(path: Path, content: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def read_rank_file(path: Path) -> dict[str, Any] | None:
+    """Return what a rank last said of itself; None when that cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+        return {**content, "rank": int(path.stem)} if isinstance(content, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
 def read_rank_files(run_dir: Path, attempt: int) -> dict[int, dict[str, Any]]:
     """Return what the ranks of an attempt last said of themselves, by rank; one that cannot be read is left out."""
-    found = {}
-    for path in rank_file(run_dir, attempt, 0).parent.glob("*.json"):
-        try:
-            content = json.loads(path.read_text())
-            found[int(path.stem)] = content
-        except (OSError, ValueError):
-            continue
-    return found
+    paths = rank_file(run_dir, attempt, 0).parent.glob("*.json")
+    found = [content for content in map(read_rank_file, paths) if content is not None]
+    return {content["rank"]: content for content in sorted(found, key=lambda content: content["rank"])}

@@ -15,7 +15,7 @@ from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import split_batch
 from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
 from enc.encoder.config import RunConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config_load import load_run
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
@@ -47,7 +47,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
         run_dir, ranks, [run_dir / "config.yaml", *data.tokenizer_files], trainer.save_total_limit,
         trainer.min_free_disk_gb,
     )  # fmt: skip
-    log = RunLog(run_dir, config, current_attempt(run_dir), ranks.is_main, state.step)
+    log = RunLog(run_dir, config, current_attempt(), ranks.is_main, state.step)
     run = Run(
         run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, beat, state
     )
@@ -65,14 +65,12 @@ def _job_has_gpus(config: RunConfig) -> bool:
 
 def open_heartbeat(run_dir: Path, rank: int, config: RunConfig) -> Heartbeat:
     """Begin this rank's file of the present attempt."""
-    return Heartbeat(rank_file(run_dir, current_attempt(run_dir), rank), rank, config.launch.heartbeat_s)
+    return Heartbeat(rank_file(run_dir, current_attempt(), rank), rank, config.launch.heartbeat_s)
 
 
-def current_attempt(run_dir: Path) -> int:
-    """Return the number of this launch: as it was told, else the newest one recorded in the run folder."""
-    if "ENC_ATTEMPT" in os.environ:
-        return int(os.environ["ENC_ATTEMPT"])
-    return max((int(p.name) for p in (run_dir / "launches").glob("[0-9]*")), default=1)
+def current_attempt() -> int:
+    """Return the number of this launch, as whoever started this process says."""
+    return int(os.environ.get("ENC_ATTEMPT", 1))
 
 
 def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Path | None:
@@ -130,13 +128,13 @@ def main(run_dir: Path) -> NoReturn:
     beat: Heartbeat | None = None
     code, message, lost_peer = 0, None, False
     try:
-        config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
+        config = load_run(run_dir)
         beat = open_heartbeat(run_dir, rank, config)
         use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
         if not use_cuda and _job_has_gpus(config):
             raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
         ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
-        _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt(run_dir)}")
+        _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
         run = build(run_dir, ranks, config, stop, beat)
         announce(run)
         train(run)

@@ -127,7 +127,7 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
 
     Raises UsageError when the folder holds a run already.
     """
-    from enc.launcher.run_folder import RunLock, refuse_older_run, write_atomically
+    from enc.launcher.run_folder import RunLock, append_event, refuse_older_run, write_atomically
 
     lock = RunLock(run_dir)
     try:
@@ -135,6 +135,7 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
         (run_dir / "logs").mkdir(exist_ok=True)
         for name, text in files.items():
             write_atomically(run_dir / name, text)
+        append_event(run_dir, "rendered")
     finally:
         lock.release(remove_if_created=True)
 

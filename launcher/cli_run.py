@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, load, say
+from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
@@ -18,7 +18,6 @@ eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
 NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Machines of a SLURM cluster.")]
 PartitionOption = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="SLURM partition.")]
 TimeOption = Annotated[str | None, typer.Option("--time", metavar="LIMIT", help="Time limit of a job: D-HH:MM:SS.")]
-SiteOption = Annotated[str | None, typer.Option("--site", metavar="NAME", help="Site profile, or a YAML file.")]
 RunOption = Annotated[
     str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")
 ]

@@ -55,6 +55,8 @@ def _apply(history: History, name: str, event: dict[str, Any]) -> None:
             history.num_nodes = count(event.get("nodes"))
             history.queued, history.not_continued = history.time, False
             history.status = "requeued" if history.status == "requeued" else "queued"
+        case "rendered":
+            history.status, history.why = "stopped", "Its job script was written; the job has not begun."
         case "continued":
             _note_job(history, event)
             history.status = "cancelled" if history.status == "cancelled" else "requeued"

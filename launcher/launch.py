@@ -37,19 +37,14 @@ def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int
     run_dir = make_plan(config).run_dir
     lock = RunLock(run_dir)
     try:
-        checkpoint.remove_leftovers(run_dir)
-        resumes = bool(config.trainer.resume_from_checkpoint)
-        if resumes:
-            config = resumed(run_dir, config, allow_change, say)
-        elif not config.trainer.overwrite_output_dir:
-            refuse_older_run(run_dir)
+        config = settled(run_dir, config, allow_change, say)
         prepare(config)
         plan = make_plan(config)
         check_before(plan, say)
-        if not resumes and (moved_to := move_aside(run_dir)):
-            say(f"The run that was in {run_dir} is now in {moved_to}.")
-        if resumes:
+        if config.trainer.resume_from_checkpoint:
             set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
+        else:
+            move_aside(run_dir, say)
         say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
         for note in plan_notes(plan):
             say(note)
@@ -75,6 +70,19 @@ def check_before(plan: Plan, say: Any) -> None:
         raise UsageError("This run cannot work:\n" + "\n".join(f"- {text}" for text in bad))
     if bad:
         raise UsageError(f"This run cannot work: {bad[0]}")
+
+
+def settled(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
+    """Return the config, fixed to the checkpoint that it goes on from if it resumes a run.
+
+    Raises UsageError when it cannot go on, or when a new run would meet the checkpoints of an older one.
+    """
+    checkpoint.remove_leftovers(run_dir)
+    if config.trainer.resume_from_checkpoint:
+        return resumed(run_dir, config, allow_change, say)
+    if not config.trainer.overwrite_output_dir:
+        refuse_older_run(run_dir)
+    return config
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def start(run_dir: Path, plan: Plan, attempt: int, lock: RunLock, relay: SignalR
 def _start_rank(command: list[str], rank: int, plan: Plan, attempt: int, lock: RunLock) -> subprocess.Popen:
     world_size = plan.split.world_size
     place = Place(rank, rank, world_size, world_size, "127.0.0.1", _port())
-    environment = rank_environment(place, plan.config.launch.env)
+    environment = rank_environment(place, plan.config.launch.env | {"ENC_ATTEMPT": str(attempt)})
     output = None
     if rank > 0:
         folder = plan.run_dir / "logs" / str(attempt)

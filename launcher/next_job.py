@@ -3,27 +3,28 @@
 import os
 from pathlib import Path
 
-from enc.encoder.config_load import load_text
+from enc.encoder.config_load import load_run
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
-from enc.launcher.run_folder import append_event, read_events
+from enc.launcher.run_folder import append_event, read_events, since_submitted
 from enc.launcher.script import SCRIPT_FILE
 
 
-def request(run_dir: Path, job: str, continue_by: str, exclude: list[str]) -> str:
-    """Ask for the job that goes on with a run and return what was done, as a decision's name.
+def request(run_dir: Path, job: str, must_be_new: bool = False) -> str:
+    """Ask for the job that goes on with a run, as its config says, and return what was done, as a decision's name.
 
-    A requeued job starts again itself, and this one ends at once. Nodes can only be excluded by a new job. Raises
-    UsageError when SLURM refuses.
+    A requeued job starts again itself, and this one ends at once. Nodes can only be excluded by a new job: it must be
+    one when a node was excluded just now. Raises UsageError when SLURM refuses.
     """
-    if continue_by == "array" and not exclude:
+    settings = load_run(run_dir).launch.slurm
+    if settings.continue_by == "array" and not must_be_new:
         if os.environ.get("SLURM_ARRAY_TASK_ID") == os.environ.get("SLURM_ARRAY_TASK_MAX"):
             raise UsageError("this was the last task of the array (launch.slurm.array_size)")
         return "next_task"
-    if continue_by == "requeue" and not exclude:
+    if settings.continue_by == "requeue" and not must_be_new:
         slurm.patiently(lambda: slurm.requeue(job))
         return "requeue"
-    _submit_next(run_dir, job, exclude)
+    _submit_next(run_dir, job, [*settings.exclude, *excluded_nodes(run_dir)])
     return "resubmit"
 
 
@@ -44,8 +45,8 @@ def drop_rest_of_array() -> None:
 
 
 def excluded_nodes(run_dir: Path) -> list[str]:
-    """Return the nodes that a run has excluded by itself."""
-    return [event["node"] for event in read_events(run_dir) if event["event"] == "node_excluded"]
+    """Return the nodes that a run has excluded by itself since a person last asked for it."""
+    return [event["node"] for event in since_submitted(run_dir) if event["event"] == "node_excluded"]
 
 
 def after_lost_supervisor(run_dir: Path, job: str) -> None:
@@ -54,8 +55,5 @@ def after_lost_supervisor(run_dir: Path, job: str) -> None:
     since = next((i for i in range(len(events) - 1, -1, -1) if events[i]["event"] == "attempt"), 0)
     if any(event["event"] == "cancelled" for event in events[since:]):
         return
-    config = load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
-    how = config.launch.slurm.continue_by
     append_event(run_dir, "supervisor_lost", job=job, detail="The batch process was killed; its ranks end too.")
-    nodes = excluded_nodes(run_dir)
-    request(run_dir, job, how, [] if how == "requeue" else nodes)
+    request(run_dir, job)

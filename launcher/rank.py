@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from enc.encoder.errors import EncError
 from enc.encoder.faults import STOP_SIGNALS
-from enc.encoder.heartbeat import host_name, rank_file, read_rank_files, write_rank_file
+from enc.encoder.heartbeat import host_name, rank_file, read_rank_file, write_rank_file
 from enc.launcher import next_job, slurm
 from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 
@@ -47,7 +47,7 @@ def main(run_dir: Path) -> NoReturn:
             signal.signal(number, lambda got, _frame: _pass_on(child, got))
         note(run_dir, attempt, place.rank)  # from now on signals are safe here, and the supervisor may send some
     code = _wait(child, Guard(run_dir) if place.rank == 0 else None)
-    if read_rank_files(run_dir, attempt).get(place.rank, {}).get("code") is None:
+    if (read_rank_file(rank_file(run_dir, attempt, place.rank)) or {}).get("code") is None:
         note(run_dir, attempt, place.rank, code=code, error=None, lost_peer=False)
     if code not in (0, 75):
         time.sleep(_GRACE_S)  # srun kills the others once this one fails: let them end by themselves first
@@ -75,8 +75,7 @@ def note(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
     path = rank_file(run_dir, attempt, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     unknown = {"rank": rank, "host": host_name(), "pid": os.getpid(), "phase": "start", "step": 0, "marks": 0}
-    last = read_rank_files(run_dir, attempt).get(rank, unknown)
-    write_rank_file(path, {**last, "time": time.time(), **more})
+    write_rank_file(path, {**(read_rank_file(path) or unknown), "time": time.time(), **more})
 
 
 class Guard:

@@ -154,7 +154,7 @@ class LocalHost:
     def unhealthy(self) -> str | None:
         return None
 
-    def next_job(self, exclude: list[str]) -> str:
+    def next_job(self, must_be_new: bool) -> str:
         self.restart_count += 1
         return "requeue"
 

@@ -26,16 +26,22 @@ class Lock:
     job: str | None = None
 
 
-def json_lines(path: Path, last_bytes: int = _WHOLE) -> list[dict[str, Any]]:
-    """Return the JSON objects among a file's lines, as far as they begin in its last bytes."""
-    return [value for line in tail(path, last_bytes).split(b"\n") if isinstance(value := _parsed(line), dict)]
+def json_lines(path: Path, last_bytes: int = -1) -> list[dict[str, Any]]:
+    """Return the JSON objects among a file's lines, as far as they begin in its last bytes; by default all of them."""
+    return objects(tail(path, last_bytes))
+
+
+def objects(content: bytes) -> list[dict[str, Any]]:
+    """Return the JSON objects among lines."""
+    return [value for line in content.split(b"\n") if isinstance(value := _parsed(line), dict)]
 
 
 def tail(path: Path, last_bytes: int) -> bytes:
-    """Return the end of a file; nothing when it cannot be read."""
+    """Return the end of a file, or all of it (-1); nothing when it cannot be read."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
+            if last_bytes >= 0:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
             return file.read(last_bytes)
     except OSError:
         return b""
@@ -123,17 +129,6 @@ def newest_attempt(run_dir: Path) -> int | None:
     except OSError:
         return None
     return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=None)
-
-
-def rank_notes(run_dir: Path, attempt: int | None) -> list[dict[str, Any]]:
-    """Return what the ranks of an attempt noted last, by rank."""
-    folder = run_dir / "logs" / str(attempt) / "ranks"
-    try:
-        names = [name for name in os.listdir(folder) if name.endswith(".json")]
-    except OSError:
-        return []
-    notes = [note for name in names if count((note := json_object(folder / name)).get("rank")) is not None]
-    return sorted(notes, key=lambda note: note["rank"])
 
 
 def unreadable(run_dir: Path, names: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
-from enc.launcher.run_files import tail
+from enc.launcher.run_files import newest_attempt, objects, tail
 
 _COMPLETING_S = 45.0  # SLURM's KillWait, and some
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
@@ -139,7 +139,7 @@ def refuse_older_run(run_dir: Path) -> None:
         )
 
 
-def move_aside(run_dir: Path) -> Path | None:
+def move_aside(run_dir: Path, say: Callable[[str], None]) -> Path | None:
     """Move an older run's files to `<run_dir>.replaced-<n>` and return that folder; None when there is no such run."""
     if not list_checkpoints(run_dir):
         return None
@@ -150,15 +150,23 @@ def move_aside(run_dir: Path) -> Path | None:
     for path in run_dir.iterdir():
         if path.name != ".lock":
             path.rename(target / path.name)
+    say(f"The run that was in {run_dir} is now in {target}.")
     return target
+
+
+def move_back(target: Path, run_dir: Path, say: Callable[[str], None]) -> None:
+    """Undo `move_aside`, for a run that did not come to be."""
+    for path in target.iterdir():
+        path.rename(run_dir / path.name)
+    target.rmdir()
+    say(f"The older run is back in {run_dir}.")
 
 
 def record_launch(
     run_dir: Path, files: dict[str, str], command: list[str], plan: dict[str, Any], job: str | None = None
 ) -> int:
     """Write the rendered files into the run folder and into a new `launches/<n>/`; return n."""
-    numbers = [int(p.name) for p in (run_dir / "launches").glob("[0-9]*")]
-    attempt = max(numbers, default=0) + 1
+    attempt = (newest_attempt(run_dir) or 0) + 1
     folder = run_dir / "launches" / str(attempt)
     folder.mkdir(parents=True)
     for name in {DEEPSPEED_FILE, FSDP_FILE} - set(files):  # of an earlier launch with another engine
@@ -192,23 +200,15 @@ def append_event(run_dir: Path, name: str, **details: Any) -> None:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """Return a run's events, oldest first; lines that are not whole are left out."""
+    """Return a run's events, oldest first; lines that are not whole are left out. A file that cannot be read raises."""
     try:
-        lines = (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        content = (run_dir / "events.jsonl").read_bytes()
     except FileNotFoundError:
         return []
-    events = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "event" in event:
-            events.append(event)
-    return events
+    return [event for event in objects(content) if "event" in event]
 
 
-_BEGINNINGS = ("submitted", "rehearsed")
+_BEGINNINGS = ("submitted", "rendered", "rehearsed")
 
 
 def since_submitted(run_dir: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from enc.encoder.config_load import load_text
 from enc.encoder.errors import UsageError
 from enc.launcher import next_job, slurm
 
@@ -113,28 +112,16 @@ class SlurmHost:
         job = slurm.patiently(lambda: slurm.find_job(self.job))
         if job is None or job.state != "RUNNING":
             return f"the job is {job.state if job else 'gone'}."
-        count = str(len(self.nodes))
-        words = [
-            "srun",
-            "--overlap",
-            f"--nodes={count}",
-            f"--ntasks={count}",
-            "--ntasks-per-node=1",
-            "--cpus-per-task=1",
-            "--gpus=0",
-            "true",
-        ]
+        count = len(self.nodes)
+        words = f"srun --overlap --nodes={count} --ntasks={count} --ntasks-per-node=1 --cpus-per-task=1 --gpus=0 true"
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+            done = subprocess.run(words.split(), capture_output=True, text=True, timeout=_PROBE_S, check=False)
         except subprocess.TimeoutExpired:
             return f"a node does not answer within {_PROBE_S:.0f} s."
         return None if done.returncode == 0 else f"a node does not start processes ({' '.join(done.stderr.split())})."
 
-    def next_job(self, exclude: list[str]) -> str:
-        config = load_text((self.run_dir / "config.yaml").read_text(), str(self.run_dir / "config.yaml")).config
-        how = config.launch.slurm.continue_by
-        nodes = list(config.launch.slurm.exclude) + next_job.excluded_nodes(self.run_dir)
-        done = next_job.request(self.run_dir, self.job, how, nodes if exclude or how == "resubmit" else [])
+    def next_job(self, must_be_new: bool) -> str:
+        done = next_job.request(self.run_dir, self.job, must_be_new)
         if done == "requeue":
             signal.sigtimedwait([signal.SIGTERM], 120)  # SLURM ends this process
         return done

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import enc
-from enc.encoder import checkpoint
 from enc.encoder.config import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.launcher import slurm
 from enc.launcher.devices import device_bytes
-from enc.launcher.launch import check_before, resumed, set_aside
+from enc.launcher.launch import check_before, set_aside, settled
 from enc.launcher.places import blocked_stop_signals
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
@@ -22,7 +21,7 @@ from enc.launcher.run_folder import (
     append_event,
     git_state,
     move_aside,
-    refuse_older_run,
+    move_back,
     write_atomically,
 )
 from enc.launcher.script import SCRIPT_FILE, job_script
@@ -39,31 +38,41 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
     run_dir = make_plan(config).run_dir
     lock = RunLock(run_dir)
     try:
-        checkpoint.remove_leftovers(run_dir)
-        resumes = bool(config.trainer.resume_from_checkpoint)
-        if resumes:
-            config = resumed(run_dir, config, allow_change, say)
-        elif not config.trainer.overwrite_output_dir:
-            refuse_older_run(run_dir)
+        config = settled(run_dir, config, allow_change, say)
         plan = make_plan(config)
         if plan.store_ready:
             prepare(config)
         check_before(plan, say)
         for note in plan_notes(plan):
             say(note)
-        if not resumes and (moved_to := move_aside(run_dir)):
-            say(f"The run that was in {run_dir} is now in {moved_to}.")
         with blocked_stop_signals():  # a job that is queued needs its files
-            job = _sbatch(plan)
-            lock.belongs_to(job)
-            if resumes:
-                set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
-            _write_run(plan, job)
+            job = _queue(plan, lock, say)
     except BaseException:
         lock.release(remove_if_created=True)
         raise
     lock.release()  # the job waits for this
     say(_told(plan, job))
+    return job
+
+
+def _queue(plan: Plan, lock: RunLock, say: Say) -> str:
+    """Queue the job and write what it starts from. When one of them fails, neither is done."""
+    run_dir, checkpoint = plan.run_dir, plan.config.trainer.resume_from_checkpoint
+    moved_to = None if checkpoint else move_aside(run_dir, say)
+    try:
+        job = _sbatch(plan)
+    except BaseException:
+        if moved_to:
+            move_back(moved_to, run_dir, say)
+        raise
+    try:
+        lock.belongs_to(job)
+        if checkpoint:
+            set_aside(run_dir, Path(str(checkpoint)), say)
+        _write_run(plan, job)
+    except BaseException:
+        slurm.cancel(job)
+        raise
     return job
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from enc.encoder import checkpoint
 from enc.encoder.config import LaunchConfig, RunConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config_load import load_run
 from enc.encoder.errors import EncError, RunError, UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.heartbeat import read_rank_files
@@ -28,7 +28,7 @@ from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.plan import make_plan, render
 from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
-from enc.launcher.run_files import json_object
+from enc.launcher.run_files import json_object, newest_attempt
 from enc.launcher.run_folder import RunLock, append_event, git_state, record_launch, since_submitted
 from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 
@@ -74,7 +74,7 @@ class Host(Protocol):
     def unhealthy(self) -> str | None:
         """Return why ranks cannot be started here again, or None."""
 
-    def next_job(self, exclude: list[str]) -> str:
+    def next_job(self, must_be_new: bool) -> str:
         """Ask for the job that goes on and return what was done; a requeued one ends this process soon."""
 
     def over(self) -> None:
@@ -177,31 +177,24 @@ def _after_lost_job(run_dir: Path, history: list[dict[str, Any]]) -> Decision | 
         f"Job {last['job']} on {', '.join(last['nodes'])} vanished without a word (a node failed, or it was killed)."
     )
     ending = Ending("lost_job", step, detail, saved=_newest_step(run_dir))
-    decision = decide(ending, history, _read_config(run_dir).launch)
+    decision = decide(ending, history, load_run(run_dir).launch)
     _record(run_dir, number, ending, decision, decision.action)
     if decision.action == "stop":
         say(decision.reason)
     return decision
 
 
-def _read_config(run_dir: Path) -> RunConfig:
-    return load_text((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml")).config
-
-
 def _attempt(run_dir: Path, host: Host, signals: Signals) -> tuple[Ending, LaunchConfig, int]:
     """Prepare and run one attempt; return how it ended, the launch settings, and its number."""
     launch = LaunchConfig()
-    number = max((int(p.name) for p in (run_dir / "launches").glob("[0-9]*")), default=0)
+    number = newest_attempt(run_dir) or 0
     try:
-        launch = _read_config(run_dir).launch
-        config = _with_checkpoint(run_dir, _read_config(run_dir))
-        stopped = _make_store(run_dir, config, signals)
-        if stopped is not None:
-            return (
-                Ending(_said(run_dir, host) or "signal", 0, "A signal came while text was tokenised."),
-                launch,
-                number,
-            )
+        config = load_run(run_dir)
+        launch = config.launch
+        config = _with_checkpoint(run_dir, config)
+        if _make_store(run_dir, config, signals) is not None:
+            cause = _said(run_dir, host) or "signal"
+            return Ending(cause, 0, "A signal came while text was tokenised."), launch, number
         attempt = _record_attempt(run_dir, host, config)
     except EncError as error:
         say(str(error))
@@ -420,7 +413,7 @@ def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how:
 
 def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
     try:
-        host.next_job(list(decision.exclude))
+        host.next_job(must_be_new=bool(decision.exclude))
     except UsageError as error:
         why = str(error).rstrip(".")
         text = f"The run is saved, but no further job could be had: {why}. Go on with `enc resume latest`."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.checkpoint import checkpoints_dir, list_checkpoints, verify
+from enc.encoder.heartbeat import read_rank_files
 from enc.launcher.history import History, tell
 from enc.launcher.run_files import (
     Lock,
@@ -24,7 +25,6 @@ from enc.launcher.run_files import (
     modified,
     newest_attempt,
     number,
-    rank_notes,
     read_lock,
     seconds,
     tail,
@@ -116,7 +116,7 @@ class RunState:
 
 def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
     """Read a run folder; `brief` reads only the last lines of its files."""
-    history = tell(json_lines(run_dir / "events.jsonl", *([2**14] if brief else [])))
+    history = tell(json_lines(run_dir / "events.jsonl", 2**14 if brief else -1))
     newest = newest_attempt(run_dir)
     attempt = history.attempt if history.attempt is not None else newest
     config = tail(run_dir / "config.yaml", 2**18).decode(errors="replace")
@@ -128,7 +128,7 @@ def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
         lock=read_lock(run_dir),
         launch=json_object(run_dir / "launches" / str(newest) / "launch.json"),
         attempt=attempt,
-        ranks=[] if history.status in OVER else rank_notes(run_dir, attempt),
+        ranks=[] if history.status in OVER or attempt is None else list(read_rank_files(run_dir, attempt).values()),
         total_steps=None if total is None else int(total),
         hang_timeout_s=config_number(config, "launch", "hang_timeout_s") or 1800.0,
         heartbeat_s=config_number(config, "launch", "heartbeat_s") or 5.0,

@@ -416,6 +416,8 @@ def test_render_slurm_writes_what_a_job_needs(enc: Enc) -> None:
     assert again["files"]["job.sbatch"] == "my job/job.sbatch"
     assert again["script"] == (enc.folder / "my job" / "job.sbatch").read_text()
     assert (again["run_dir"], again["nodes"], again["nproc_per_node"]) == (str(run), 1, 8)
+    status = json.loads(enc("status", str(run), "--json").stdout)
+    assert (status["state"], status["why"]) == ("stopped", "Its job script was written; the job has not begun.")
 
 
 def test_render_slurm_keeps_off_an_older_run(enc: Enc) -> None:

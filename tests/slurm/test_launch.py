@@ -99,3 +99,18 @@ def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
         if line.startswith("enc resume"):
             Runs(slurm, reader, runs.enc.environment, runs.store).until_over("runs/my")
     Runs(slurm, other, runs.enc.environment, runs.store).until_over("runs/my")
+
+
+def test_a_refused_job_leaves_the_older_run(runs: Runs) -> None:
+    """When sbatch says no, the run that was to be replaced is where it was, and nothing else is there."""
+    runs.launch("older", "trainer.max_steps=1", "launch.scheduler=local")
+    before = _files(runs.folder)
+    words = ["--nodes", "1", "--after", "99999999", "trainer.overwrite_output_dir=true"]
+    refused = runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}",
+                       "trainer.output_dir=older", *OPTIONS, *words, code=2)  # fmt: skip
+    assert "The older run is back in" in refused.stderr
+    assert _files(runs.folder) == before
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
