@@ -89,7 +89,7 @@ def read_rank_file(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
         return {**content, "rank": int(path.stem)} if isinstance(content, dict) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

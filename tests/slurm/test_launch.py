@@ -105,7 +105,7 @@ def test_a_refused_job_leaves_the_older_run(runs: Runs) -> None:
     """When sbatch says no, the run that was to be replaced is where it was, and nothing else is there."""
     runs.launch("older", "trainer.max_steps=1", "launch.scheduler=local")
     before = _files(runs.folder)
-    words = ["--nodes", "1", "--after", "99999999", "trainer.overwrite_output_dir=true"]
+    words = ["--nodes", "1", "launch.slurm.reservation=none", "trainer.overwrite_output_dir=true"]
     refused = runs.enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={runs.store}",
                        "trainer.output_dir=older", *OPTIONS, *words, code=2)  # fmt: skip
     assert "The older run is back in" in refused.stderr
