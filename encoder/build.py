@@ -125,8 +125,8 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM,
     trainer, parallel = config.trainer, config.parallel
     if trainer.gradient_checkpointing:
         model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)
-    full_logits, bf16 = not trainer.masked_logits_only_loss, trainer.mixed_precision == "bf16"
-    return model, MlmObjective(model, num_tokens, full_logits, bf16)
+    full_logits, full_last_layer = not trainer.masked_logits_only_loss, not trainer.last_layer_of_labels_only
+    return model, MlmObjective(model, num_tokens, full_logits, full_last_layer, trainer.mixed_precision == "bf16")
 
 
 def build_engine(

@@ -123,6 +123,8 @@ class ModelConfig(Section):
     """Use the embedding as the output matrix. Always untied with `ngpt`."""
     decoder_bias: Bool = False
     """Give an untied output matrix a bias, as the first published NeoBERT has."""
+    final_logit_softcapping: PositiveFloat | None = None
+    """Bend logits into +- this, c tanh(logit / c), as Gemma 2 does."""
     attn_backend: Annotated[Literal["sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "sdpa"
     """Attention implementation."""
     kernel_backend: Literal["auto", "torch", "liger"] = "auto"
@@ -355,6 +357,12 @@ class TrainerConfig(Section):
     """Train on the CPU even where there is a GPU."""
     masked_logits_only_loss: Bool = True
     """Compute logits of labelled tokens only; `false` computes all of them, as an ablation."""
+    last_layer_of_labels_only: Bool = True
+    """Compute the last layer for labelled tokens only, to which nothing is lost; `false` is an ablation."""
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's probability that is spread over all tokens in the training loss."""
+    z_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared logsumexp in the training loss, which keeps logits from drifting; PaLM took 1e-4."""
     gradient_checkpointing: Bool = False
     """Recompute blocks in the backward pass to save memory; `parallel.activation_checkpointing` says what of them."""
     torch_compile: Bool = False

@@ -247,9 +247,12 @@ def _activations(config: RunConfig, rows: int) -> int:
     model, trainer, parallel = config.model, config.trainer, config.parallel
     tokens, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
     hidden, layers, inner = model.hidden_size, model.num_hidden_layers, sizes.feed_forward_width(model)
-    block = tokens * (2 * 4 * hidden + (8 * hidden + 4 * inner) * width)
+    of_all = 4 * hidden + 4 * hidden * width  # its input, normalised; keys and values; rotated keys
+    of_computed = 4 * hidden + (4 * hidden + 4 * inner) * width  # which are the labelled ones in the last block
+    block = tokens * (of_all + of_computed)
     if not trainer.gradient_checkpointing:
-        return layers * block
+        computed = ceil(tokens * config.datacollator.mlm_probability) if trainer.last_layer_of_labels_only else tokens
+        return (layers - 1) * block + tokens * of_all + computed * of_computed
     recomputed = ceil(layers / parallel.activation_checkpointing_every)
     kept = tokens * 4 * hidden
     if parallel.activation_checkpointing == "selective":

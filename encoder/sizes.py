@@ -75,13 +75,19 @@ def num_parameters(model: ModelConfig) -> int:
     return sum(prod(shape) for shape in parameter_shapes(model).values())
 
 
-def training_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int, num_labels: int) -> int:
+def training_flops(
+    model: ModelConfig, num_tokens: int, sum_squared_lengths: int, num_labels: int, whole_last_layer: bool = False
+) -> int:
     """Return the operations of forward and backward: 6 a matrix parameter and token, attention over real documents.
 
-    `sum_squared_lengths` is the sum of n^2 over documents; the output matrix is counted for labels only.
+    `sum_squared_lengths` is the sum of n^2 over documents. The output matrix is counted for labels only, and so is what
+    the last layer does for a token beyond its key and value, labels spread evenly, unless it is computed whole.
     """
-    matrices = 6 * block_parameters(model) * num_tokens
-    attention = 12 * model.num_hidden_layers * model.hidden_size * sum_squared_lengths
+    last = num_tokens if whole_last_layer else num_labels
+    block, key_value = block_parameters(model) // model.num_hidden_layers, 2 * model.hidden_size**2
+    layers = model.num_hidden_layers - 1
+    matrices = 6 * (layers * block * num_tokens + key_value * num_tokens + (block - key_value) * last)
+    attention = 12 * model.hidden_size * (layers * sum_squared_lengths + sum_squared_lengths * last // num_tokens)
     head = 6 * model.hidden_size * model.vocab_size * num_labels
     return matrices + attention + head
 

@@ -179,7 +179,8 @@ def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], g
     state.tokens += int(tokens)
     work.steps += 1
     work.tokens += int(tokens)
-    work.flops += training_flops(run.config.model, int(tokens), int(squares), num_labels)
+    whole_last_layer = not run.config.trainer.last_layer_of_labels_only
+    work.flops += training_flops(run.config.model, int(tokens), int(squares), num_labels, whole_last_layer)
     state.loss_is_finite = math.isfinite(grad_norm) and math.isfinite(loss_sum)
     if state.loss_is_finite:
         window = state.window

@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 def environment() -> dict[str, str]:
     """The environment of commands: plain width, no colours, offline."""
     quiet = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **quiet}
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | quiet
 
 
 @pytest.fixture(scope="session")

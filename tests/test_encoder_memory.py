@@ -78,8 +78,9 @@ def test_activations_are_what_autograd_saves(precision: str) -> None:
         return tensor
 
     ids, lengths, positions = torch.arange(512), torch.arange(0, 513, 128), torch.arange(128).repeat(4)
+    labelled = torch.arange(0, 512, 5)
     hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        module(ids, lengths.int(), positions)
+        module(ids, lengths.int(), positions, labelled)
     activations = memory.step_bytes(config.changed({"parallel.engine": "ddp"}), 1, rows=4).activations
     assert activations == pytest.approx(sum(saved.values()), rel=0.05)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.data.batches import Microbatch
@@ -124,6 +125,39 @@ def test_a_document_is_blind_to_the_others(changes):
     assert not torch.allclose(before[42:106], after[42:106])
 
 
+@pytest.mark.parametrize("changes", [{}, {"hidden_act": "gelu", "rms_norm": False, "rope": False}, {"ngpt": True}])
+@pytest.mark.parametrize("rows", [[0, 3, 40, 41, 42, 106, 128, 128, 128], [128], [41], []])
+def test_the_last_layer_of_some_rows(changes, rows):
+    """States of chosen rows, one of them thrice, and all gradients, are those of a whole last layer."""
+    model = tiny_model(**changes).double()
+    ids, cu_seqlens, positions, _ = flat_batch()
+    rows = torch.tensor(rows, dtype=torch.int64)
+    weights = torch.randn(len(rows), 48, dtype=torch.float64)
+    results = []
+    for hidden in (model(ids, cu_seqlens, positions)[rows], model(ids, cu_seqlens, positions, rows)):
+        model.zero_grad()
+        (hidden * weights).sum().backward()
+        results.append((hidden, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (expected, expected_grads), (hidden, grads) = results
+    torch.testing.assert_close(hidden, expected, atol=1e-12, rtol=1e-12)
+    assert_close(grads, expected_grads, 1e-7)  # rotations are fp32 always
+
+
+def test_the_last_layer_of_some_rows_is_less_work():
+    """Matrix products shrink by (1 - share of rows) of all but the key and value projection of one of three layers."""
+    model = tiny_model()
+    ids, cu_seqlens, positions, labels = flat_batch()
+    rows = (labels != -100).nonzero()[:, 0]
+    counts = []
+    for chosen in (None, rows):
+        with FlopCounterMode(display=False) as counter:
+            model(ids, cu_seqlens, positions, chosen)
+        counts.append(sum(counter.get_flop_counts()["Global"].values()))
+    block = 2 * (4 * 48 * 48 + 3 * 48 * 64)
+    assert counts[0] == 3 * block * len(ids)
+    assert counts[0] - counts[1] == (block - 2 * 2 * 48 * 48) * (len(ids) - len(rows))
+
+
 def brute_force_loss(model: NeoBertForMaskedLM, weights: dict[str, torch.Tensor], ids, cu_seqlens, positions, labels):
     """NeoBERT from its equations: one dense block mask, full logits, every sum in the dtype of the weights."""
     head_dim, num_heads = model.model.head_dim, 4
@@ -185,7 +219,7 @@ def test_the_bias_of_the_head_is_in_the_loss(full_logits):
     torch.nn.init.normal_(model.decoder.bias)
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), len(places), 1)
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), max(LENGTHS), len(places), 1)
     loss = MlmObjective(model, model.num_tokens, full_logits)(batch).loss_sum
     logits = F.linear(model(ids, cu_seqlens, positions), model.decoder.weight, model.decoder.bias)[
         :, : model.num_tokens

@@ -43,10 +43,16 @@ def test_published_sizes() -> None:
 
 
 def test_flops_of_a_step() -> None:
-    """6 a matrix parameter and token, 12 L H n^2 for attention, 6 H V a label."""
+    """6 a matrix parameter and token, 12 L H n^2 for attention, 6 H V a label.
+
+    Of the last layer the other tokens need the keys and values alone.
+    """
     model = ModelConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, vocab_size=128)
     matrices = 2 * (4 * 64 + 3 * 8 * 8)
-    assert sizes.training_flops(model, 10, 52, 3) == 6 * matrices * 10 + 12 * 2 * 8 * 52 + 6 * 8 * 128 * 3
+    head = 6 * 8 * 128 * 3
+    assert sizes.training_flops(model, 10, 52, 3, True) == 6 * matrices * 10 + 12 * 2 * 8 * 52 + head
+    last = 6 * (2 * 64 * 10 + (2 * 64 + 3 * 8 * 8) * 3) + 12 * 8 * (52 * 3 // 10)
+    assert sizes.training_flops(model, 10, 52, 3) == 6 * matrices // 2 * 10 + 12 * 8 * 52 + last + head
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 128), (128, 128), (129, 256), (30522, 30592)])

@@ -29,11 +29,12 @@ def losses(enc: Enc, run: str = "run") -> list[float]:
     [
         (["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=4"], 1e-5),
         (["trainer.masked_logits_only_loss=false"], 1e-5),
+        (["trainer.last_layer_of_labels_only=false"], 1e-6),
         (["trainer.gradient_checkpointing=true"], 1e-6),
         (["trainer.torch_compile=true", "trainer.torch_compile_backend=aot_eager"], 1e-5),
         (["trainer.mixed_precision=bf16"], 1e-2),
     ],
-    ids=["accumulation", "all logits", "recompute", "compiled", "bf16"],
+    ids=["accumulation", "all logits", "whole last layer", "recompute", "compiled", "bf16"],
 )
 def test_same_losses_by_another_way(
     enc: Enc, smoke: Callable[..., list[str]], plain: Enc, change: list[str], tolerance: float

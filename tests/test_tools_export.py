@@ -24,7 +24,8 @@ from enc.tools.export import export_model
 NUM_TOKENS = 300
 LEARNED = {"hidden_act": "gelu", "rms_norm": False, "rope": False}
 UNTIED = {"tie_word_embeddings": False}
-VARIANTS = {"swiglu": {}, "untied": UNTIED, "bias": {**UNTIED, "decoder_bias": True}, "gelu-layernorm-learned": LEARNED}
+VARIANTS = {"swiglu": {}, "untied": UNTIED, "bias": {**UNTIED, "decoder_bias": True}, "gelu-layernorm-learned": LEARNED,
+            "softcap": {"final_logit_softcapping": 3.0}}  # fmt: skip
 CARD = {"name": "tiny", "steps": 12_000, "tokens": 3_000_000, "loss": 2.5, "metrics": {"eval loss": 2.4321}}
 
 

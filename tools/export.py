@@ -47,6 +47,7 @@ _COPIED = (
     "pad_token_id",
     "tie_word_embeddings",
     "decoder_bias",
+    "final_logit_softcapping",
 )
 _METRICS = {
     "eval_loss": "Masked-token loss",

@@ -32,9 +32,10 @@ class Microbatch:
     input_ids: Tensor  # (T,) int64
     cu_seqlens: Tensor  # (N + 1,) int32: document i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]
     position_ids: Tensor  # (T,) int64: position inside the document
-    label_positions: Tensor  # (M,) int64: places after the last label are 0
+    label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last token
     label_ids: Tensor  # (M,) int64: IGNORE after the last label
     rows: Tensor  # (B,) int64: which rows of the plan, for audits
+    max_seqlen: int  # tokens of the longest document
     num_labels: int
     num_rows: int
 
@@ -43,8 +44,8 @@ class Microbatch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> "Microbatch":
-        """Return the batch on a device; cu_seqlens stay on the CPU, where attention reads the document lengths."""
-        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), cu_seqlens=self.cu_seqlens)
+        """Return the batch on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Microbatch":
         return self._map(lambda tensor: tensor.pin_memory())
@@ -146,7 +147,7 @@ def collate(rows: list[MaskedRow]) -> Microbatch:
     row_offsets = np.cumsum([0] + [len(row.ids) for row in rows[:-1]])
     num_labels = sum(len(row.labels) for row in rows)
     places = -(-max(num_labels, 1) // _LABEL_BLOCK) * _LABEL_BLOCK
-    positions, labels = np.zeros(places, np.int64), np.full(places, IGNORE, np.int64)
+    positions, labels = np.full(places, ends[-1] - 1), np.full(places, IGNORE, np.int64)
     positions[:num_labels] = np.concatenate(
         [row.positions + start for row, start in zip(rows, row_offsets, strict=True)]
     )
@@ -158,6 +159,7 @@ def collate(rows: list[MaskedRow]) -> Microbatch:
         label_positions=torch.from_numpy(positions),
         label_ids=torch.from_numpy(labels),
         rows=torch.tensor([row.index for row in rows]),
+        max_seqlen=int(lengths.max()),
         num_labels=num_labels,
         num_rows=len(rows),
     )

@@ -1,10 +1,11 @@
 """Layers that the encoders share. Everything runs on flat tokens: documents one after the other, no batch axis.
 
-Shapes: T tokens, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N documents.
+Shapes: T tokens, M of them that a layer is computed for, E hidden size, H heads, D head dim (E = H D), F feed-forward
+size, N documents.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from enc.kernels.norms import rms_norm
+from enc.kernels.rope import rope
 from enc.kernels.varlen_attention import varlen_attention
 
 
@@ -40,9 +42,61 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float | None = None) -> Tensor:
-    """Attend within each document, (T, H, D) each, and join the heads to (T, E)."""
-    return varlen_attention(q, k, v, cu_seqlens, dropout_p, scale).flatten(1)
+class Packing(NamedTuple):
+    """Where the documents lie among T flat tokens, and for which of them a layer is computed: all, or M `rows`."""
+
+    cu_seqlens: Tensor  # (N + 1,) int32
+    max_seqlen: int | None = None
+    rows: Tensor | None = None  # (M,) int64, ascending
+    cu_seqlens_q: Tensor | None = None  # (N + 1,) int32: bounds of the documents among the rows
+
+    def only(self, rows: Tensor) -> "Packing":
+        """Return the packing for a layer that is computed for some rows, which read the keys and values of all."""
+        bounds = torch.searchsorted(rows, self.cu_seqlens.to(rows), out_int32=True)
+        return self._replace(rows=rows, cu_seqlens_q=bounds)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the rows of x (T, ...) for which the layer is computed."""
+        return x if self.rows is None else x.index_select(0, self.rows)
+
+
+class RotaryQKV(nn.Linear):
+    """Queries, keys and values of H heads in one product, with rotary positions.
+
+    The weight's rows are q, k, v of head 0, then of head 1, ..., (3 E, E).
+    """
+
+    def __init__(self, size: int, num_heads: int) -> None:
+        super().__init__(size, 3 * size, bias=False)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries of the packing's rows (M, H, D), keys and values of all tokens (T, H, D).
+
+        `turns` (T, D / 2, 2) are the rotations of the tokens, None for a model without.
+        """
+        if packing.rows is not None:
+            return self._of_rows(x, packing, turns)
+        qkv = super().forward(x).view(len(x), self.num_heads, 3, -1)  # (T, H, 3, D)
+        if turns is None:
+            q, k, v = qkv.unbind(2)
+            return q, k, v
+        qk, v = qkv.split((2, 1), dim=2)
+        q, k = rope(qk, turns).unbind(2)
+        return q, k, v.squeeze(2)
+
+    def _of_rows(self, x: Tensor, packing: Packing, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        weight = self.weight.unflatten(0, (self.num_heads, 3, -1))  # (H, 3, D, E)
+        q = F.linear(packing.of(x), weight[:, 0].flatten(0, 1)).unflatten(1, (self.num_heads, -1))  # (M, H, D)
+        kv = F.linear(x, weight[:, 1:].flatten(0, 2)).view(len(x), self.num_heads, 2, -1)
+        k, v = kv.unbind(2)
+        return (q, k, v) if turns is None else (rope(q, packing.of(turns)), rope(k, turns), v)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout_p: float, scale: float | None = None) -> Tensor:
+    """Attend within each document, queries (M, H, D) to keys and values (T, H, D), and join the heads to (M, E)."""
+    bounds = {"cu_seqlens_q": packing.cu_seqlens_q, "max_seqlen": packing.max_seqlen}
+    return varlen_attention(q, k, v, packing.cu_seqlens, dropout_p, scale, **bounds).flatten(1)
 
 
 # What selective recomputation keeps: the operations that cost most, a small part of what a block keeps otherwise.

@@ -49,6 +49,7 @@ class NeoBERTConfig(PreTrainedConfig):
         pad_token_id: int = 0,
         tie_word_embeddings: bool = True,
         decoder_bias: bool = False,
+        final_logit_softcapping: float | None = None,
         **kwargs: Any,
     ) -> None:
         if hidden_act not in ("swiglu", "gelu"):
@@ -71,6 +72,7 @@ class NeoBERTConfig(PreTrainedConfig):
         self.decoder_init_range = decoder_init_range
         self.classifier_init_range = classifier_init_range
         self.decoder_bias = decoder_bias
+        self.final_logit_softcapping = final_logit_softcapping
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
 
 
@@ -233,6 +235,8 @@ class NeoBERTForMaskedLM(NeoBERTPreTrainedModel):
         """Score every token of the vocabulary at every position; ``labels`` (B, S) with -100 for ignored."""
         output = self.model(input_ids, **kwargs)
         logits = self.decoder(output.last_hidden_state)  # (B, S, V)
+        if cap := self.config.final_logit_softcapping:
+            logits = cap * torch.tanh(logits / cap)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
 

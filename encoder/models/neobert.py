@@ -4,7 +4,8 @@ The block is ``x += wo(attention(norm(x)))`` and ``x += ffn(norm(x))``, followed
 Learned positions, LayerNorm, GELU and the nGPT block (arXiv 2410.01131) are options. Parameter names are those of the
 public NeoBERT checkpoints, so their state dicts load as they are.
 
-Shapes: T tokens, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N documents, V embedding rows.
+Shapes: T tokens, M of them that are labelled, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N
+documents, V embedding rows.
 """
 
 import math
@@ -16,35 +17,36 @@ from torch import Tensor, nn
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.keyed import torch_rng
-from enc.encoder.models.layers import RMSNorm, SwiGLU, attend, recomputed, to_matmul_dtype
+from enc.encoder.models.layers import Packing, RMSNorm, RotaryQKV, SwiGLU, attend, recomputed, to_matmul_dtype
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
-from enc.kernels.rope import rope, rotations
+from enc.kernels.rope import rotations
 
 _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
 
 
 class NeoBertBlock(nn.Module):
-    """One pre-norm layer, (T, E) to (T, E)."""
+    """One pre-norm layer, (T, E) to (T, E), or to the rows of the packing, (M, E)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.num_heads, self.dropout_p = config.num_attention_heads, config.dropout_prob
-        self.qkv = nn.Linear(size, 3 * size, bias=False)
+        self.dropout_p = config.dropout_prob
+        self.qkv = RotaryQKV(size, config.num_attention_heads)
         self.wo = nn.Linear(size, size, bias=False)
         self.ffn = _feed_forward(config)
         self.attention_norm = _norm(config)
         self.ffn_norm = _norm(config)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
         # updates. What leaves a norm is cast once for the matmuls that read it.
-        x = x + self._dropout(self.attention(to_matmul_dtype(self.attention_norm(x)), cu_seqlens, turns))
+        attended = self.attention(to_matmul_dtype(self.attention_norm(x)), packing, turns)
+        x = packing.of(x) + self._dropout(attended)
         return x + self._dropout(self.ffn(to_matmul_dtype(self.ffn_norm(x))))
 
-    def attention(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
-        q, k, v = _split_heads(self.qkv(x), self.num_heads, turns)
-        return self.wo(attend(q, k, v, cu_seqlens, self.dropout_p if self.training else 0.0))
+    def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, packing, turns)
+        return self.wo(attend(q, k, v, packing, self.dropout_p if self.training else 0.0))
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
@@ -59,9 +61,8 @@ class NGptBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         size, hidden = config.hidden_size, feed_forward_width(config)
-        self.num_heads, self.dropout_p = config.num_attention_heads, config.dropout_prob
-        self.base_scale = config.base_scale
-        self.qkv = nn.Linear(size, 3 * size, bias=False)
+        self.dropout_p, self.base_scale = config.dropout_prob, config.base_scale
+        self.qkv = RotaryQKV(size, config.num_attention_heads)
         self.wo = nn.Linear(size, size, bias=False)
         self.c_fc = nn.Linear(size, 2 * hidden, bias=False)
         self.mlp_c_proj = nn.Linear(hidden, size, bias=False)
@@ -71,16 +72,16 @@ class NGptBlock(nn.Module):
         self.sqk = nn.Parameter(torch.full((size,), config.base_scale))
         self.suv = nn.Parameter(torch.ones(2 * hidden))
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
-        x = self._move(x, self.attention(x, cu_seqlens, turns), self.attn_alpha)
+    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
+        x = self._move(packing.of(x), self.attention(x, packing, turns), self.attn_alpha)
         return self._move(x, self.ffn(x), self.mlp_alpha)
 
-    def attention(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
-        q, k, v = _split_heads(self.qkv(x), self.num_heads, turns)
+    def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, packing, turns)
         sqk = (self.sqk / self.base_scale).view(q.shape[1:])  # (H, D)
         q, k = ((sqk * _unit(t)).to(v.dtype) for t in (q, k))
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.wo(attend(q, k, v, cu_seqlens, dropout_p, scale=math.sqrt(q.shape[-1])))
+        return self.wo(attend(q, k, v, packing, dropout_p, scale=math.sqrt(q.shape[-1])))
 
     def ffn(self, x: Tensor) -> Tensor:
         u, v = (self.c_fc(x) * self.suv * math.sqrt(x.shape[-1])).chunk(2, dim=-1)  # (T, F) each
@@ -93,7 +94,7 @@ class NGptBlock(nn.Module):
 
 
 class NeoBert(nn.Module):
-    """The trunk: token ids (T,) to hidden states (T, E)."""
+    """The trunk: token ids (T,) to hidden states (T, E), or those of some rows, (M, E)."""
 
     def __init__(self, config: ModelConfig, num_rows: int) -> None:
         super().__init__()
@@ -108,17 +109,20 @@ class NeoBert(nn.Module):
         self.recompute: Literal["full", "selective"] | None = None
         self.recompute_every = 1
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, packing: Packing, position_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         x = self.encoder(input_ids)  # (T, E)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
         if not self.rope:
             x = x + self.positional_embedding(position_ids + 1)
         turns = rotations(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
+        last = len(self.transformer_encoder) - 1
         for index, block in enumerate(self.transformer_encoder):
+            if index == last and rows is not None:
+                packing = packing.only(rows)
             if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, cu_seqlens, turns, selective=self.recompute == "selective")
+                x = recomputed(block, x, packing, turns, selective=self.recompute == "selective")
             else:
-                x = block(x, cu_seqlens, turns)
+                x = block(x, packing, turns)
         return self.layer_norm(x)
 
 
@@ -137,7 +141,7 @@ class NeoBertForMaskedLM(nn.Module):
     def __init__(self, config: ModelConfig, num_tokens: int) -> None:
         super().__init__()
         num_rows = padded_vocab_size(num_tokens)
-        self.num_tokens = num_tokens
+        self.num_tokens, self.softcap = num_tokens, config.final_logit_softcapping
         self.model = NeoBert(config, num_rows)
         tied = config.tie_word_embeddings and not config.ngpt
         self.decoder = None if tied else nn.Linear(config.hidden_size, num_rows, bias=config.decoder_bias)
@@ -161,22 +165,35 @@ class NeoBertForMaskedLM(nn.Module):
         """Compute every so many-th block again in the backward pass, `selective` without its products and attention."""
         self.model.recompute, self.model.recompute_every = what, every
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        position_ids: Tensor,
+        rows: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
         """Encode packed documents.
+
+        With `rows` the last layer is computed for these tokens only. They see what they would see in a whole layer,
+        whose other rows nothing reads: after the last layer no token looks at another.
 
         Args:
             input_ids: (T,) integer token ids.
             cu_seqlens: (N + 1,) int32 document boundaries from 0 to T.
             position_ids: (T,) integer position of a token in its document.
+            rows: (M,) int64 tokens whose states are wanted, ascending; one may come more than once. None for all.
+            max_seqlen: Tokens of the longest document. Without it a GPU is asked, which it has to be waited for.
 
         Returns:
-            The normalised hidden states, (T, E); fp32 under autocast.
+            The normalised hidden states, (T, E), or (M, E) of `rows`; fp32 under autocast.
         """
-        return self.model(input_ids, cu_seqlens, position_ids)
+        return self.model(input_ids, Packing(cu_seqlens, max_seqlen), position_ids, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of every row of the vocabulary, the inert ones too, (T, V)."""
-        return F.linear(hidden, self.head_weight, self.head_bias)
+        logits = F.linear(hidden, self.head_weight, self.head_bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @torch.no_grad()
@@ -209,17 +226,6 @@ def _feed_forward(config: ModelConfig) -> nn.Module:
     if config.hidden_act == "swiglu":
         return SwiGLU(size, hidden)
     return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, size, bias=False))
-
-
-def _split_heads(qkv: Tensor, num_heads: int, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Split (T, 3 E), whose columns are q, k, v of head 0, then of head 1, ..., into three (T, H, D), rotated."""
-    qkv = qkv.view(len(qkv), num_heads, 3, -1)  # (T, H, 3, D)
-    if turns is None:
-        q, k, v = qkv.unbind(2)
-        return q, k, v
-    qk, v = qkv.split((2, 1), dim=2)
-    q, k = rope(qk, turns).unbind(2)
-    return q, k, v.squeeze(2)
 
 
 def _unit(x: Tensor) -> Tensor:

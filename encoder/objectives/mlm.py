@@ -1,8 +1,9 @@
 """Masked language modelling: cross-entropy of the labelled tokens.
 
 The loss is a SUM over labels; whoever calls backward divides by the label count of the whole global batch, so the
-gradient does not depend on how the batch is split. Only labelled rows go through the output matrix, unless
-`full_logits` asks for the logits of every token (the ablation `trainer.masked_logits_only_loss: false`).
+gradient does not depend on how the batch is split. Only labelled rows go through the last layer and the output matrix,
+unless `full_last_layer` asks for the states of every token or `full_logits` for the logits of every token too (the
+ablations `trainer.last_layer_of_labels_only: false` and `trainer.masked_logits_only_loss: false`).
 
 Legend: T tokens, M label places, H hidden size, V vocabulary rows.
 """
@@ -33,12 +34,18 @@ class MlmObjective(nn.Module):
     """
 
     def __init__(
-        self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False, bf16: bool = False
+        self,
+        model: NeoBertForMaskedLM,
+        num_tokens: int,
+        full_logits: bool = False,
+        full_last_layer: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = num_tokens
         self.full_logits = full_logits
+        self.full_last_layer = full_last_layer or full_logits
         self.bf16 = bf16
 
     def forward(self, batch: Microbatch) -> MlmOutput:
@@ -47,11 +54,13 @@ class MlmObjective(nn.Module):
             return self._loss(batch)
 
     def _loss(self, batch: Microbatch) -> MlmOutput:
-        hidden = self.model(batch.input_ids, batch.cu_seqlens, batch.position_ids)  # (T, H)
+        rows = None if self.full_last_layer else batch.label_positions
+        tokens = batch.input_ids, batch.cu_seqlens, batch.position_ids
+        hidden = self.model(*tokens, rows=rows, max_seqlen=batch.max_seqlen)  # (T, H) or (M, H)
         decoder, bias = self.model.head_weight, self.model.head_bias  # (V, H), (V,) or None
         if self.full_logits:
             return self._from_all_logits(hidden, batch)
-        rows = hidden.index_select(0, batch.label_positions)  # (M, H)
+        rows = hidden.index_select(0, batch.label_positions) if rows is None else hidden  # (M, H)
         return MlmOutput(*masked_ce(rows, decoder, bias, batch.label_ids, self.num_tokens))
 
     def _from_all_logits(self, hidden: Tensor, batch: Microbatch) -> MlmOutput:
