@@ -125,8 +125,16 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM,
     trainer, parallel = config.trainer, config.parallel
     if trainer.gradient_checkpointing:
         model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)
-    full_logits, full_last_layer = not trainer.masked_logits_only_loss, not trainer.last_layer_of_labels_only
-    return model, MlmObjective(model, num_tokens, full_logits, full_last_layer, trainer.mixed_precision == "bf16")
+    objective = MlmObjective(
+        model,
+        num_tokens,
+        full_logits=not trainer.masked_logits_only_loss,
+        full_last_layer=not trainer.last_layer_of_labels_only,
+        bf16=trainer.mixed_precision == "bf16",
+        z_loss=trainer.z_loss_weight,
+        label_smoothing=trainer.label_smoothing_factor,
+    )
+    return model, objective
 
 
 def build_engine(

@@ -43,6 +43,7 @@ class Window:
     loss_sum: float = 0.0
     num_labels: int = 0
     num_correct: int = 0
+    logsumexp_sum: float = 0.0
 
 
 @dataclass
@@ -143,7 +144,7 @@ def train(run: Run) -> None:
         stopping, num_labels, *sizes = ranks.sum(bool(run.stop) or run.saver.failed, *_sizes(microbatches))
         if stopping:
             _save_and_stop(run)
-        loss_sum = num_correct = 0.0
+        sums = (0.0, 0, 0.0)
         for index, microbatch in enumerate(microbatches):
             last = index == len(microbatches) - 1
             set_global_seed(config.seed, "dropout", state.step, index, ranks.rank)
@@ -151,13 +152,13 @@ def train(run: Run) -> None:
                 output = engine.forward(microbatch.to(run.hardware.device), last)
             with watch("backward"):
                 engine.backward(output.loss_sum / num_labels, last)
-            loss_sum, num_correct = loss_sum + output.loss_sum.detach().double(), num_correct + output.num_correct
+            sums = tuple(total + part.detach().double() for total, part in zip(sums, output, strict=True))
         learning_rate = config.optimizer.lr * schedule(state.step)
         with watch("optimizer"):
             grad_norm = engine.step(learning_rate)
         state.step += 1
         # -------------------------------------------------------------------------------------------------------------
-        _account(run, ranks.sum(loss_sum, num_correct), int(num_labels), sizes, grad_norm)
+        _account(run, ranks.sum(*sums), int(num_labels), sizes, grad_norm)
         run.work.seconds += time.perf_counter() - began
         run.beat.step, run.beat.step_s = state.step, run.work.seconds / run.work.steps
         run.log.advance(state.step)
@@ -175,7 +176,7 @@ def _sizes(microbatches: list[Microbatch]) -> tuple[float, float, float]:
 
 def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], grad_norm: float) -> None:
     """Add a finished step to the counters; a step whose gradient was not finite changed no weight."""
-    work, state, (loss_sum, num_correct), (tokens, squares) = run.work, run.state, sums, sizes
+    work, state, (loss_sum, num_correct, logsumexp_sum), (tokens, squares) = run.work, run.state, sums, sizes
     state.tokens += int(tokens)
     work.steps += 1
     work.tokens += int(tokens)
@@ -187,6 +188,7 @@ def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], g
         window.loss_sum += loss_sum
         window.num_labels += num_labels
         window.num_correct += int(num_correct)
+        window.logsumexp_sum += logsumexp_sum
         return
     state.nonfinite_steps += 1
     run.log.event("skipped_step", step=state.step, loss=_text(loss_sum / num_labels), grad_norm=_text(grad_norm))
@@ -239,6 +241,7 @@ def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float
         "step": state.step,
         "time": time.time(),
         "loss": window.loss_sum / window.num_labels if window.num_labels else math.nan,
+        "logsumexp": window.logsumexp_sum / window.num_labels if window.num_labels else math.nan,
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         "num_labels": num_labels,

@@ -220,7 +220,7 @@ def test_the_bias_of_the_head_is_in_the_loss(full_logits):
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
     batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), max(LENGTHS), len(places), 1)
-    loss = MlmObjective(model, model.num_tokens, full_logits)(batch).loss_sum
+    loss = MlmObjective(model, model.num_tokens, full_logits=full_logits)(batch).loss_sum
     logits = F.linear(model(ids, cu_seqlens, positions), model.decoder.weight, model.decoder.bias)[
         :, : model.num_tokens
     ]

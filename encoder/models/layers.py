@@ -70,7 +70,9 @@ class RotaryQKV(nn.Linear):
         super().__init__(size, 3 * size, bias=False)
         self.num_heads = num_heads
 
-    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, packing: Packing, turns: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the packing's rows (M, H, D), keys and values of all tokens (T, H, D).
 
         `turns` (T, D / 2, 2) are the rotations of the tokens, None for a model without.
@@ -95,8 +97,10 @@ class RotaryQKV(nn.Linear):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout_p: float, scale: float | None = None) -> Tensor:
     """Attend within each document, queries (M, H, D) to keys and values (T, H, D), and join the heads to (M, E)."""
-    bounds = {"cu_seqlens_q": packing.cu_seqlens_q, "max_seqlen": packing.max_seqlen}
-    return varlen_attention(q, k, v, packing.cu_seqlens, dropout_p, scale, **bounds).flatten(1)
+    out = varlen_attention(
+        q, k, v, packing.cu_seqlens, dropout_p, scale, cu_seqlens_q=packing.cu_seqlens_q, max_seqlen=packing.max_seqlen
+    )
+    return out.flatten(1)
 
 
 # What selective recomputation keeps: the operations that cost most, a small part of what a block keeps otherwise.

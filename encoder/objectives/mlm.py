@@ -9,14 +9,14 @@ Legend: T tokens, M label places, H hidden size, V vocabulary rows.
 """
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
 from enc.encoder.models.neobert import NeoBertForMaskedLM
-from enc.kernels.masked_ce import masked_ce
+from enc.kernels.masked_ce import MaskedCE, from_logits, masked_ce
 
 
 class MlmOutput(NamedTuple):
@@ -24,22 +24,26 @@ class MlmOutput(NamedTuple):
 
     loss_sum: Tensor  # () fp32
     num_correct: Tensor  # () int64: labels whose token has the largest logit
+    logsumexp_sum: Tensor  # () fp32: of the labels' logits
 
 
 class MlmObjective(nn.Module):
     """A masked-language model with its loss, so that an engine can wrap both as one module.
 
     With `bf16` matrix products run in bfloat16 under autocast. It is entered here, inside of the engine's module, for
-    DeepSpeed switches off one that surrounds it.
+    DeepSpeed switches off one that surrounds it. `z_loss` and `label_smoothing` are in the loss while training only.
     """
 
     def __init__(
         self,
         model: NeoBertForMaskedLM,
         num_tokens: int,
+        *,
         full_logits: bool = False,
         full_last_layer: bool = False,
         bf16: bool = False,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,26 +51,31 @@ class MlmObjective(nn.Module):
         self.full_logits = full_logits
         self.full_last_layer = full_last_layer or full_logits
         self.bf16 = bf16
+        self.extra: dict[str, Any] = {"z_loss": z_loss, "label_smoothing": label_smoothing}
 
     def forward(self, batch: Microbatch) -> MlmOutput:
         device = batch.input_ids.device.type
         with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
-            return self._loss(batch)
+            loss = self._loss(batch)
+        return MlmOutput(loss.loss, loss.num_correct, loss.logsumexp.sum())
 
-    def _loss(self, batch: Microbatch) -> MlmOutput:
+    def _loss(self, batch: Microbatch) -> MaskedCE:
+        model, extra = self.model, self.extra if self.training else {}
         rows = None if self.full_last_layer else batch.label_positions
         tokens = batch.input_ids, batch.cu_seqlens, batch.position_ids
-        hidden = self.model(*tokens, rows=rows, max_seqlen=batch.max_seqlen)  # (T, H) or (M, H)
-        decoder, bias = self.model.head_weight, self.model.head_bias  # (V, H), (V,) or None
+        hidden = model(*tokens, rows=rows, max_seqlen=batch.max_seqlen)  # (T, H) or (M, H)
+        head = model.head_weight, model.head_bias  # (V, H), (V,) or None
         if self.full_logits:
-            return self._from_all_logits(hidden, batch)
-        rows = hidden.index_select(0, batch.label_positions) if rows is None else hidden  # (M, H)
-        return MlmOutput(*masked_ce(rows, decoder, bias, batch.label_ids, self.num_tokens))
+            logits = model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
+            return from_logits(logits, _spread(batch), **extra)
+        if rows is None:
+            hidden = hidden.index_select(0, batch.label_positions)  # (M, H)
+        return masked_ce(hidden, *head, batch.label_ids, self.num_tokens, softcap=model.softcap, **extra)
 
-    def _from_all_logits(self, hidden: Tensor, batch: Microbatch) -> MlmOutput:
-        logits = self.model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
-        labelled = batch.label_ids != IGNORE
-        targets = torch.full_like(batch.input_ids, IGNORE)
-        targets[batch.label_positions[labelled]] = batch.label_ids[labelled]
-        loss = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-        return MlmOutput(loss, (logits.argmax(1) == targets).sum())
+
+def _spread(batch: Microbatch) -> Tensor:
+    """Return the label of every token, (T,) int64, IGNORE where there is none."""
+    labelled = batch.label_ids != IGNORE
+    targets = torch.full_like(batch.input_ids, IGNORE)
+    targets[batch.label_positions[labelled]] = batch.label_ids[labelled]
+    return targets
