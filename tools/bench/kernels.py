@@ -268,7 +268,9 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as text of at most 80 columns."""
     lines = machine_lines(report["machine"])
     for dtype, roof in report["roofline"].items():
-        lines.append(f"{dtype} peaks: {roof['flops'] / 1e12:.3g} TFLOP/s matmul, {roof['bandwidth'] / 1e9:.3g} GB/s copy")
+        lines.append(
+            f"{dtype} peaks: {roof['flops'] / 1e12:.3g} TFLOP/s matmul, {roof['bandwidth'] / 1e9:.3g} GB/s copy"
+        )
     lines.append(f"{report['rounds']} rounds, {report['clock']} time, medians (ranges)")
     for result in report["results"]:
         lines += ["", *_result_lines(result)]

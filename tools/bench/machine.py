@@ -29,7 +29,9 @@ def device_of(name: str | None) -> torch.device:
         raise UsageError(f"--device {name} is not known; it is cpu or cuda.")
     if name == "cuda" and not has_cuda:
         why = "sees no GPU" if torch.version.cuda else "was built without CUDA"
-        raise UsageError(f"--device cuda: torch {torch.__version__} {why}. `enc doctor` says more; or use --device cpu.")
+        raise UsageError(
+            f"--device cuda: torch {torch.__version__} {why}. `enc doctor` says more; or use --device cpu."
+        )
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
