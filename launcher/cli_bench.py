@@ -62,7 +62,7 @@ def step(
         str | None,
         typer.Argument(
             metavar="CFG",
-            help="YAML file or recipe name: model, rows, optimizer. Any key can follow: section.key=value",
+            help="YAML file or recipe name: model, rows, optimizer. Any key can follow.",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -99,10 +99,11 @@ def step(
         config = None
     overrides = overrides_among(context)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from enc.tools.bench.step import Asked, bench
+    from enc.tools.bench.step import ask, bench
 
-    asked = Asked(
-        config, overrides, device, _words(dtype), _words(against), sparse_prediction, threads, clock, steps, rounds,
-        minutes, store, vocab_size, profile, to, as_json,
+    asked = ask(
+        device, overrides, config=config, dtypes=_words(dtype), against=_words(against),
+        sparse_prediction=sparse_prediction, threads=threads, clock=clock, steps=steps, min_rounds=rounds,
+        minutes=minutes, store=store, vocab_size=vocab_size, profile=profile, to=to, as_json=as_json,
     )  # fmt: skip
     typer.echo(bench(asked, say))

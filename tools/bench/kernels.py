@@ -1,6 +1,6 @@
 """Measure the kernels of enc against what others offer: time, memory, error, and how near each is to the device's peak.
 
-    enc bench kernels                                              # every kernel, both dtypes, on the GPU if there is one
+    enc bench kernels                                              # every kernel, on the GPU where there is one
     enc bench kernels masked_ce --dtype bf16 --rivals torch,liger  # one of them, against two
     enc bench kernels norms --threads 1 --clock cpu --json         # on a machine that is not quiet
 
@@ -19,7 +19,7 @@ says why.
 import json
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enc.encoder.config_load import did_you_mean
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import jsonable, printable
 from enc.tools.bench.clocks import Timer, Work, extra_bytes, in_turn, make_timer, spread
-from enc.tools.bench.machine import device_of, machine, machine_lines, page
+from enc.tools.bench.machine import device_of, machine, machine_lines, refuse_unknown, write_page
 from enc.tools.bench.operations import OPERATIONS, Operation, Shape
 from enc.tools.bench.roofline import Roofline, measure_roofline
 from enc.tools.output import refuse_taken
@@ -42,8 +41,8 @@ PACKAGES = ("torch", "triton", "enc-toolkit", "liger-kernel", "cut-cross-entropy
 _OURS = "enc"
 _WRONG = 16  # times the rounding of the dtype: what a sum of many rounded terms never reaches
 _ADVICE = (
-    "`MB` is the peak of allocated memory beyond inputs and results, `error` the worst relative error against fp64 over "
-    "output and gradients, `roof` the time that the peaks measured in this run allow, as a share of the time taken. "
+    "`MB` is the peak of allocated memory beyond inputs and results, `error` the worst relative error against fp64 "
+    "over output and gradients, `roof` the time that the peaks measured in this run allow, as a share of the time. "
     "`enc is` is the other's time over enc's, the median over rounds with the range."
 )
 
@@ -78,13 +77,11 @@ def bench(asked: Asked, say: Callable[[str], None]) -> str:
         torch.set_num_threads(asked.threads)
     if asked.clock == "cpu" and device.type == "cuda":
         raise UsageError("--clock cpu counts the processor time of this process; on a GPU use wall, the default.")
-    report = {"machine": machine(device, PACKAGES), "device": device.type, "clock": asked.clock}
+    report: dict[str, Any] = {"machine": machine(device, PACKAGES), "device": device.type, "clock": asked.clock}
     report |= {"rounds": asked.rounds, **measure_all(chosen, asked, device, say)}
     text = table(report)
     if asked.to is not None:
-        where = report["machine"]["gpu"]["name"] if device.type == "cuda" else "a CPU"
-        asked.to.parent.mkdir(parents=True, exist_ok=True)
-        asked.to.write_text(page(f"Kernels on {where}", report["machine"], text, _ADVICE))
+        write_page(asked.to, "Kernels", report["machine"], text, _ADVICE)
     return json.dumps(jsonable(report), indent=1) if asked.as_json else text
 
 
@@ -93,23 +90,13 @@ def bench(asked: Asked, say: Callable[[str], None]) -> str:
 
 def choose(asked: Asked, device: torch.device) -> list[tuple[str, Shape]]:
     """Return the operations and shapes that were asked for; refuse words that mean nothing."""
-    for dtype in asked.dtypes:
-        _known("--dtype", dtype, DTYPES)
-    _known("--clock", asked.clock, ("wall", "cpu"))
-    for name in asked.names:
-        _known("kernel", name, OPERATIONS)
+    refuse_unknown("--dtype", asked.dtypes, DTYPES)
+    refuse_unknown("--clock", [asked.clock], ["wall", "cpu"])
+    refuse_unknown("kernel", asked.names, OPERATIONS)
     names = list(asked.names or OPERATIONS)
     sides = {side for name in names for side in OPERATIONS[name].sides}
-    for rival in asked.rivals or ():
-        _known("--rivals", rival, sorted(sides - {_OURS}))
+    refuse_unknown("--rivals", asked.rivals or (), sorted(sides - {_OURS}))
     return [(name, shape) for name in names for shape in _shapes(name, asked.shapes, device)]
-
-
-def _known(what: str, word: str, known: Iterable[str]) -> None:
-    known = list(known)
-    if word not in known:
-        hint = did_you_mean(word, known) or "."
-        raise UsageError(f"{what} {printable(word)} is not known{hint} Known are: {', '.join(known)}.")
 
 
 def _shapes(name: str, words: Sequence[str], device: torch.device) -> list[Shape]:
@@ -203,7 +190,7 @@ def work_of(side: Callable[..., Tensor], inputs: Sequence[Any], upstream: Tensor
 
 
 def exact_results(operation: Operation, inputs: Sequence[Any], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Return output and gradients in fp64 for the same rounded inputs, and the gradient from above that all are given."""
+    """Return output and gradients in fp64 for the same rounded inputs, and the gradient from above, for all sides."""
     wide = [
         x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in inputs

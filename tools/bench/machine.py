@@ -7,14 +7,16 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from enc.encoder.config_load import did_you_mean
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import printable
 
 _CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "driver_version")
 
@@ -33,6 +35,15 @@ def device_of(name: str | None) -> torch.device:
             f"--device cuda: torch {torch.__version__} {why}. `enc doctor` says more; or use --device cpu."
         )
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def refuse_unknown(what: str, words: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UsageError for the first word that is not one of the known ones."""
+    known = list(known)
+    for word in words:
+        if word not in known:
+            hint = did_you_mean(word, known) or "."
+            raise UsageError(f"{what} {printable(word)} is not known{hint} Known are: {', '.join(known)}.")
 
 
 def machine(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +107,9 @@ def machine_lines(host: dict[str, Any]) -> list[str]:
     return [line for text in lines for line in textwrap.wrap(text, 80)]
 
 
-def page(title: str, host: dict[str, Any], table: str, reading: str) -> str:
-    """Return a dated Markdown page as in docs/benchmarks: what was run, what it printed, how to read it."""
-    body = textwrap.fill(reading, 118)
-    return f"# {title}\n\n{host['date']}:\n\n    {host['command']}\n\n```\n{table}\n```\n\n{body}\n"
+def write_page(path: Path, title: str, host: dict[str, Any], table: str, reading: str) -> None:
+    """Write a page as in docs/benchmarks: what was run and when, what it printed, how to read it."""
+    where = host["gpu"]["name"] if "gpu" in host else "a CPU"
+    body = f"{host['date']}:\n\n    {host['command']}\n\n```\n{table}\n```\n\n{textwrap.fill(reading, 118)}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {title} on {where}\n\n{body}")

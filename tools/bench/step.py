@@ -34,7 +34,8 @@ counts processor time.
 
 MFU counts six operations a matrix parameter and token, attention over the real length of documents (on rows without
 padding that Trainer does not tell apart, over the row), and the output matrix for labels only, on every side, against
-the GPU's data sheet; on a CPU against a matrix product measured at start. `peak` is the GPU memory that torch allocated.
+the GPU's data sheet; on a CPU against a matrix product measured at start. `peak` is
+the GPU memory that torch allocated.
 """
 
 import argparse
@@ -49,14 +50,14 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from enc.encoder.config import RunConfig
-from enc.encoder.config_load import did_you_mean, load_config
+from enc.encoder.config_load import load_config
 from enc.encoder.data.corpus import python_docs
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import TokenStore
@@ -65,7 +66,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.printable import jsonable, printable
 from enc.encoder.sizes import feed_forward_width, num_parameters, padded_vocab_size
 from enc.tools.bench.clocks import spread
-from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, page
+from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, refuse_unknown, write_page
 from enc.tools.bench.step_profile import profile_step, profile_table
 from enc.tools.bench.step_sides import PARTS, Block, Side, enc_side, full_rows, modernbert, natural_rows, trainer_side
 from enc.tools.output import refuse_taken
@@ -88,37 +89,25 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: the options of the command. None is the default of the device."""
+    """What to measure: the options of the command."""
 
-    config: str | None = None  # recipe or YAML file
-    overrides: dict[str, Any] = field(default_factory=dict)
-    device: str | None = None
-    dtypes: Sequence[str] | None = None
-    against: Sequence[str] | None = None
+    device: torch.device
+    config: str  # recipe or YAML file
+    overrides: dict[str, Any]
+    dtypes: Sequence[str]
+    against: Sequence[str]
+    steps: int
+    vocab_size: int
+    median_tokens: int | None  # of a document of the default store; None: as they come
     sparse_prediction: bool = False
     threads: int | None = None
     clock: str = "wall"
-    steps: int | None = None
     min_rounds: int = 3
     minutes: float = 4.0
     store: Path | None = None
-    vocab_size: int | None = None
     profile: bool = False
     to: Path | None = None
     as_json: bool = False
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a device is measured with unless told otherwise."""
-
-    config: str
-    overrides: dict[str, Any]
-    dtypes: tuple[str, ...]
-    against: tuple[str, ...]
-    steps: int
-    vocab_size: int
-    median_tokens: int | None  # of a document; None: as they come
 
 
 _SMALL = {
@@ -126,64 +115,55 @@ _SMALL = {
     "model.intermediate_size": 1536, "dataset.max_seq_length": 512, "dataset.num_workers": 0,
     "trainer.per_device_train_batch_size": 8,
 }  # fmt: skip
-DEFAULTS = {
-    "cpu": Defaults("quickstart", _SMALL, ("bf16", "fp32"), ("natural", "grouped", "full"), 2, 8192, None),
-    "cuda": Defaults("neobert-250m", {}, ("bf16",), ("natural", "full"), 10, 30522, 400),
-}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "config": "quickstart", "overrides": _SMALL, "dtypes": ["bf16", "fp32"],
+        "against": ["natural", "grouped", "full"], "steps": 2, "vocab_size": 8192, "median_tokens": None,
+    },
+    "cuda": {
+        "config": "neobert-250m", "overrides": {}, "dtypes": ["bf16"], "against": ["natural", "full"], "steps": 10,
+        "vocab_size": 30522, "median_tokens": 400,
+    },
+}  # fmt: skip
 _CHARACTERS_A_TOKEN = 4
 
 
-def bench(asked: Asked, say: Callable[[str], None]) -> str:
-    """Measure what was asked for, write the page if one is wanted, and return the table or JSON.
+def ask(device: str | None, overrides: dict[str, Any], **given: Any) -> Asked:
+    """Return what to measure: what was given, and the default of the device where that is None.
 
-    Raises UsageError for a side, dtype, device, config, store or file that will not do, before anything runs.
+    Raises UsageError for a side, dtype, clock, device, config, store or file that will not do.
     """
-    device = device_of(asked.device)
-    asked = _refused(asked, device.type)
+    target = device_of(device)
+    defaults = DEFAULTS[target.type]
+    if given.get("config") is None:  # the default keys belong to the default config
+        overrides = defaults["overrides"] | overrides
+    chosen = defaults | {name: value for name, value in given.items() if value is not None}
+    asked = Asked(target, **chosen | {"overrides": overrides})
+    refuse_unknown("--against", asked.against, RIVALS)
+    refuse_unknown("--dtype", asked.dtypes, ["bf16", "fp32"])
+    refuse_unknown("--clock", [asked.clock], ["wall", "cpu"])
+    if asked.against and not asked.profile and installed_version("accelerate") is None:
+        raise UsageError("Trainer needs the package accelerate: pip install accelerate, or --against '' for enc alone.")
+    if asked.to is not None:
+        refuse_taken(asked.to, folder=False)
+    if asked.store is not None:
+        TokenStore.open(asked.store)
+    load_config(asked.config, asked.overrides)
+    return asked
+
+
+def bench(asked: Asked, say: Callable[[str], None]) -> str:
+    """Measure what was asked for, write the page if one is wanted, and return the table or JSON."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if asked.threads:
         torch.set_num_threads(asked.threads)
     prose = contextlib.redirect_stdout(sys.stderr)  # libraries print there
     with prose, tempfile.TemporaryDirectory(prefix="enc-bench-") as folder:
-        report = compare(asked, device, Path(folder), say)
+        report = compare(asked, Path(folder), say)
     text = profile_table(report) if asked.profile else table(report)
     if asked.to is not None:
-        where = report["machine"]["gpu"]["name"] if device.type == "cuda" else "a CPU"
-        asked.to.parent.mkdir(parents=True, exist_ok=True)
-        asked.to.write_text(page(f"The training step on {where}", report["machine"], text, _ADVICE))
+        write_page(asked.to, "The training step", report["machine"], text, _ADVICE)
     return json.dumps(jsonable(report), indent=1) if asked.as_json else text
-
-
-def _refused(asked: Asked, device: str) -> Asked:
-    """Return what was asked for with the device's defaults filled in. Raises UsageError for what will not do."""
-    if asked.to is not None:
-        refuse_taken(asked.to, folder=False)
-    defaults = DEFAULTS[device]
-    against = defaults.against if asked.against is None else asked.against
-    dtypes = asked.dtypes or defaults.dtypes
-    for what, words, known in (
-        ("--against", against, RIVALS), ("--dtype", dtypes, ["bf16", "fp32"]), ("--clock", [asked.clock], ["wall", "cpu"])
-    ):  # fmt: skip
-        _all_known(what, words, known)
-    if against and not asked.profile and installed_version("accelerate") is None:
-        raise UsageError("Trainer needs the package accelerate: pip install accelerate, or --against '' for enc alone.")
-    if asked.store is not None:
-        TokenStore.open(asked.store)
-    own = asked.config is None  # the defaults of a device are those of its default config
-    asked = replace(
-        asked, config=asked.config or defaults.config, overrides=(defaults.overrides if own else {}) | asked.overrides,
-        dtypes=dtypes, against=against, steps=asked.steps or defaults.steps,
-        vocab_size=asked.vocab_size or defaults.vocab_size,
-    )  # fmt: skip
-    load_config(asked.config or "", asked.overrides)
-    return asked
-
-
-def _all_known(what: str, words: Iterable[str], known: list[str]) -> None:
-    for word in words:
-        if word not in known:
-            hint = did_you_mean(word, known) or "."
-            raise UsageError(f"{what} {printable(word)} is not known{hint} Known are: {', '.join(known)}.")
 
 
 # --- what is trained -------------------------------------------------------------------------------------------------
@@ -214,7 +194,7 @@ def joined(median_tokens: int) -> Iterable[str]:
                 wanted, parts = rng.lognormvariate(math.log(median_tokens * _CHARACTERS_A_TOKEN), 1.0), []
 
 
-def run_config(asked: Asked, device: str, dtype: str, store: Path, folder: Path) -> RunConfig:
+def run_config(asked: Asked, dtype: str, store: Path, folder: Path) -> RunConfig:
     """Return the run config of enc's side, resolved as a plan would."""
     tokenizer = EncoderTokenizer.load(TokenStore.open(store).tokenizer_dir)
     settings = {
@@ -222,7 +202,7 @@ def run_config(asked: Asked, device: str, dtype: str, store: Path, folder: Path)
         "datacollator.pack_sequences": True,
         "parallel.engine": "ddp",
         "trainer.output_dir": str(folder),
-        "trainer.use_cpu": device == "cpu",
+        "trainer.use_cpu": asked.device.type == "cpu",
         "trainer.mixed_precision": "bf16" if dtype == "bf16" else "no",
         "trainer.eval_strategy": "no",
         "trainer.save_strategy": "no",
@@ -231,7 +211,6 @@ def run_config(asked: Asked, device: str, dtype: str, store: Path, folder: Path)
         "trainer.disable_tqdm": True,
         "wandb.enabled": False,
     }
-    assert asked.config is not None
     config = load_config(asked.config, asked.overrides | settings).config
     resolved = {
         "model.vocab_size": padded_vocab_size(tokenizer.num_tokens),
@@ -245,12 +224,10 @@ def run_config(asked: Asked, device: str, dtype: str, store: Path, folder: Path)
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def compare(asked: Asked, device: torch.device, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def compare(asked: Asked, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure every dtype asked for and return the report."""
-    assert asked.dtypes and asked.vocab_size
-    median_tokens = DEFAULTS[device.type].median_tokens
-    store = asked.store or make_store(folder / "store", asked.vocab_size, median_tokens)
-    configs = {dtype: run_config(asked, device.type, dtype, store, folder / dtype) for dtype in asked.dtypes}
+    store = asked.store or make_store(folder / "store", asked.vocab_size, asked.median_tokens)
+    configs = {dtype: run_config(asked, dtype, store, folder / dtype) for dtype in asked.dtypes}
     results: dict[str, Any] = {}
     for dtype, config in configs.items():
         say(f"{dtype}:")
@@ -258,19 +235,17 @@ def compare(asked: Asked, device: torch.device, folder: Path, say: Callable[[str
         results[dtype] = (_profiled if asked.profile else _measured)(asked, config, folder / dtype, say)
         gc.collect()  # the sides hold each other; the next dtype needs their memory
     return {
-        "machine": machine(device, PACKAGES), **_setting(asked, config),
+        "machine": machine(asked.device, PACKAGES), **_setting(asked, config),
         "rounds": 0 if asked.profile else min(_rounds(sides) for sides in results.values()), "results": results,
     }  # fmt: skip
 
 
 def _profiled(asked: Asked, config: RunConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     side, _ = enc_side(config, folder)
-    assert asked.steps is not None
     return profile_step(side, asked.steps, not config.trainer.use_cpu)
 
 
 def _measured(asked: Asked, config: RunConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    assert asked.steps is not None and asked.against is not None and asked.dtypes is not None
     tokenizer = EncoderTokenizer.load(TokenStore.open(Path(config.dataset.path)).tokenizer_dir)
     ours, peak_flops = enc_side(config, folder)
     sides = {"enc": ours}
@@ -434,16 +409,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4, help="time of all rounds, split over the dtypes")
     parser.add_argument("--store", type=Path, help="token store; by default one of Python's documentation is made")
     parser.add_argument("--vocab-size", type=int, help="of the tokenizer trained for the default store")
-    parser.add_argument(
-        "--profile", action="store_true", help="where the time of enc's step goes, by kind of operation"
-    )
+    parser.add_argument("--profile", action="store_true", help="where the time of enc's step goes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    asked = Asked(
-        overrides=_overrides(args), device=args.device, dtypes=args.dtype, against=args.sides,
-        sparse_prediction=args.sparse_prediction, threads=args.threads, clock=args.clock, steps=args.steps,
-        min_rounds=args.min_rounds, minutes=args.minutes, store=args.store, vocab_size=args.vocab_size,
-        profile=args.profile, as_json=args.json,
+    asked = ask(
+        args.device, _overrides(args), dtypes=args.dtype, against=args.sides, sparse_prediction=args.sparse_prediction,
+        threads=args.threads, clock=args.clock, steps=args.steps, min_rounds=args.min_rounds, minutes=args.minutes,
+        store=args.store, vocab_size=args.vocab_size, profile=args.profile, as_json=args.json,
     )  # fmt: skip
     print(bench(asked, lambda text: print(text, file=sys.stderr, flush=True)))
 

@@ -287,8 +287,8 @@ def _step_clock(warm_up: int) -> Any:
         def __init__(self) -> None:
             self.marks: list[Mark] = []
 
-        def on_step_end(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
-            if not arguments.use_cpu and state.global_step in (warm_up, arguments.max_steps):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not args.use_cpu and state.global_step in (warm_up, args.max_steps):
                 torch.cuda.synchronize()  # only where the time counts: Trainer itself does not wait for the GPU
             self.marks.append(Mark.now(len(self.count)))
 

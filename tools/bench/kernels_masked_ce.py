@@ -1,0 +1,48 @@
+"""Masked cross-entropy, head included: the sides and shapes of `enc bench kernels masked_ce`.
+
+A side is `f(hidden, weight, bias, targets) -> loss`, the sum over labelled rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from enc.kernels import masked_ce
+
+Shape = dict[str, Any]
+SHAPES: dict[str, Shape] = {
+    "small": {"tokens": 5120, "masked": 0.2, "hidden": 384, "vocab": 8192},
+    "neobert-30k": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 30592},
+}
+
+
+def _enc(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return masked_ce.masked_ce(hidden, weight, bias, targets)[0]
+
+
+def _torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "torch": _torch, "compiled": torch.compile(_torch)}
+
+
+def rows(shape: Shape) -> int:
+    return max(1, round(shape["tokens"] * shape["masked"]))
+
+
+def flops(shape: Shape) -> int:
+    """Return the operations of forward and backward."""
+    return 6 * rows(shape) * shape["hidden"] * shape["vocab"]
+
+
+def bytes(shape: Shape) -> int:
+    """Return the bytes that forward and backward move at least in bf16."""
+    return 4 * shape["hidden"] * (rows(shape) + shape["vocab"])
+
+
+def available(side: str) -> str | None:
+    return None
