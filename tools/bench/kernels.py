@@ -142,7 +142,8 @@ def measure(
     timer: Timer,
 ) -> list[dict[str, Any]]:
     """Measure the sides of an operation at a shape: one result for the forward pass, one for both passes."""
-    inputs = [_to(x, device, dtype) for x in operation.inputs(shape)]
+    torch.compiler.reset()  # a compiled side meets each shape as its first, without the burden of dynamic ones
+    inputs = [_moved(x, device) for x in operation.inputs(shape, dtype)]
     truth, upstream = exact_results(operation, inputs, dtype)
     results = []
     for which in PASSES:
@@ -150,24 +151,20 @@ def measure(
         works: dict[str, Work] = {}
         for side in sides:
             works[side] = work_of(operation.sides[side], inputs, upstream if which == "both" else None)
-            why_not = operation.why_not(side, device, dtype)
+            why_not = operation.why_not(side)
             found[side] = {"why_not": why_not} if why_not else try_side(works[side], truth, dtype, device)
         seconds = in_turn({side: work for side, work in works.items() if "error" in found[side]}, rounds, timer)
         for side, values in seconds.items():
             found[side] |= {"seconds": spread(values), "rounds": values}
         _add_ratios(found)
-        flops, num_bytes = operation.cost(shape, dtype.itemsize, which == "both")
-        results.append({"pass": which, "flops": flops, "bytes": num_bytes, "sides": found})
+        share = 1.0 if which == "both" else operation.forward_share
+        cost = {"flops": share * operation.flops(shape), "bytes": share * operation.bytes(shape)}
+        results.append({"pass": which, **cost, "sides": found})
     return results
 
 
-def _to(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move an input; those of floating point are what gradients are wanted of."""
-    if not isinstance(x, Tensor):
-        return x
-    if not x.is_floating_point():
-        return x.to(device)
-    return x.to(device, dtype).requires_grad_(x.requires_grad)
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.detach().to(device).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
 def work_of(side: Callable[..., Tensor], inputs: Sequence[Any], upstream: Tensor | None) -> Work:
@@ -265,27 +262,33 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _result_lines(result: dict[str, Any]) -> list[str]:
-    head = f"{result['kernel']} {result['pass']}, {result['dtype']}: {shape_text(result['shape'])}"
-    lines = [*textwrap.wrap(head, 80), f"{'side':15}{'ms':>8} {'(range)':15}{'MB':>8} {'error':>7} {'roof':>5}  enc is"]
-    for name, side in result["sides"].items():
-        lines += [_side_line(name, side)] if "seconds" in side else _reason_lines(name, side["why_not"])
-    wrong = [name for name, side in result["sides"].items() if side.get("wrong")]
+    sides = result["sides"]
+    width = max(map(len, sides)) + 1
+    lines = textwrap.wrap(f"{result['kernel']} {result['pass']}, {result['dtype']}: {shape_text(result['shape'])}", 80)
+    lines.append(f"{'side':{width}}{'ms':>7} {'(range)':15}{'MB':>8} {'error':>7} {'roof':>5}  enc is")
+    for name, side in sides.items():
+        lines += [_side_line(name, side, width)] if "seconds" in side else _reason_lines(name, side["why_not"], width)
+    wrong = [name for name, side in sides.items() if side.get("wrong")]
     return lines + [f"! {name}: not the same computation, its time says nothing" for name in wrong]
 
 
-def _side_line(name: str, side: dict[str, Any]) -> str:
-    seconds, ratio = side["seconds"], side.get("enc_is_times")
+def _side_line(name: str, side: dict[str, Any], width: int) -> str:
+    seconds, ratio, megabytes = side["seconds"], side.get("enc_is_times"), side["extra_bytes"] / 1e6
     between = f"({_ms(seconds['min'])}-{_ms(seconds['max'])})"
-    line = f"{name:15}{_ms(seconds['median']):>8} {between:15}{side['extra_bytes'] / 1e6:8,.1f} "
+    line = f"{name:{width}}{_ms(seconds['median']):>7} {between:15}{megabytes:8,.{1 if megabytes < 100 else 0}f} "
     line += f"{side['error']:7.1e}{'!' if side['wrong'] else ' '}{side['roofline_fraction']:5.0%}"
-    return line + (f"  {ratio['median']:.2f} x ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else "")
+    if not ratio:
+        return line
+    line += f"  {ratio['median']:.3g} x"
+    whole = f"{line} ({ratio['min']:.3g}-{ratio['max']:.3g})"
+    return whole if len(whole) <= 80 else line
 
 
 def _ms(seconds: float) -> str:
-    """Return milliseconds in about four digits."""
+    """Return milliseconds in three or four digits."""
     ms = 1000 * seconds
-    return f"{ms:.4f}" if ms < 1 else f"{ms:.{max(0, 3 - len(str(int(ms))))}f}"
+    return f"{ms:.4f}" if ms < 0.1 else f"{ms:.3f}" if ms < 1 else f"{ms:.{max(0, 3 - len(str(int(ms))))}f}"
 
 
-def _reason_lines(name: str, why_not: str) -> list[str]:
-    return textwrap.wrap(f"{name:15}not run: {why_not}", 80, subsequent_indent=" " * 15)
+def _reason_lines(name: str, why_not: str, width: int) -> list[str]:
+    return textwrap.wrap(f"{name:{width}}not run: {why_not}", 80, subsequent_indent=" " * width)

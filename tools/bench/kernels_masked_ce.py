@@ -4,6 +4,7 @@ A side is `f(hidden, weight, bias, targets) -> loss`, the sum over labelled rows
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +28,16 @@ def _torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")
 
 
-SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "torch": _torch, "compiled": torch.compile(_torch)}
+def _compiled(*inputs: Any) -> Tensor:
+    return _compiled_torch()(*inputs)
+
+
+@cache
+def _compiled_torch() -> Callable[..., Tensor]:  # on first use: it imports the compiler
+    return torch.compile(_torch)
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "torch": _torch, "compiled": _compiled}
 
 
 def rows(shape: Shape) -> int:

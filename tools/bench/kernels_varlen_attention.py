@@ -23,8 +23,8 @@ def _enc(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, b
 def _torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
     document = torch.repeat_interleave(torch.arange(len(cu_seqlens) - 1), cu_seqlens.cpu().diff()).to(q.device)
     mask = document[:, None] == document[None, :]
-    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask)[0].transpose(0, 1)
+    a, b, c = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    return F.scaled_dot_product_attention(a, b, c, attn_mask=mask)[0].transpose(0, 1)
 
 
 SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "sdpa-dense": _torch}

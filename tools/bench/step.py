@@ -49,7 +49,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,21 +177,25 @@ def make_store(folder: Path, vocab_size: int, median_tokens: int | None) -> Path
     settings: dict[str, Any] = {"dataset.pre_tokenize_output": str(folder), "tokenizer.train.vocab_size": vocab_size}
     if median_tokens is not None:
         documents = folder.parent / "documents.jsonl"
-        documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in joined(median_tokens)))
+        documents.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in joined(python_docs(), median_tokens))
+        )
     config = load_config("quickstart", settings).config
     return preprocess(config.dataset, config.tokenizer, config.seed)
 
 
-def joined(median_tokens: int) -> Iterable[str]:
-    """Yield Python's documentation as documents whose length is drawn from a log-normal distribution."""
-    rng, parts = random.Random(0), list[str]()
-    wanted = rng.lognormvariate(math.log(median_tokens * _CHARACTERS_A_TOKEN), 1.0)
-    for text in python_docs():
-        for start in range(0, len(text), 2000):  # the longest texts are books
-            parts.append(text[start : start + 2000])
-            if sum(map(len, parts)) >= wanted:
+def joined(texts: Iterable[str], median_tokens: int) -> Iterator[str]:
+    """Join texts to documents whose length is drawn from a log-normal distribution, the same ones each time."""
+    rng, middle = random.Random(0), math.log(median_tokens * _CHARACTERS_A_TOKEN)
+    parts: list[str] = []
+    left = rng.lognormvariate(middle, 1.0)
+    for text in texts:
+        for start in range(0, len(text), 1000):  # the longest texts are books
+            parts.append(text[start : start + 1000])
+            left -= len(parts[-1])
+            if left <= 0:
                 yield "\n\n".join(parts)
-                wanted, parts = rng.lognormvariate(math.log(median_tokens * _CHARACTERS_A_TOKEN), 1.0), []
+                left, parts = rng.lognormvariate(middle, 1.0), []
 
 
 def run_config(asked: Asked, dtype: str, store: Path, folder: Path) -> RunConfig:

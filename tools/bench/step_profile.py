@@ -20,7 +20,7 @@ KINDS = {
     "attention": r"attention|flash|fmha|softmax_warp",
     "matrix products": r"::mm$|::addmm|::bmm|::linear|matmul|gemm|nvjet|cutlass|xmma|wgmma",
     "casts and copies": r"copy|::to$|_to_copy|memcpy|memset|::contiguous|::cat$|catarray|::fill_|::zero_",
-    "elementwise": r"elementwise|vectorized|reduce|norm|silu|swiglu|rope|rotate|gelu|triton|"
+    "elementwise": r"elementwise|vectorized|reduce_kernel|norm|silu|swiglu|rope|rotate|gelu|triton|"
     r"::(mul|add|sub|div|neg|exp|log|sum|mean|rsqrt|square|where|masked_fill)_?$",
 }
 
