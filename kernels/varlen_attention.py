@@ -1,150 +1,337 @@
 """Bidirectional attention over packed documents that never see each other.
 
-For document n with tokens ``cu_seqlens[n] <= i, j < cu_seqlens[n + 1]`` and every head h::
+For every head h, query i and key j of one document, with the rules of ``attention_rules.py``::
 
-    s_ij = scale * q_i . k_j        p_ij = exp(s_ij - lse_i)        lse_i = log sum_j exp(s_ij)
-    o_i  = sum_j p_ij v_j
+    s_ij = scale * q_i . k_j + bias_ij      p_ij = exp(s_ij - lse_i)      lse_i = log sum_j exp(s_ij)
+    o_i  = sum_j m_ij p_ij v_j              m_ij = 1, or dropout's 0 or 1 / (1 - dropout_p)
 
-No score between two documents is ever computed, so the cost is sum_n len_n^2, not T^2. The CPU path calls PyTorch's
-flash kernel once a document, forward and backward, without an autograd node a document. Measured on two shared cores,
-forward + backward, T 4096, 12 heads of 32, 31 documents of 9..500 tokens (fp32 / bf16): 55 / 52 ms, against 58 / 116 ms
-for a loop over ``F.scaled_dot_product_attention``, 617 / 573 for a dense block mask and 953 / 750 for padding; with 193
-documents of about 22 tokens 47 / 54 ms against 56 / 195 for the loop. Batching documents of equal length was within
-25 % either way, mostly slower, and is left out.
+where j runs over the keys that i sees; a query that sees none gets 0. No score between two documents is ever computed,
+so the cost is sum_n len_n^2, not T^2. What runs (``backend``):
 
-Shapes: T tokens, H heads, D head dim, N documents. T = cu_seqlens[N].
+    flash-attn     the package, on CUDA in bf16 and fp16: no bias, stages, positions or largest score
+    torch-flash    PyTorch's copy of the same kernels
+    triton         everything, on CUDA in fp32, bf16 and fp16 (``varlen_attention_triton.py``)
+    cpu-flash      PyTorch's flash kernel, once a document
+    formulas       everything, everywhere, once a document (``varlen_attention_per_document.py``)
+
+Measured on two shared cores, forward + backward, T 4096, 12 heads of 32, 31 documents of 9..500 tokens (fp32 / bf16):
+55 / 52 ms, against 58 / 116 ms for a loop over ``F.scaled_dot_product_attention``, 617 / 573 for a dense block mask and
+953 / 750 for padding; with 193 documents of about 22 tokens 47 / 54 ms against 56 / 195 for the loop. Batching
+documents of equal length was within 25 % either way, mostly slower, and is left out.
+
+Shapes: Tq queries, T keys, H heads, D head dim, N documents. T = cu_seqlens[N].
 """
 
-import itertools
+import functools
+import importlib.util
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from enc.kernels import varlen_attention_per_document as per_document
+from enc.kernels.attention_rules import RelativeBias, Rules, relative_buckets
+from enc.kernels.chips import capability
+
+_FLASH_DTYPES = torch.bfloat16, torch.float16
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float = 0.0, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    max_seqlen: int | None = None,
+    window: int | None = None,
+    bias: RelativeBias | None = None,
+    stages: tuple[Tensor, Tensor] | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
+    max_logits: Tensor | None = None,
 ) -> Tensor:
     """Attend within each document.
 
     Args:
-        q, k, v: (T, H, D), one floating dtype; strided views of a fused projection are fine.
-        cu_seqlens: (N + 1,) int32, document boundaries from 0 to T, on the CPU or the device of q.
-        dropout_p: Probability of dropping an attention weight, drawn from torch's global generator.
+        q: (Tq, H, D); k, v: (T, H, D), one floating dtype; strided views of a fused projection are fine.
+        cu_seqlens: (N + 1,) int32, the documents' bounds among the keys, from 0 to T, on the device of q.
+        dropout_p: Probability of dropping an attention weight, drawn from torch's global generator of the device.
         scale: Factor on the scores; 1 / sqrt(D) when None.
+        cu_seqlens_q: (N + 1,) int32, the bounds among the queries, from 0 to Tq; those of the keys when None.
+        max_seqlen: At least the longest document's number of keys, and of queries. None waits for a GPU to count.
+        window: Only keys up to this distance are seen.
+        bias: Added to the scaled scores by the distance between key and query; its table gets a gradient.
+        stages: (Tq,) and (T,) int32, stages of queries and keys.
+        positions: (Tq,) and (T,) int32, positions of queries and keys; the index in the document when None. On GPUs the
+            gradient of a bias takes least time where neighbours have neighbouring positions.
+        max_logits: (H,) fp32, raised in place to the largest score of each head.
 
     Returns:
-        (T, H, D) in the dtype of q.
+        (Tq, H, D) in the dtype of q.
 
     Raises:
-        ValueError: ``cu_seqlens`` does not run from 0 to T without going back.
+        ValueError: Bounds do not run from 0 to the number of rows without going back (seen on the CPU only), or
+            queries and keys differ where window or bias need positions.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if dropout_p > 0 or q.device.type != "cpu":
-        return _sdpa_per_document(q, k, v, cu_seqlens, dropout_p, scale)
-    return _varlen_attention(q, k, v, cu_seqlens, scale)[0]
+    if cu_seqlens_q is None and len(q) != len(k):
+        raise ValueError(f"there are {len(q)} queries and {len(k)} keys: pass cu_seqlens_q, the bounds of the queries")
+    if cu_seqlens_q is not None and positions is None and (window is not None or bias is not None):
+        raise ValueError("window and bias need the positions of queries and keys where cu_seqlens_q is given")
+    out, _, peak = torch.ops.enc.varlen_attention(
+        q,
+        k,
+        v,
+        None if bias is None else bias.table,
+        # Drawn here and not in the operation, whose results may be kept where a block is computed again.
+        torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
+        cu_seqlens,
+        cu_seqlens_q,
+        *(positions or (None, None)),
+        *(stages or (None, None)),
+        max_seqlen,
+        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        dropout_p,
+        window,
+        0 if bias is None else bias.max_distance,
+        max_logits is not None,
+    )
+    if max_logits is not None:
+        with torch.no_grad():
+            max_logits.copy_(torch.maximum(max_logits, peak))
+    return out
 
 
-def why_not(device: str, dtype: torch.dtype) -> str | None:
-    """Say why no fused variable-length kernel runs on this device; None if one does."""
+def backend(device: str, dtype: torch.dtype, head_dim: int = 64, **features: bool) -> str:
+    """Name what would run; the names are at the top of this file.
+
+    Features: ``bias``, ``stages``, ``window``, ``positions`` (given, or fewer queries than keys under a window),
+    ``max_logits``, ``dropout``.
+    """
+    return _choose(device, dtype, head_dim, **features)[0]
+
+
+def why_not(device: str, dtype: torch.dtype, head_dim: int = 64, **features: bool) -> str | None:
+    """Say why no fused variable-length kernel runs on this device; None if one does. Features as for ``backend``."""
+    return _choose(device, dtype, head_dim, **features)[1]
+
+
+def _choose(
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    bias: bool = False,
+    stages: bool = False,
+    window: bool = False,
+    positions: bool = False,
+    max_logits: bool = False,
+    dropout: bool = False,
+) -> tuple[str, str | None]:
+    """Return the name of what runs, and why it is no fused kernel."""
+    own = bias or stages or max_logits or dropout or (window and positions)
     if device == "cpu":
-        return "no fused variable-length attention exists for the CPU: its flash kernel runs once a document"
-    return f"no fused variable-length attention for {dtype} on {device} yet: SDPA runs once a document"
-
-
-def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None) -> Tensor:
-    """Compute the same by a softmax under a dense (T, T) block mask, in fp32, or fp64 for fp64 inputs. (T, H, D)"""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    document = torch.repeat_interleave(torch.arange(len(cu_seqlens) - 1), cu_seqlens.cpu().diff()).to(q.device)  # (T,)
-    scores = torch.einsum("ihd,jhd->hij", q.to(dtype), k.to(dtype)) * (scale or 1 / math.sqrt(q.shape[-1]))
-    scores = scores.masked_fill(document[:, None] != document[None, :], -torch.inf)  # (H, T, T)
-    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v.to(dtype)).to(q.dtype)
-
-
-def _documents(cu_seqlens: Tensor, num_tokens: int) -> list[slice]:
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != num_tokens or any(b < a for a, b in itertools.pairwise(bounds)):
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to the number of tokens, {num_tokens}, but is {bounds}; "
-            "give padding a document of its own"
+        if own or window:
+            return "formulas", "no fused variable-length attention exists for the CPU: formulas run once a document"
+        return (
+            "cpu-flash",
+            "no fused variable-length attention exists for the CPU: its flash kernel runs once a document",
         )
-    return [slice(a, b) for a, b in itertools.pairwise(bounds) if b > a]
+    if device == "cuda" and dtype in _FLASH_DTYPES and not own and head_dim <= 256 and _capability() >= (8, 0):
+        if _import_problem("flash_attn") is None:
+            return "flash-attn", None
+        # The kernels read rows of 16 bytes.
+        if head_dim % 8 == 0:
+            return "torch-flash", None
+    if device == "cuda" and dtype in (*_FLASH_DTYPES, torch.float32) and head_dim <= 128:
+        problem = _import_problem("triton")
+        if problem is None:
+            return "triton", None
+        return "formulas", f"{problem}: attention runs once a document, several times slower; install triton"
+    return "formulas", (
+        f"no fused variable-length attention for {dtype} with heads of {head_dim} on {device}: "
+        "it runs once a document, several times slower"
+    )
 
 
-def _heads_first(x: Tensor, rows: slice) -> Tensor:
-    return x[rows].transpose(0, 1).unsqueeze(0)  # (1, H, len, D)
+def _capability() -> tuple[int, int]:
+    return capability(torch.device("cuda")) if torch.cuda.is_available() else (8, 0)
 
 
-@torch.compiler.disable  # a traced loop over documents would recompile for each batch
-def _sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout_p: float, scale: float) -> Tensor:
-    outputs = []
-    for rows in _documents(cu_seqlens, len(q)):
-        a, b, c = (_heads_first(x, rows) for x in (q, k, v))
-        outputs.append(F.scaled_dot_product_attention(a, b, c, dropout_p=dropout_p, scale=scale))
-    # The empty sum keeps the graph when there is no document at all.
-    return torch.cat([o[0].transpose(0, 1) for o in outputs]) if outputs else q + k + v
+@functools.cache
+def _import_problem(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
+    try:
+        importlib.import_module(package)
+    except Exception as problem:  # a build for another torch or CUDA fails in many ways
+        return f"{package} cannot be imported ({type(problem).__name__}: {problem})"
+    return None
 
 
-# Opaque to torch.compile for the same reason.
-@torch.library.custom_op("enc::varlen_attention", mutates_args=(), device_types="cpu")
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the output (T, H, D) and the logsumexp of the scores (T, H), fp32 or fp64."""
-    q, k, v = (_unit_last_stride(x) for x in (q, k, v))
-    out, lse = _outputs(q)
-    for rows in _documents(cu_seqlens, len(q)):
-        o, logsumexp = _flash(*(_heads_first(x, rows) for x in (q, k, v)), scale=scale)
-        out[rows] = o[0].transpose(0, 1)
-        lse[rows] = logsumexp[0].T
-    return out, lse
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    window: int | None = None,
+    bias: RelativeBias | None = None,
+    stages: tuple[Tensor, Tensor] | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Compute the same by a softmax over all T keys, in fp32, or fp64 for fp64 inputs. (Tq, H, D)"""
+    scores = reference_scores(
+        q, k, cu_seqlens, scale, cu_seqlens_q=cu_seqlens_q, window=window, bias=bias, stages=stages, positions=positions
+    )
+    p = scores.softmax(-1).nan_to_num(0)  # NaN: the row sees nothing
+    return torch.einsum("hij,jhd->ihd", p, v.to(p.dtype)).to(q.dtype)
 
 
-@torch.library.custom_op("enc::varlen_attention_backward", mutates_args=(), device_types="cpu")
-def _varlen_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float
+def reference_scores(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    window: int | None = None,
+    bias: RelativeBias | None = None,
+    stages: tuple[Tensor, Tensor] | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return all scores, -inf where the key is not seen. (H, Tq, T)"""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    bounds = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q, cu_seqlens
+    document_q, document_k = (
+        torch.repeat_interleave(torch.arange(len(x) - 1), x.cpu().diff()).to(q.device) for x in bounds
+    )
+    visible = document_q[:, None] == document_k[None, :]  # (Tq, T)
+    index_q, index_k = (
+        torch.arange(len(document), device=q.device) - x.to(q.device).long()[document]
+        for document, x in zip((document_q, document_k), bounds, strict=True)
+    )
+    position_q, position_k = positions or (index_q, index_k)
+    distance = position_k[None, :] - position_q[:, None]
+    if window is not None:
+        visible = visible & (distance.abs() <= window)
+    if stages is not None:
+        stage, key_stage = stages[0][:, None], stages[1][None, :]
+        seen = torch.where(key_stage > 0, stage >= key_stage, stage < -key_stage) | (key_stage == 0)
+        visible = visible & seen
+    scores = torch.einsum("ihd,jhd->hij", q.to(dtype), k.to(dtype)) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if bias is not None:
+        buckets = relative_buckets(distance, len(bias.table), bias.max_distance)
+        scores = scores + bias.table.to(dtype)[buckets].permute(2, 0, 1)
+    return scores.masked_fill(~visible, -torch.inf)
+
+
+_RULES = (  # the fields of Rules, in their order
+    "Tensor cu_seqlens, Tensor? cu_seqlens_q, Tensor? query_positions, Tensor? key_positions, Tensor? query_stages, "
+    "Tensor? key_stages, SymInt? max_seqlen, float scale, float dropout_p, SymInt? window, SymInt max_distance"
+)
+
+
+# One operation, opaque to torch.compile: a traced loop over documents would recompile for each batch. It is registered
+# by hand, since torch.library.custom_op imports the compiler, a second of time, at its first call.
+torch.library.define(
+    "enc::varlen_attention",
+    f"(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? seed, {_RULES}, bool max_logits) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "enc::varlen_attention_backward",
+    f"(Tensor grad, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? seed, {_RULES}, "
+    "bool max_logits) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("enc::varlen_attention", "default")
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # In fp32 also for bf16 inputs: the CPU's bf16 backward kernel is 1.3-5 times slower, worst for short documents.
-    inputs = [_unit_last_stride(x).to(lse.dtype) for x in (grad, q, k, v, out)]
-    grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    for rows in _documents(cu_seqlens, len(q)):
-        logsumexp = lse[rows].T.unsqueeze(0)  # (1, H, len)
-        parts = _flash_backward(*(_heads_first(x, rows) for x in inputs), logsumexp, 0.0, False, scale=scale)
-        for target, part in zip(grads, parts, strict=True):
-            target[rows] = part[0].transpose(0, 1)
-    return grads
+    """Return the output (Tq, H, D), the logsumexp of the scores (H, Tq) and the largest scores (H,).
+
+    The last two are empty where the backward pass or the caller does not need them.
+    """
+    rules, max_logits = Rules(*rest[:-1]), rest[-1]
+    name = _backend_of(q, table, rules, max_logits)
+    if name == "cpu-flash":
+        return *per_document.flash(q, k, v, rules), _nothing(q)
+    if name == "formulas":
+        out, peak = per_document.formulas(q, k, v, table, seed, rules, max_logits)
+        return out, _nothing(q), peak
+    raise NotImplementedError(name)
 
 
-def _unit_last_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+@torch.library.impl("enc::varlen_attention_backward", "default")
+def _backward(
+    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k, v and the table; the last is empty without one."""
+    rules, max_logits = Rules(*rest[:-1]), rest[-1]
+    name = _backend_of(q, table, rules, max_logits)
+    if name == "cpu-flash":
+        return *per_document.flash_backward(grad, out, lse, q, k, v, rules), _nothing(q)
+    if name == "formulas":
+        return per_document.formulas_backward(grad, q, k, v, table, seed, rules)
+    raise NotImplementedError(name)
 
 
-def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(q.shape), lse
+@torch.library.register_fake("enc::varlen_attention")
+def _(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    max_logits = rest[-1]
+    peak = q.new_empty(q.shape[1] if max_logits else 0, dtype=torch.float32)
+    if _backend_of(q, table, Rules(*rest[:-1]), max_logits) == "formulas":
+        return q.new_empty(q.shape), _nothing(q), peak
+    lse = q.new_empty(q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(q.shape), lse, peak
 
 
-@_varlen_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return _outputs(q)
-
-
-@_varlen_attention_backward.register_fake
+@torch.library.register_fake("enc::varlen_attention_backward")
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    dtable = _nothing(q) if table is None else table.new_empty(table.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dtable
+
+
+_NUM_TENSORS = 11  # of the inputs, the first
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, cu_seqlens, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+    out, lse, _ = output
+    ctx.save_for_backward(out, lse, *inputs[:_NUM_TENSORS])
+    ctx.settings = inputs[_NUM_TENSORS:]
 
 
-def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
-    return *_varlen_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+def _gradient(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+    dq, dk, dv, dtable = torch.ops.enc.varlen_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    has_table = ctx.needs_input_grad[3]
+    return dq, dk, dv, dtable if has_table else None, *[None] * (_NUM_TENSORS - 4 + len(ctx.settings))
 
 
-_varlen_attention.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("enc::varlen_attention", _gradient, setup_context=_setup_context)
+
+
+def _backend_of(q: Tensor, table: Tensor | None, rules: Rules, max_logits: bool) -> str:
+    return backend(
+        q.device.type,
+        q.dtype,
+        q.shape[-1],
+        bias=table is not None,
+        stages=rules.key_stages is not None,
+        window=rules.window is not None,
+        positions=rules.key_positions is not None,
+        max_logits=max_logits,
+        dropout=rules.dropout_p > 0,
+    )
+
+
+def _nothing(q: Tensor) -> Tensor:
+    return q.new_empty(0, dtype=torch.float32)
