@@ -186,7 +186,7 @@ def small_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TINY = {
     "masked_ce": ["tokens=40,hidden=16,vocab=130"],
-    "varlen_attention": ["tokens=96,length=40,heads=2,head_dim=16"],
+    "varlen_attention": [f"tokens=96,length=40,heads=2,head_dim=16,buckets={number}" for number in (0, 32)],
     "norms": ["tokens=33,hidden=24"],
     "rope": ["tokens=33,heads=2,head_dim=8"],
 }
@@ -199,9 +199,8 @@ def test_every_kernel_runs_and_agrees_with_the_exact_result(name: str) -> None:
     rivals = [side for side in OPERATIONS[name].sides if side.startswith(("torch", "sdpa"))]
     asked = Asked([name], "cpu", shapes=TINY[name], rivals=rivals, rounds=3)
     report = measure_all(choose(asked, CPU), asked, CPU, lambda _: None)
-    assert [(r["dtype"], r["pass"]) for r in report["results"]] == [
-        (dtype, which) for dtype in ("bf16", "fp32") for which in ("forward", "both")
-    ]
+    cases = [(dtype, which) for dtype in ("bf16", "fp32") for which in ("forward", "both")]
+    assert [(r["dtype"], r["pass"]) for r in report["results"]] == cases * len(TINY[name])
     for result in report["results"]:
         peaks, ours = report["roofline"][result["dtype"]], result["sides"]["enc"]
         floor = max(result["flops"] / peaks["flops"], result["bytes"] / peaks["bandwidth"])

@@ -77,8 +77,10 @@ def bench(asked: Asked, say: Callable[[str], None]) -> str:
         torch.set_num_threads(asked.threads)
     if asked.clock == "cpu" and device.type == "cuda":
         raise UsageError("--clock cpu counts the processor time of this process; on a GPU use wall, the default.")
-    report: dict[str, Any] = {"machine": machine(device, PACKAGES), "device": device.type, "clock": asked.clock}
-    report |= {"rounds": asked.rounds, **measure_all(chosen, asked, device, say)}
+    found = measure_all(chosen, asked, device, say)
+    report = {
+        "machine": machine(device, PACKAGES), "device": device.type, "clock": asked.clock, "rounds": asked.rounds, **found
+    }  # fmt: skip
     text = table(report)
     if asked.to is not None:
         write_page(asked.to, "Kernels", report["machine"], text, _ADVICE)
@@ -118,7 +120,7 @@ def measure_all(
     results = []
     for name, shape in chosen:
         for dtype in asked.dtypes:
-            say(f"{name}, {shape_text(shape)}, {dtype}")
+            say(f"{name}, {dtype}: {shape_text(shape)}")
             sides = _chosen_sides(OPERATIONS[name], asked.rivals)
             for result in measure(OPERATIONS[name], sides, shape, DTYPES[dtype], device, asked.rounds, timer):
                 results.append({"kernel": name, "shape": shape, "dtype": dtype, **result})
@@ -244,8 +246,8 @@ def _add_roofline(result: dict[str, Any], roof: Roofline) -> None:
 
 
 def shape_text(shape: Shape) -> str:
-    """Return a shape in words: `tokens 4,096 hidden 384`."""
-    return " ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in shape.items())
+    """Return a shape as `--shape` takes it."""
+    return ",".join(f"{key}={value}" for key, value in shape.items())
 
 
 def table(report: dict[str, Any]) -> str:

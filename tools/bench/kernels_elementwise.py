@@ -10,8 +10,11 @@ from enc.kernels import norms, rope
 
 Shape = dict[str, Any]
 SHAPES: dict[str, dict[str, Shape]] = {
-    "norms": {"small": {"tokens": 4096, "hidden": 384}},
-    "rope": {"small": {"tokens": 4096, "heads": 12, "head_dim": 32}},
+    "norms": {"small": {"tokens": 4096, "hidden": 384}, "768": {"tokens": 65536, "hidden": 768}},
+    "rope": {
+        "small": {"tokens": 4096, "heads": 12, "head_dim": 32},
+        "12x64": {"tokens": 65536, "heads": 12, "head_dim": 64},
+    },
 }
 
 

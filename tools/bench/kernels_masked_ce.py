@@ -16,7 +16,11 @@ from enc.kernels import masked_ce
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {
     "small": {"tokens": 5120, "masked": 0.2, "hidden": 384, "vocab": 8192},
-    "neobert-30k": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 30592},
+    "768x30592": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 30592},
+    "768x50368": {"tokens": 65536, "masked": 0.3, "hidden": 768, "vocab": 50368},
+    "1024x50368": {"tokens": 65536, "masked": 0.3, "hidden": 1024, "vocab": 50368},
+    "768x128256": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 128256},
+    "768x250048": {"tokens": 65536, "masked": 0.15, "hidden": 768, "vocab": 250048},
 }
 
 

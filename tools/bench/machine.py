@@ -87,13 +87,26 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "gb": round(properties.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
     }
-    command = ["nvidia-smi", f"--id={properties.uuid}", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader"]
+    identity = f"GPU-{str(properties.uuid).removeprefix('GPU-')}"
+    command = ["nvidia-smi", f"--id={identity}", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader"]
+    _keep_busy(device)
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return found | {"clocks": "unknown: nvidia-smi does not answer"}
+        return found | {"clocks": "clocks unknown: nvidia-smi does not answer"}
     sm, most, memory, power, driver = (word.strip() for word in output.splitlines()[0].split(","))
     return found | {"clocks": f"SM {sm} of {most}, memory {memory}, power limit {power}", "driver": driver}
+
+
+def _keep_busy(device: torch.device, seconds: float = 2.0) -> None:
+    """Queue matrix products that take about so long: the clocks of an idle GPU say nothing."""
+    a = torch.randn(8192, 8192, device=device).bfloat16()
+    began = time.perf_counter()
+    for _ in range(4):
+        product = a @ a
+    torch.cuda.synchronize(device)
+    for _ in range(int(4 * seconds / (time.perf_counter() - began))):
+        torch.mm(a, a, out=product)
 
 
 def machine_lines(host: dict[str, Any]) -> list[str]:

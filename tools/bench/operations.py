@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from enc.encoder.config_load import did_you_mean
 from enc.encoder.errors import UsageError
 from enc.kernels import masked_ce, rope
+from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
 
 Shape = dict[str, Any]
@@ -63,8 +64,9 @@ class Operation:
                 shape[key] = type(shape[key])(value)
             except ValueError:
                 raise UsageError(f"--shape {text}: {key} must be a number like {shape[key]}, not {value!r}.") from None
-            if isinstance(shape[key], int) and shape[key] < 1:
-                raise UsageError(f"--shape {text}: {key} must be at least 1.")
+            least = 0 if key == "buckets" else 1  # no bias at all
+            if isinstance(shape[key], int) and shape[key] < least:
+                raise UsageError(f"--shape {text}: {key} must be at least {least}.")
         return shape
 
 
@@ -100,16 +102,22 @@ def _attention_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
     tokens, length, heads = shape["tokens"], shape["length"], shape["heads"]
     q, k, v = (_normal(tokens, heads, shape["head_dim"], seed=i).to(dtype).requires_grad_() for i in range(3))
     bounds = torch.tensor([*range(0, tokens, length), tokens], dtype=torch.int32)
-    return [q, k, v, bounds, length, None]
+    table = _normal(shape["buckets"], heads, seed=3).requires_grad_() if shape["buckets"] else None
+    return [q, k, v, bounds, min(length, tokens), table]
 
 
 def exact_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias_table: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, table: Tensor | None
 ) -> Tensor:
     """Return attention within each document from its definition, computed again in the backward pass."""
 
     def document(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         scores = torch.einsum("ihd,jhd->hij", a, b) / math.sqrt(a.shape[-1])
+        if table is not None:
+            places = torch.arange(len(a), device=a.device)
+            distances = places[None, :] - places[:, None]
+            buckets = relative_buckets(distances, len(table), kernels_varlen_attention.MAX_DISTANCE)
+            scores = scores + table[buckets].permute(2, 0, 1)
         return torch.einsum("hij,jhd->ihd", scores.softmax(-1), c)
 
     bounds = itertools.pairwise(cu_seqlens.tolist())

@@ -56,6 +56,7 @@ from typing import Any
 
 import torch
 
+from enc.encoder.build import num_workers
 from enc.encoder.config import RunConfig
 from enc.encoder.config_load import load_config
 from enc.encoder.data.corpus import python_docs
@@ -336,7 +337,7 @@ def _setting(asked: Asked, config: RunConfig) -> dict[str, Any]:
         "rows": config.trainer.per_device_train_batch_size,
         "row_length": config.row_length,
         "masked": config.datacollator.mlm_probability,
-        "workers": config.dataset.num_workers,
+        "workers": num_workers(config, not config.trainer.use_cpu),
         "clock": asked.clock,
         "sparse_prediction": asked.sparse_prediction,
     }
@@ -361,13 +362,12 @@ def table(report: dict[str, Any]) -> str:
 def setting_lines(report: dict[str, Any]) -> list[str]:
     """Return model and batch as lines of at most 80 characters."""
     model = report["model"]
-    workers = "enc's choice of" if report["workers"] is None else report["workers"]
     lines = [
         f"{model['layers']} x {model['width']}, {model['heads']} heads, feed-forward {model['feed_forward']}, "
         f"vocabulary {model['vocabulary']}, masked {report['masked']:g}",
         f"parameters: enc {model['enc_parameters'] / 1e6:.2f} M, ModernBERT {model['hf_parameters'] / 1e6:.2f} M"
         + (", sparse_prediction" if report["sparse_prediction"] else ""),
-        f"microbatches of {report['rows']} rows of {report['row_length']}, {workers} batch workers, "
+        f"microbatches of {report['rows']} rows of {report['row_length']}, {report['workers']} batch workers, "
         f"{report['rounds']} rounds, {report['clock']} time",
     ]
     return [line for text in lines for line in textwrap.wrap(text, 80)]

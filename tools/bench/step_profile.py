@@ -38,7 +38,7 @@ def profile_step(side: Side, steps: int, cuda: bool) -> dict[str, Any]:
         block = side(1, steps)
     names: dict[str, float] = {}
     for row in profiler.key_averages():
-        if (row.device_type == DeviceType.CUDA) == cuda:
+        if (row.device_type == DeviceType.CUDA) == cuda and not (cuda and row.is_user_annotation):
             spent = row.self_device_time_total if cuda else row.self_cpu_time_total
             names[row.key] = names.get(row.key, 0.0) + spent / 1e6
     whole = sum(names.values())

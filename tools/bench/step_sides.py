@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from enc.encoder import train
-from enc.encoder.build import open_data
+from enc.encoder.build import num_workers, open_data
 from enc.encoder.config import RunConfig
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
@@ -73,13 +73,13 @@ def warm_up_steps(config: RunConfig) -> int:
 class _Peak:
     """The most memory that a block held on the GPU, without what others hold there."""
 
-    def __init__(self, config: RunConfig, own_bytes: int = 0) -> None:
+    def __init__(self, config: RunConfig, others: int | None = None) -> None:
         self.cuda = not config.trainer.use_cpu
         if self.cuda:
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            self.others = torch.cuda.memory_allocated() - own_bytes
+            self.others = torch.cuda.memory_allocated() if others is None else others
 
     def read(self) -> int | None:
         return torch.cuda.max_memory_allocated() - self.others if self.cuda else None
@@ -109,15 +109,14 @@ class _ClockedLog(RunLog):
 
 def enc_side(config: RunConfig, folder: Path) -> tuple[Side, float]:
     """Return enc's side, the real loop on a real run, its log apart; and the peak rate that its MFU refers to."""
-    before = 0 if config.trainer.use_cpu else torch.cuda.memory_allocated()
+    others = 0 if config.trainer.use_cpu else torch.cuda.memory_allocated()
     run = build(folder, Ranks(0, 1, 0), config, StopFlag(), open_heartbeat(folder, 0, config))
     run.log = log = _ClockedLog(folder, config, 1, True, 0)
-    own = 0 if config.trainer.use_cpu else torch.cuda.memory_allocated() - before
     warm_up = warm_up_steps(config)
 
     def block(_round: int, steps: int) -> Block:
         log.watch(run.state, warm_up + steps)
-        peak = _Peak(config, own)
+        peak = _Peak(config, others)
         try:
             train.train(run)
         except _Enough:
@@ -216,7 +215,7 @@ def trainer_side(
             adam_beta1=config.optimizer.betas[0],
             adam_beta2=config.optimizer.betas[1],
             max_grad_norm=trainer.gradient_clipping or 0.0,
-            dataloader_num_workers=config.dataset.num_workers or 0,
+            dataloader_num_workers=num_workers(config, not trainer.use_cpu),
             dataloader_pin_memory=not trainer.use_cpu,
             remove_unused_columns=False,  # it would take away the special-token masks, which save the collator work
             seed=config.seed + round_,
