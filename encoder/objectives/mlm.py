@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
 from enc.encoder.models.neobert import NeoBertForMaskedLM
-from enc.kernels.masked_ce import masked_ce
+from enc.kernels.masked_ce import from_logits, masked_ce
 
 
 class MlmOutput(NamedTuple):
@@ -33,13 +33,21 @@ class MlmObjective(nn.Module):
     """
 
     def __init__(
-        self, model: NeoBertForMaskedLM, num_tokens: int, full_logits: bool = False, bf16: bool = False
+        self,
+        model: NeoBertForMaskedLM,
+        num_tokens: int,
+        full_logits: bool = False,
+        bf16: bool = False,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = num_tokens
         self.full_logits = full_logits
         self.bf16 = bf16
+        self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
 
     def forward(self, batch: Microbatch) -> MlmOutput:
         device = batch.input_ids.device.type
@@ -52,12 +60,16 @@ class MlmObjective(nn.Module):
         if self.full_logits:
             return self._from_all_logits(hidden, batch)
         rows = hidden.index_select(0, batch.label_positions)  # (M, H)
-        return MlmOutput(*masked_ce(rows, decoder, bias, batch.label_ids, self.num_tokens))
+        loss = masked_ce(
+            rows, decoder, bias, batch.label_ids, self.num_tokens,
+            z_loss=self.z_loss, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        return MlmOutput(loss.loss, loss.num_correct)
 
     def _from_all_logits(self, hidden: Tensor, batch: Microbatch) -> MlmOutput:
         logits = self.model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
         labelled = batch.label_ids != IGNORE
         targets = torch.full_like(batch.input_ids, IGNORE)
         targets[batch.label_positions[labelled]] = batch.label_ids[labelled]
-        loss = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-        return MlmOutput(loss, (logits.argmax(1) == targets).sum())
+        loss = from_logits(logits, targets, self.z_loss, self.label_smoothing)
+        return MlmOutput(loss.loss, loss.num_correct)
