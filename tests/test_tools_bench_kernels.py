@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,17 @@ import pytest
 import torch
 from running import Enc
 from torch import Tensor
+from typer.main import get_command
 
+import enc as package
+from enc.encoder.config_load import load_config
 from enc.encoder.errors import UsageError
+from enc.launcher import cli_bench
 from enc.tools.bench import clocks
 from enc.tools.bench.kernels import Asked, bench, choose, measure, measure_all, table, try_side, work_of, worst_error
 from enc.tools.bench.operations import OPERATIONS, Operation
 from enc.tools.bench.roofline import Roofline, measure_roofline
+from enc.tools.bench.step import RIVALS
 
 CPU = torch.device("cpu")
 SHAPE = {"tokens": 64, "hidden": 32}
@@ -267,6 +273,23 @@ def test_the_command_tells_of_a_mistake_in_one_line(enc: Enc) -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"--device cuda: torch \S+ (sees no GPU|was built without CUDA)"):
         bench(Asked(device="cuda"), print)
+
+
+def test_the_commands_for_a_gpu_machine_mean_something() -> None:
+    """Those of docs/benchmarks/README.md, which run on GPUs only: options, kernels, shapes, keys of the config."""
+    page = Path(package.__file__).parent / "docs" / "benchmarks" / "README.md"
+    block = "".join(re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)).replace("\\\n", " ")
+    found = [shlex.split(line, comments=True)[2:] for line in block.splitlines() if line.startswith("enc bench")]
+    assert len(found) >= 5
+    for name, *words in found:
+        command = get_command(cli_bench.app).commands[name]
+        options = command.make_context(name, words).params
+        if name == "kernels":
+            asked = Asked(options["names"] or [], "cpu", shapes=options["shape"] or [])
+            assert choose(asked, CPU)
+        else:
+            load_config(options["config"] or "neobert-250m")
+            assert set((options["against"] or "full").split(",")) <= set(RIVALS)
 
 
 def test_help_fits_80_columns(enc: Enc) -> None:

@@ -30,7 +30,7 @@ def test_every_side_runs_and_agrees_or_says_why(enc: Enc, name: str) -> None:
         for side in result["sides"].values():
             assert ("why_not" in side) != ("seconds" in side)
             if "seconds" in side:
-                assert 0 < side["roofline_fraction"] < 1.5  # a small shape may stay in the L2 cache
+                assert 0 < side["roofline_fraction"] < 3  # what a small shape writes may stay in the L2 cache
                 assert side["extra_bytes"] >= 0
 
 

@@ -78,9 +78,8 @@ def bench(asked: Asked, say: Callable[[str], None]) -> str:
     if asked.clock == "cpu" and device.type == "cuda":
         raise UsageError("--clock cpu counts the processor time of this process; on a GPU use wall, the default.")
     found = measure_all(chosen, asked, device, say)
-    report = {
-        "machine": machine(device, PACKAGES), "device": device.type, "clock": asked.clock, "rounds": asked.rounds, **found
-    }  # fmt: skip
+    taken = {"device": device.type, "clock": asked.clock, "rounds": asked.rounds}
+    report = {"machine": machine(device, PACKAGES), **taken, **found}
     text = table(report)
     if asked.to is not None:
         write_page(asked.to, "Kernels", report["machine"], text, _ADVICE)
@@ -160,7 +159,8 @@ def measure(
             found[side] |= {"seconds": spread(values), "rounds": values}
         _add_ratios(found)
         share = 1.0 if which == "both" else operation.forward_share
-        cost = {"flops": share * operation.flops(shape), "bytes": share * operation.bytes(shape)}
+        num_bytes = share * operation.bytes(shape) * dtype.itemsize / 2
+        cost = {"flops": share * operation.flops(shape), "bytes": num_bytes}
         results.append({"pass": which, **cost, "sides": found})
     return results
 

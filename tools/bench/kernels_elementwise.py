@@ -37,5 +37,6 @@ SIDES: dict[str, dict[str, Callable[..., Tensor]]] = {
 
 
 def bytes(op: str, shape: Shape) -> int:
+    """Return the bytes of forward (input, output) and backward (input, two gradients) in bf16."""
     width = shape["hidden"] if op == "norms" else shape["heads"] * shape["head_dim"]
     return 2 * 5 * shape["tokens"] * width

@@ -54,8 +54,8 @@ def flops(shape: Shape) -> int:
 
 
 def bytes(shape: Shape) -> int:
-    """Return the bytes that forward and backward move at least in bf16."""
-    return 4 * shape["hidden"] * (rows(shape) + shape["vocab"])
+    """Return the bytes of forward (hidden, weight) and backward (both again, both gradients) in bf16."""
+    return 2 * 3 * shape["hidden"] * (rows(shape) + shape["vocab"])
 
 
 def available(side: str) -> str | None:

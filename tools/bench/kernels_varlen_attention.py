@@ -60,12 +60,12 @@ SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "sdpa-padded": _sdpa_pad
 
 
 def flops(shape: Shape) -> int:
-    """Return the operations of forward and backward: four products of n x n x D each way counted as 12 n^2 D."""
+    """Return the operations of forward (4 n^2 D a head) and backward (8 n^2 D, what is computed again left out)."""
     return 12 * shape["tokens"] * shape["length"] * shape["heads"] * shape["head_dim"]
 
 
 def bytes(shape: Shape) -> int:
-    """Return the bytes of q, k, v, output and their gradients, each once, in bf16, and again what backward reads."""
+    """Return the bytes of forward (q, k, v, output) and backward (the same, its gradient, three gradients) in bf16."""
     return 2 * 12 * shape["tokens"] * shape["heads"] * shape["head_dim"]
 
 

@@ -34,8 +34,8 @@ class Operation:
     shapes: Mapping[str, Shape]  # the first one is small enough for a CPU
     inputs: Callable[[Shape, torch.dtype], list[Any]]  # on the CPU; tensors that want a gradient say so
     exact: Callable[..., Tensor]  # the output from the same inputs in fp64
-    flops: Callable[[Shape], float]  # of forward and backward
-    bytes: Callable[[Shape], float]
+    flops: Callable[[Shape], float]  # of forward and backward, nothing computed twice
+    bytes: Callable[[Shape], float]  # of forward and backward at two bytes a number, nothing moved twice
     forward_share: float  # of operations and bytes
     why_not: Callable[[str], str | None]
 

@@ -68,7 +68,7 @@ from enc.encoder.printable import jsonable, printable
 from enc.encoder.sizes import feed_forward_width, num_parameters, padded_vocab_size
 from enc.tools.bench.clocks import spread
 from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, refuse_unknown, write_page
-from enc.tools.bench.step_profile import profile_step, profile_table
+from enc.tools.bench.step_profile import PROFILE_ADVICE, profile_step, profile_table
 from enc.tools.bench.step_sides import PARTS, Block, Side, enc_side, full_rows, modernbert, natural_rows, trainer_side
 from enc.tools.output import refuse_taken
 
@@ -163,7 +163,10 @@ def bench(asked: Asked, say: Callable[[str], None]) -> str:
         report = compare(asked, Path(folder), say)
     text = profile_table(report) if asked.profile else table(report)
     if asked.to is not None:
-        write_page(asked.to, "The training step", report["machine"], text, _ADVICE)
+        title, advice = (
+            ("Where a training step goes", PROFILE_ADVICE) if asked.profile else ("The training step", _ADVICE)
+        )
+        write_page(asked.to, title, report["machine"], text, advice)
     return json.dumps(jsonable(report), indent=1) if asked.as_json else text
 
 

@@ -24,6 +24,11 @@ KINDS = {
     r"::(mul|add|sub|div|neg|exp|log|sum|mean|rsqrt|square|where|masked_fill)_?$",
 }
 
+PROFILE_ADVICE = (
+    "Shares of the time of enc's step by kind of operation, with the costliest names of each; torch's profiler, which slows "
+    "the step down. On a GPU the time of the kernels, on a CPU that of the operators without those inside them."
+)
+
 
 def kind_of(name: str) -> str:
     """Return the kind of an operator or kernel."""
@@ -53,7 +58,9 @@ def profile_step(side: Side, steps: int, cuda: bool) -> dict[str, Any]:
 
 def profile_table(report: dict[str, Any]) -> str:
     """Return shares by kind as text of at most 80 columns."""
+    model = report["model"]
     lines = machine_lines(report["machine"])
+    lines.append(f"{model['layers']} x {model['width']}, {report['rows']} rows of {report['row_length']} tokens")
     for dtype, found in report["results"].items():
         lines += ["", f"{dtype}: {1000 * found['step_s']:.1f} ms a step under the profiler"]
         for kind, part in sorted(found["kinds"].items(), key=lambda item: -item[1]["share"]):
