@@ -32,7 +32,8 @@ types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itsel
 
 bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
 	$(BIN)/python -m enc.tools.bench.preprocess
-	$(BIN)/python -m enc.tools.bench.step
+	$(BIN)/enc bench step
+	$(BIN)/enc bench kernels
 	$(BIN)/python -m enc.tools.bench.save
 	$(BIN)/python -m enc.tools.bench.consolidate
 

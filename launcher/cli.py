@@ -9,7 +9,7 @@ import typer
 from enc import __version__
 from enc.encoder.errors import EncError
 from enc.encoder.printable import printable
-from enc.launcher import cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run, cli_watch
+from enc.launcher import cli_bench, cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run, cli_watch
 
 app = typer.Typer(
     name="enc",
@@ -55,6 +55,7 @@ cli_ckpt.app.command("import", context_settings=cli_run.OVERRIDES)(cli_ckpt_conv
 cli_ckpt.app.command("export")(cli_ckpt_convert.export)
 app.add_typer(cli_ckpt.app, name="ckpt")
 app.add_typer(cli_config.app, name="config")
+app.add_typer(cli_bench.app, name="bench")
 
 
 def _lines(error: Exception) -> str:

@@ -34,18 +34,24 @@ def say(text: str) -> None:
 
 def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) -> "RunConfig":
     """Load a config with the overrides among the command's words, and say its warnings."""
-    from enc.encoder.config_load import load_config, parse_overrides
+    from enc.encoder.config_load import load_config
 
-    _refuse_unknown_options(context)
-    return _told(load_config(name, parse_overrides(context.args) | (more or {})))
+    return _told(load_config(name, overrides_among(context) | (more or {})))
 
 
 def load_defaults(context: typer.Context, keys: dict[str, Any]) -> "RunConfig":
     """Load the default config with `keys` and, over them, the overrides among the command's words."""
-    from enc.encoder.config_load import load_text, parse_overrides
+    from enc.encoder.config_load import load_text
+
+    return _told(load_text("{}", "the default config", keys | overrides_among(context)))
+
+
+def overrides_among(context: typer.Context) -> dict[str, Any]:
+    """Return the overrides among the command's words."""
+    from enc.encoder.config_load import parse_overrides
 
     _refuse_unknown_options(context)
-    return _told(load_text("{}", "the default config", keys | parse_overrides(context.args)))
+    return parse_overrides(context.args)
 
 
 def _told(loaded: "Loaded") -> "RunConfig":

@@ -20,6 +20,7 @@ TESTED_PAGES = [
     "docs/parallel.md",
     "docs/checkpoints.md",
     "docs/slurm.md",
+    "docs/measuring.md",
     "docs/troubleshooting.md",
 ]
 

@@ -1,0 +1,62 @@
+"""Masked cross-entropy, head included: the sides and shapes of `enc bench kernels masked_ce`.
+
+A side is `f(hidden, weight, bias, targets) -> loss`, the sum over labelled rows.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from enc.kernels import masked_ce
+
+Shape = dict[str, Any]
+SHAPES: dict[str, Shape] = {
+    "small": {"tokens": 5120, "masked": 0.2, "hidden": 384, "vocab": 8192},
+    "768x30592": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 30592},
+    "768x50368": {"tokens": 65536, "masked": 0.3, "hidden": 768, "vocab": 50368},
+    "1024x50368": {"tokens": 65536, "masked": 0.3, "hidden": 1024, "vocab": 50368},
+    "768x128256": {"tokens": 65536, "masked": 0.2, "hidden": 768, "vocab": 128256},
+    "768x250048": {"tokens": 65536, "masked": 0.15, "hidden": 768, "vocab": 250048},
+}
+
+
+def _enc(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return masked_ce.masked_ce(hidden, weight, bias, targets)[0]
+
+
+def _torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")
+
+
+def _compiled(*inputs: Any) -> Tensor:
+    return _compiled_torch()(*inputs)
+
+
+@cache
+def _compiled_torch() -> Callable[..., Tensor]:  # on first use: it imports the compiler
+    return torch.compile(_torch)
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "torch": _torch, "compiled": _compiled}
+
+
+def rows(shape: Shape) -> int:
+    return max(1, round(shape["tokens"] * shape["masked"]))
+
+
+def flops(shape: Shape) -> int:
+    """Return the operations of forward and backward."""
+    return 6 * rows(shape) * shape["hidden"] * shape["vocab"]
+
+
+def bytes(shape: Shape) -> int:
+    """Return the bytes of forward (hidden, weight) and backward (both again, both gradients) in bf16."""
+    return 2 * 3 * shape["hidden"] * (rows(shape) + shape["vocab"])
+
+
+def available(side: str) -> str | None:
+    return None
