@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc.kernels import masked_ce as module
+from enc.kernels import masked_ce_torch
 from enc.kernels.masked_ce import MaskedCE, masked_ce, reference
 
 
@@ -62,8 +62,8 @@ def test_logits_in_dw_in_memory_of_their_own_or_computed_again(monkeypatch, rows
     """Many ragged chunks meet the reference and repeat their bits, wherever the logits are in the meantime."""
     leaves, targets = inputs(rows, 123, 5007, 5000, True, torch.bfloat16 if case == "bf16" else torch.float32)
     exact = run(reference, in_fp64(leaves), targets, 5000, **TERMS)
-    monkeypatch.setattr(module, "_MAX_KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", 1)
+    monkeypatch.setattr(masked_ce_torch, "_MAX_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(masked_ce_torch, "_CHUNK_LOGITS", 1)
     found, again = (run(masked_ce, leaves, targets, 5000, **TERMS) for _ in range(2))
     torch.testing.assert_close(found, again, atol=0, rtol=0)
     tolerance = 2e-2 if case == "bf16" else 1e-5
