@@ -25,11 +25,13 @@ Shapes: Tq queries, T keys, H heads, D head dim, N documents. T = cu_seqlens[N].
 import functools
 import importlib.util
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from enc.kernels import varlen_attention_flash as flash
 from enc.kernels import varlen_attention_per_document as per_document
 from enc.kernels.attention_rules import RelativeBias, Rules, relative_buckets
 from enc.kernels.chips import capability
@@ -139,12 +141,9 @@ def _choose(
             "cpu-flash",
             "no fused variable-length attention exists for the CPU: its flash kernel runs once a document",
         )
-    if device == "cuda" and dtype in _FLASH_DTYPES and not own and head_dim <= 256 and _capability() >= (8, 0):
-        if _import_problem("flash_attn") is None:
-            return "flash-attn", None
-        # The kernels read rows of 16 bytes.
-        if head_dim % 8 == 0:
-            return "torch-flash", None
+    flash_dim = head_dim % 8 == 0 and head_dim <= 256
+    if device == "cuda" and dtype in _FLASH_DTYPES and not own and flash_dim and _capability() >= (8, 0):
+        return "torch-flash" if _import_problem("flash_attn") else "flash-attn", None
     if device == "cuda" and dtype in (*_FLASH_DTYPES, torch.float32) and head_dim <= 128:
         problem = _import_problem("triton")
         if problem is None:
@@ -256,7 +255,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output (Tq, H, D), the logsumexp of the scores (H, Tq) and the largest scores (H,).
 
-    The last two are empty where the backward pass or the caller does not need them.
+    The logsumexp is as this backend's backward pass wants it; what nobody needs later is empty.
     """
     rules, max_logits = Rules(*rest[:-1]), rest[-1]
     name = _backend_of(q, table, rules, max_logits)
@@ -265,7 +264,9 @@ def _forward(
     if name == "formulas":
         out, peak = per_document.formulas(q, k, v, table, seed, rules, max_logits)
         return out, _nothing(q), peak
-    raise NotImplementedError(name)
+    if name == "triton":
+        return _triton().forward(q, k, v, table, seed, rules, max_logits)
+    return *flash.forward(name, q, k, v, rules), _nothing(q)
 
 
 @torch.library.impl("enc::varlen_attention_backward", "default")
@@ -280,7 +281,9 @@ def _backward(
         return *per_document.flash_backward(grad, out, lse, q, k, v, rules), _nothing(q)
     if name == "formulas":
         return per_document.formulas_backward(grad, q, k, v, table, seed, rules)
-    raise NotImplementedError(name)
+    if name == "triton":
+        return _triton().backward(grad, out, lse, q, k, v, table, seed, rules)
+    return *flash.backward(name, grad, out, lse, q, k, v, rules), _nothing(q)
 
 
 @torch.library.register_fake("enc::varlen_attention")
@@ -331,6 +334,12 @@ def _backend_of(q: Tensor, table: Tensor | None, rules: Rules, max_logits: bool)
         max_logits=max_logits,
         dropout=rules.dropout_p > 0,
     )
+
+
+def _triton() -> ModuleType:
+    from enc.kernels import varlen_attention_triton  # only where it runs: triton may be missing
+
+    return varlen_attention_triton
 
 
 def _nothing(q: Tensor) -> Tensor:

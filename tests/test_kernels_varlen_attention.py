@@ -331,4 +331,5 @@ def test_the_backend_follows_what_is_asked(monkeypatch):
     assert backend("cpu", torch.float32) == "cpu-flash"
     assert backend("cpu", torch.float32, dropout=True) == "formulas"
     monkeypatch.setattr(module, "_import_problem", {}.get)
-    assert backend("cuda", torch.bfloat16, 36) == "flash-attn"
+    assert backend("cuda", torch.bfloat16, 64) == "flash-attn"
+    assert backend("cuda", torch.bfloat16, 64, stages=True) == "triton"
