@@ -125,6 +125,19 @@ def test_a_wrong_rival_is_exposed_by_its_error() -> None:
     assert "RuntimeError" in both["sides"]["shapeless"]["why_not"]  # autograd refuses the gradient from above
 
 
+def test_every_output_counts() -> None:
+    """An operation with two outputs: an error in the second is seen, and gradients come from both."""
+    two = dataclasses.replace(
+        scaling(second=lambda x, w: (x * w, x + 1.01 * w), detached=lambda x, w: (x * w, x + w.detach())),
+        exact=lambda x, w: (x * w, x + w),
+    )
+    sides = {**two.sides, "enc": two.exact}
+    two = dataclasses.replace(two, sides=sides)
+    for result in measure(two, list(sides), SHAPE, torch.float32, CPU, 1, clocks.HostTimer()):
+        wrong = {name: side["wrong"] for name, side in result["sides"].items()}
+        assert wrong == {"enc": False, "second": True, "detached": result["pass"] == "both"}
+
+
 def test_error_is_the_worst_of_the_results() -> None:
     ones = torch.ones(4, dtype=torch.double)
     assert worst_error([ones * 1.1, ones], [ones, ones]) == pytest.approx(0.1)
@@ -157,8 +170,8 @@ def test_forward_wants_no_gradient_and_both_gives_all() -> None:
         return x * w
 
     inputs = scaling().inputs(SHAPE, torch.float32)
-    assert [t.shape for t in work_of(side, inputs, None)()] == [(64, 32)]
-    assert [t.shape for t in work_of(side, inputs, torch.ones(64, 32))()] == [(64, 32), (64, 32), (32,)]
+    assert [t.shape for t in work_of(side, inputs, [])()] == [(64, 32)]
+    assert [t.shape for t in work_of(side, inputs, [torch.ones(64, 32)])()] == [(64, 32), (64, 32), (32,)]
     assert wanted == [False, True]
     assert all(x.grad is None for x in inputs)
 

@@ -23,6 +23,7 @@ from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
 
 Shape = dict[str, Any]
+SideOf = Callable[..., Tensor | tuple[Tensor, ...]]
 _ROWS = 1024
 
 
@@ -30,10 +31,10 @@ _ROWS = 1024
 class Operation:
     """One operation that several sides compute, each a function of the same inputs."""
 
-    sides: Mapping[str, Callable[..., Tensor]]
+    sides: Mapping[str, SideOf]
     shapes: Mapping[str, Shape]  # the first one is small enough for a CPU
     inputs: Callable[[Shape, torch.dtype], list[Any]]  # on the CPU; tensors that want a gradient say so
-    exact: Callable[..., Tensor]  # the output from the same inputs in fp64
+    exact: SideOf  # the outputs from the same inputs in fp64
     flops: Callable[[Shape], float]  # of forward and backward, nothing computed twice
     bytes: Callable[[Shape], float]  # of forward and backward at two bytes a number, nothing moved twice
     forward_share: float  # of operations and bytes
