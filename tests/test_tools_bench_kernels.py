@@ -58,7 +58,7 @@ def scaling(**sides: Callable[..., Tensor]) -> Operation:
 
     return Operation(
         {"enc": torch.mul, **sides}, {"small": SHAPE}, inputs, torch.mul, lambda _: 600.0, lambda _: 3000.0, 0.5,
-        lambda side: "the package missing is not installed" if side == "missing" else None,
+        lambda side, _: "the package missing is not installed" if side == "missing" else None,
     )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def small_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TINY = {
     "masked_ce": ["tokens=40,hidden=16,vocab=130"],
-    "varlen_attention": [f"tokens=96,length=40,heads=2,head_dim=16,buckets={number}" for number in (0, 32)],
+    "varlen_attention": [f"tokens=96,length=40,natural=1,heads=2,head_dim=16,buckets={number}" for number in (0, 32)],
     "norms": ["tokens=33,hidden=24"],
     "rope": ["tokens=33,heads=2,head_dim=8"],
 }

@@ -152,7 +152,7 @@ def measure(
         works: dict[str, Work] = {}
         for side in sides:
             works[side] = work_of(operation.sides[side], inputs, upstream if which == "both" else ())
-            why_not = operation.why_not(side)
+            why_not = operation.why_not(side, device.type)
             found[side] = {"why_not": why_not} if why_not else try_side(works[side], truth, dtype, device)
         seconds = in_turn({side: work for side, work in works.items() if "error" in found[side]}, rounds, timer)
         for side, values in seconds.items():

@@ -58,5 +58,6 @@ def bytes(shape: Shape) -> int:
     return 2 * 3 * shape["hidden"] * (rows(shape) + shape["vocab"])
 
 
-def available(side: str) -> str | None:
+def available(side: str, device: str | None = None) -> str | None:
+    """Say why a side cannot run on a device, None if it can."""
     return None
