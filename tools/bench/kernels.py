@@ -288,7 +288,7 @@ def _side_line(name: str, side: dict[str, Any], width: int) -> str:
     line += f"{side['error']:7.1e}{'!' if side['wrong'] else ' '}{side['roofline_fraction']:5.0%}"
     if not ratio:
         return line
-    middle, least, most = (f"{ratio[key]:#.3g}".rstrip(".") for key in ("median", "min", "max"))
+    middle, least, most = (f"{ratio[key]:.{2 if ratio[key] < 10 else 0}f}" for key in ("median", "min", "max"))
     line += f"  {middle} x"
     whole = f"{line} ({least}-{most})"
     return whole if len(whole) <= 80 else line
