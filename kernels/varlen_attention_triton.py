@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from enc.kernels import chips
 from enc.kernels.attention_rules import Rules, buckets_by_distance
 
 _LOG2_E = math.log2(math.e)
@@ -372,12 +373,16 @@ def blocks(kernel: str, q: Tensor, *, bias: bool, dropout: bool) -> Blocks:
     One stage where a bias is gathered or Philox numbers are drawn: in a pipeline the compiler lets the products wait.
     """
     large_heads = q.shape[-1] > 64
-    if q.dtype == torch.float32 or (large_heads and bias and dropout):
+    if q.dtype == torch.float32:  # each product is three, of operands in two parts
+        return Blocks(16, 32, 4, 1)
+    if large_heads and bias and dropout:
         return Blocks(32, 32, 4, 1)
     num_warps = 8 if large_heads or (bias and dropout) else 4
-    if kernel == "forward":
-        return Blocks(64, 32 if bias and large_heads else 64, num_warps, 1 if bias or dropout else 2)
-    return Blocks(64, 32 if bias or dropout or large_heads else 64, num_warps, 1 if dropout else 2)
+    if kernel != "forward":
+        return Blocks(64, 32 if bias or dropout or large_heads else 64, num_warps, 1 if dropout else 2)
+    if bias or dropout:
+        return Blocks(64, 32 if bias and large_heads else 64, num_warps, 1)
+    return Blocks(64, 64 if large_heads or chips.capability(q.device) >= (9, 0) else 32, num_warps, 2)
 
 
 @cache
