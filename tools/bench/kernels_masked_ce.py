@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enc.kernels import masked_ce
+from enc.tools.bench.machine import installed_version
 
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {
@@ -41,7 +42,47 @@ def _compiled_torch() -> Callable[..., Tensor]:  # on first use: it imports the 
     return torch.compile(_torch)
 
 
-SIDES: dict[str, Callable[..., Tensor]] = {"enc": _enc, "torch": _torch, "compiled": _compiled}
+def _torch_narrow(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Leave the logits and the loss in the dtype of the inputs."""
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
+
+
+def _torch_chunked(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="sum", options=options)
+
+
+def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias)
+
+
+def _cce(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, filter_eps: str | None = "auto"
+) -> Tensor:
+    """By default it leaves out small gradients, which its error shows."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    more = {} if bias is None else {"bias": bias}  # the released version knows none
+    return linear_cross_entropy(hidden, weight, targets, reduction="sum", filter_eps=filter_eps, **more)
+
+
+def _cce_exact(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return _cce(hidden, weight, bias, targets, filter_eps=None)
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {
+    "enc": _enc,
+    "torch": _torch,
+    "compiled": _compiled,
+    "torch-narrow": _torch_narrow,
+    "torch-chunked": _torch_chunked,
+    "liger": _liger,
+    "cce": _cce,
+    "cce-exact": _cce_exact,
+}
+_PACKAGES = {"liger": "liger-kernel", "cce": "cut-cross-entropy", "cce-exact": "cut-cross-entropy"}
 
 
 def rows(shape: Shape) -> int:
@@ -58,5 +99,13 @@ def bytes(shape: Shape) -> int:
     return 2 * 3 * shape["hidden"] * (rows(shape) + shape["vocab"])
 
 
-def available(side: str) -> str | None:
-    return None
+def available(side: str, device: str) -> str | None:
+    """Say why a side cannot run on a device, None if it can."""
+    if side == "torch-chunked" and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return "this torch has no linear_cross_entropy in chunks"
+    package = _PACKAGES.get(side)
+    if package is None:
+        return None
+    if installed_version(package) is None:
+        return f"the package {package} is not installed"
+    return None if device == "cuda" else f"{package} needs a GPU"

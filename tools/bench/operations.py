@@ -23,6 +23,7 @@ from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
 
 Shape = dict[str, Any]
+SideOf = Callable[..., Tensor | tuple[Tensor, ...]]
 _ROWS = 1024
 
 
@@ -30,14 +31,14 @@ _ROWS = 1024
 class Operation:
     """One operation that several sides compute, each a function of the same inputs."""
 
-    sides: Mapping[str, Callable[..., Tensor]]
+    sides: Mapping[str, SideOf]
     shapes: Mapping[str, Shape]  # the first one is small enough for a CPU
     inputs: Callable[[Shape, torch.dtype], list[Any]]  # on the CPU; tensors that want a gradient say so
-    exact: Callable[..., Tensor]  # the output from the same inputs in fp64
+    exact: SideOf  # the outputs from the same inputs in fp64
     flops: Callable[[Shape], float]  # of forward and backward, nothing computed twice
     bytes: Callable[[Shape], float]  # of forward and backward at two bytes a number, nothing moved twice
     forward_share: float  # of operations and bytes
-    why_not: Callable[[str], str | None]
+    why_not: Callable[[str, str], str | None]  # (side, cpu or cuda)
 
     def default_shapes(self, device: str) -> list[Shape]:
         """Return the shapes of a device: the small one on a CPU, the others on a GPU."""
@@ -64,7 +65,7 @@ class Operation:
                 shape[key] = type(shape[key])(value)
             except ValueError:
                 raise UsageError(f"--shape {text}: {key} must be a number like {shape[key]}, not {value!r}.") from None
-            least = 0 if key == "buckets" else 1  # no bias at all
+            least = 0 if key in ("buckets", "natural") else 1  # off
             if isinstance(shape[key], int) and shape[key] < least:
                 raise UsageError(f"--shape {text}: {key} must be at least {least}.")
         return shape
@@ -99,11 +100,11 @@ def exact_ce(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
 
 
 def _attention_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
-    tokens, length, heads = shape["tokens"], shape["length"], shape["heads"]
+    tokens, heads, lengths = shape["tokens"], shape["heads"], kernels_varlen_attention.lengths(shape)
     q, k, v = (_normal(tokens, heads, shape["head_dim"], seed=i).to(dtype).requires_grad_() for i in range(3))
-    bounds = torch.tensor([*range(0, tokens, length), tokens], dtype=torch.int32)
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     table = _normal(shape["buckets"], heads, seed=3).requires_grad_() if shape["buckets"] else None
-    return [q, k, v, bounds, min(length, tokens), table]
+    return [q, k, v, bounds, max(lengths), table]
 
 
 def exact_attention(
@@ -152,7 +153,7 @@ def _elementwise(name: str) -> Operation:
     inputs, exact = _ELEMENTWISE[name]
     return Operation(
         kernels_elementwise.SIDES[name], kernels_elementwise.SHAPES[name], inputs, exact, lambda _: 0,
-        lambda shape: kernels_elementwise.bytes(name, shape), 2 / 5, lambda _: None,
+        lambda shape: kernels_elementwise.bytes(name, shape), 2 / 5, lambda side, device: None,
     )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ KINDS = {
 }
 
 PROFILE_ADVICE = (
-    "Shares of the time of enc's step by kind of operation, with the costliest names of each; torch's profiler, which slows "
-    "the step down. On a GPU the time of the kernels, on a CPU that of the operators without those inside them."
+    "Shares of the time of enc's step by kind of operation, with the costliest names of each, by torch's profiler, "
+    "which slows the step. On a GPU the time of the kernels, on a CPU that of the operators without those inside them."
 )
 
 
