@@ -43,6 +43,10 @@ def _attention_name(value: Any) -> Any:
     return "flash_attn_varlen" if value in ("flash", "flash_attn") else value
 
 
+def _kernels_name(value: Any) -> Any:
+    return "fused" if value == "liger" else value
+
+
 def _digits(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -125,10 +129,10 @@ class ModelConfig(Section):
     """Give an untied output matrix a bias, as the first published NeoBERT has."""
     final_logit_softcapping: PositiveFloat | None = None
     """Bend logits into +- this, c tanh(logit / c), as Gemma 2 does."""
-    attn_backend: Annotated[Literal["sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "sdpa"
-    """Attention implementation."""
-    kernel_backend: Literal["auto", "torch", "liger"] = "auto"
-    """Implementation of norms, activation and loss."""
+    attn_backend: Annotated[Literal["auto", "sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "auto"
+    """Attention kernels: the best there are, PyTorch's own only, or no start without fused ones."""
+    kernel_backend: Annotated[Literal["auto", "torch", "fused"], BeforeValidator(_kernels_name)] = "auto"
+    """Other kernels: fused ones on GPUs, PyTorch's own only, or no start without fused ones. `liger` means `fused`."""
     ngpt: Bool = False
     """Normalised transformer: unit-length hidden states instead of norms."""
     base_scale: PositiveFloat = 960**-0.5

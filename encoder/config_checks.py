@@ -29,8 +29,6 @@ UNBUILT = {
         "contrastive": "contrastive training",
     },
     "model.type": {"mpnet": "MPNet"},
-    "model.attn_backend": {"flash_attn_varlen": "the flash-attn backend"},
-    "model.kernel_backend": {"liger": "the liger backend"},
     "optimizer.name": {"muonclip": "MuonClip"},
     "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
     "trainer.save_strategy": {"epoch": "saving by epochs", "best": "saving the best model"},

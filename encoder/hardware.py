@@ -34,6 +34,11 @@ class Hardware:
         return cls(device, bf16, peak, source)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
     def name(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from enc.encoder import checkpoint, checkpoint_io
+from enc.encoder import checkpoint, checkpoint_io, fast_paths
 from enc.encoder.batch_split import split_batch
 from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
 from enc.encoder.config import RunConfig
@@ -25,7 +25,6 @@ from enc.encoder.metrics import RunLog, table
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.sizes import num_parameters
 from enc.encoder.train import Run, TrainState, train
-from enc.kernels import varlen_attention
 
 
 def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: Heartbeat) -> Run:
@@ -33,6 +32,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     beat.mark("build")
     trainer = config.trainer
     hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
+    fast_paths.allow_kernels(config.model, hardware.device.type, hardware.dtype)
     data = open_data(config)
     split = split_batch(config.trainer, ranks.world_size)
     model, objective = build_model(config, data.tokenizer.num_tokens)
@@ -92,9 +92,11 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
 def describe(run: Run) -> list[tuple[str, str]]:
     """Return every choice that was resolved at start, with the reason a faster one is off."""
     config, plan, split = run.config, run.data.train.plan, run.split
-    device = run.hardware.device.type
-    dtype = torch.bfloat16 if run.hardware.bf16 else torch.float32
-    why_not = varlen_attention.why_not(device, dtype)
+    device, trainer = run.hardware.device.type, config.trainer
+    whole = [
+        *(["the last layer of all tokens"] if not trainer.last_layer_of_labels_only else []),
+        *(["logits of all tokens"] if not trainer.masked_logits_only_loss else []),
+    ]
     steps = config.trainer.max_steps
     epochs = steps * split.rows_per_step / plan.num_rows
     return [
@@ -109,8 +111,8 @@ def describe(run: Run) -> list[tuple[str, str]]:
                   f"x {split.rows_per_microbatch} rows"),
         ("engine", engine_name(config) + (", one process" if split.world_size == 1 else "")),
         ("device", f"{run.hardware.name}, {'bf16 autocast' if run.hardware.bf16 else 'fp32'}"),
-        ("attention", f"per document{f'; {why_not}' if why_not else ''}"),
-        ("loss", f"logits of {'labelled tokens only' if config.trainer.masked_logits_only_loss else 'all tokens'}"),
+        *fast_paths.describe(config.model, device, run.hardware.dtype),
+        ("last layer", f"whole: {' and '.join(whole)}" if whole else "labelled tokens only, like the logits"),
         ("compile", config.trainer.torch_compile_backend if config.trainer.torch_compile else "off"),
         ("batch workers", str(num_workers(config, device == "cuda"))),
         ("MFU against", f"{run.hardware.peak_flops / 1e12:.2f} TFLOP/s ({run.hardware.peak_source})"),

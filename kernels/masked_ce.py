@@ -16,18 +16,16 @@ with accuracy, against gather + ``F.linear`` + ``F.cross_entropy``: FIGURES.
 Shapes: M rows, H hidden size, V rows of the weight, C classes inside the softmax.
 """
 
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enc.kernels import masked_ce_torch
+from enc.kernels import chips, masked_ce_torch
 from enc.kernels.masked_ce_torch import Head
 
 IGNORED = -100
-_HAS_TRITON = find_spec("triton") is not None
 
 
 class MaskedCE(NamedTuple):
@@ -114,15 +112,8 @@ def from_logits(
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
     """Say why no fused kernels compute the loss on this device; None if they do, or if the CPU has its own way."""
-    if device == "cpu":
-        return None
-    if device != "cuda":
-        return f"no fused head and loss for {device}: PyTorch runs in chunks of columns"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"no fused head and loss for {dtype} on CUDA: PyTorch runs in chunks of columns"
-    if not _HAS_TRITON:
-        return "triton is not installed: install the version that PyTorch names, or the loss runs in chunks of columns"
-    return None
+    problem = None if device == "cpu" else chips.why_not_triton(device, dtype)
+    return problem and f"{problem}: PyTorch computes the loss in chunks of columns"
 
 
 def _way(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> str:

@@ -22,8 +22,6 @@ documents of equal length was within 25 % either way, mostly slower, and is left
 Shapes: Tq queries, T keys, H heads, D head dim, N documents. T = cu_seqlens[N].
 """
 
-import functools
-import importlib.util
 import math
 from types import ModuleType
 from typing import Any
@@ -31,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enc.kernels import chips
 from enc.kernels import varlen_attention_flash as flash
 from enc.kernels import varlen_attention_per_document as per_document
 from enc.kernels.attention_rules import RelativeBias, Rules, relative_buckets
-from enc.kernels.chips import capability
 
 _FLASH_DTYPES = torch.bfloat16, torch.float16
 
@@ -141,33 +139,16 @@ def _choose(
             "cpu-flash",
             "no fused variable-length attention exists for the CPU: its flash kernel runs once a document",
         )
-    flash_dim = head_dim % 8 == 0 and head_dim <= 256
-    if device == "cuda" and dtype in _FLASH_DTYPES and not own and flash_dim and _capability() >= (8, 0):
-        return "torch-flash" if _import_problem("flash_attn") else "flash-attn", None
-    if device == "cuda" and dtype in (*_FLASH_DTYPES, torch.float32) and head_dim <= 128:
-        problem = _import_problem("triton")
-        if problem is None:
-            return "triton", None
-        return "formulas", f"{problem}: attention runs once a document, several times slower; install triton"
-    return "formulas", (
-        f"no fused variable-length attention for {dtype} with heads of {head_dim} on {device}: "
-        "it runs once a document, several times slower"
-    )
-
-
-def _capability() -> tuple[int, int]:
-    return capability(torch.device("cuda")) if torch.cuda.is_available() else (8, 0)
-
-
-@functools.cache
-def _import_problem(package: str) -> str | None:
-    if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    try:
-        importlib.import_module(package)
-    except Exception as problem:  # a build for another torch or CUDA fails in many ways
-        return f"{package} cannot be imported ({type(problem).__name__}: {problem})"
-    return None
+    new_enough = not torch.cuda.is_available() or chips.capability(torch.device("cuda")) >= (8, 0)
+    if device == "cuda" and dtype in _FLASH_DTYPES and not own and head_dim % 8 == 0 and head_dim <= 256 and new_enough:
+        package = chips.allowed.flash_attn and chips.import_problem("flash_attn") is None
+        return "flash-attn" if package else "torch-flash", None
+    problem = chips.why_not_triton(device, dtype)
+    if problem is None and head_dim > 128:
+        problem = f"fused attention has no heads of {head_dim} in this form"
+    if problem is None:
+        return "triton", None
+    return "formulas", f"{problem}: attention runs once a document, several times slower"
 
 
 def reference(

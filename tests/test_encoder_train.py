@@ -118,3 +118,14 @@ def test_overwriting_moves_the_older_run_aside(enc: Enc, smoke: Callable[..., li
     assert (moved / "metrics.jsonl").read_bytes() == before
     assert (moved / "checkpoints" / "2" / "manifest.json").exists()
     assert len(enc.records("run")) == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("attn_backend", "flash_attn_varlen"), ("kernel_backend", "liger")])
+def test_a_run_that_insists_on_fused_kernels_does_not_start_without(
+    enc: Enc, smoke: Callable[..., list[str]], key: str, value: str
+) -> None:
+    """One sentence says which key and why; nothing was trained."""
+    done = enc(*smoke("run", f"model.{key}={value}", "trainer.use_cpu=true"), code=2)
+    assert f"model.{key}" in done.stderr
+    assert "the CPU" in done.stderr.split("The config says")[1]
+    assert not (enc.folder / "run" / "checkpoints").exists()

@@ -220,7 +220,8 @@ def test_what_torch_says_is_json() -> None:
     said = probe_software.ask_torch(120)
     assert set(said) == set(facts())
     assert said["why_not"]["attention"]
-    assert levels(probe_software.check_fast_paths(said)) == levels(probe_software.check_nccl(said)) == ["green"]
+    assert levels(probe_software.check_nccl(said)) == ["green"]
+    assert set(levels(probe_software.check_fast_paths(said))) == {"green"}
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
