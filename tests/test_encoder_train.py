@@ -127,5 +127,5 @@ def test_a_run_that_insists_on_fused_kernels_does_not_start_without(
     """One sentence says which key and why; nothing was trained."""
     done = enc(*smoke("run", f"model.{key}={value}", "trainer.use_cpu=true"), code=2)
     assert f"model.{key}" in done.stderr
-    assert "the CPU" in done.stderr.split("The config says")[1]
+    assert "the CPU" in done.stderr.split(", but ")[1]
     assert not (enc.folder / "run" / "checkpoints").exists()
