@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.keyed import torch_rng
-from enc.encoder.models.layers import RMSNorm, SwiGLU, attend, recomputed, to_matmul_dtype
+from enc.encoder.models.layers import LayerNorm, RMSNorm, SwiGLU, attend, matmul_dtype, recomputed
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
-from enc.kernels.rope import rope, rotations
+from enc.kernels.rope import rope_qkv, rotations
 
 _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
 
@@ -38,9 +38,11 @@ class NeoBertBlock(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
-        # updates. What leaves a norm is cast once for the matmuls that read it.
-        x = x + self._dropout(self.attention(to_matmul_dtype(self.attention_norm(x)), cu_seqlens, turns))
-        return x + self._dropout(self.ffn(to_matmul_dtype(self.ffn_norm(x))))
+        # updates. What leaves a norm has the dtype of the matmuls that read it.
+        dtype = matmul_dtype(x)
+        branch = self._dropout(self.attention(self.attention_norm(x, dtype=dtype), cu_seqlens, turns))
+        x, normed = self.ffn_norm(x, branch, dtype)
+        return x + self._dropout(self.ffn(normed))
 
     def attention(self, x: Tensor, cu_seqlens: Tensor, turns: Tensor | None) -> Tensor:
         q, k, v = _split_heads(self.qkv(x), self.num_heads, turns)
@@ -200,7 +202,7 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
 
 def _norm(config: ModelConfig) -> nn.Module:
-    norm = RMSNorm if config.rms_norm else nn.LayerNorm
+    norm = RMSNorm if config.rms_norm else LayerNorm
     return norm(config.hidden_size, eps=config.norm_eps)
 
 
@@ -217,9 +219,7 @@ def _split_heads(qkv: Tensor, num_heads: int, turns: Tensor | None) -> tuple[Ten
     if turns is None:
         q, k, v = qkv.unbind(2)
         return q, k, v
-    qk, v = qkv.split((2, 1), dim=2)
-    q, k = rope(qk, turns).unbind(2)
-    return q, k, v.squeeze(2)
+    return rope_qkv(qkv, turns)
 
 
 def _unit(x: Tensor) -> Tensor:
