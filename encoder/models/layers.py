@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from enc.kernels.norms import rms_norm
-from enc.kernels.rope import rope
+from enc.kernels.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from enc.kernels.rope import rope, rope_qkv
+from enc.kernels.swiglu import swiglu
 from enc.kernels.varlen_attention import varlen_attention
 
 
@@ -25,8 +26,20 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, branch: Tensor | None = None, dtype: torch.dtype | None = None) -> Any:
+        """Return the norm of x in this dtype; with a branch the pair (x + branch, its norm)."""
+        if branch is None:
+            return rms_norm(x, self.weight, self.eps, dtype)
+        return add_rms_norm(x, branch, self.weight, self.eps, dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with weight and bias, (..., E); called as ``RMSNorm`` is."""
+
+    def forward(self, x: Tensor, branch: Tensor | None = None, dtype: torch.dtype | None = None) -> Any:
+        if branch is None:
+            return layer_norm(x, self.weight, self.bias, self.eps, dtype)
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps, dtype)
 
 
 class SwiGLU(nn.Module):
@@ -39,7 +52,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return self.w3(swiglu(self.w1(x), self.w2(x)))
 
 
 class Packing(NamedTuple):
@@ -80,12 +93,8 @@ class RotaryQKV(nn.Linear):
         if packing.rows is not None:
             return self._of_rows(x, packing, turns)
         qkv = super().forward(x).view(len(x), self.num_heads, 3, -1)  # (T, H, 3, D)
-        if turns is None:
-            q, k, v = qkv.unbind(2)
-            return q, k, v
-        qk, v = qkv.split((2, 1), dim=2)
-        q, k = rope(qk, turns).unbind(2)
-        return q, k, v.squeeze(2)
+        q, k, v = qkv.unbind(2) if turns is None else rope_qkv(qkv, turns)
+        return q, k, v
 
     def _of_rows(self, x: Tensor, packing: Packing, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.weight.unflatten(0, (self.num_heads, 3, -1))  # (H, 3, D, E)
@@ -123,7 +132,7 @@ def recomputed(block: nn.Module, *inputs: Any, selective: bool) -> Tensor:
     return checkpoint(block, *inputs, use_reentrant=False, **contexts)
 
 
-def to_matmul_dtype(x: Tensor) -> Tensor:
-    """Cast to the autocast dtype where autocast is on: once, and not again in each matmul that reads x."""
+def matmul_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the autocast dtype where autocast is on: cast to it once, and not again in each matmul that reads x."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

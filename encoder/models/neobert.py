@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.keyed import torch_rng
-from enc.encoder.models.layers import Packing, RMSNorm, RotaryQKV, SwiGLU, attend, recomputed, to_matmul_dtype
+from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
 from enc.kernels.rope import rotations
 
@@ -39,10 +39,11 @@ class NeoBertBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
-        # updates. What leaves a norm is cast once for the matmuls that read it.
-        attended = self.attention(to_matmul_dtype(self.attention_norm(x)), packing, turns)
-        x = packing.of(x) + self._dropout(attended)
-        return x + self._dropout(self.ffn(to_matmul_dtype(self.ffn_norm(x))))
+        # updates. What leaves a norm has the dtype of the matmuls that read it.
+        dtype = matmul_dtype(x)
+        attended = self._dropout(self.attention(self.attention_norm(x, dtype=dtype), packing, turns))
+        x, normed = self.ffn_norm(packing.of(x), attended, dtype)
+        return x + self._dropout(self.ffn(normed))
 
     def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, packing, turns)
@@ -217,7 +218,7 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
 
 def _norm(config: ModelConfig) -> nn.Module:
-    norm = RMSNorm if config.rms_norm else nn.LayerNorm
+    norm = RMSNorm if config.rms_norm else LayerNorm
     return norm(config.hidden_size, eps=config.norm_eps)
 
 

@@ -1,0 +1,55 @@
+"""The gate of SwiGLU (arXiv 2002.05202): silu(a) b, with silu(a) = a s and s = 1 / (1 + exp(-a)).
+
+For g = dL/dh of h = silu(a) b::
+
+    da = g b s (1 + a (1 - s))        db = g silu(a)
+
+The fused kernels compute in fp32, round once, keep a and b alone and compute s again in the backward pass. On the CPU
+the plain operations stay: an own backward pass that computes s again takes 13.1 ms for 4096 x 1024 bf16 and 16.8 for
+fp32, PyTorch's 8.2 and 11.2; one that keeps silu(a) as PyTorch does is no faster than it (7.5 and 14.0), and neither
+gains from blocks that stay in the cache.
+"""
+
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def swiglu(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``silu(a) * b`` for a and b of one shape and dtype."""
+    if torch.compiler.is_compiling() or why_not(a.device.type, a.dtype):
+        return reference(a, b)  # inductor fuses it
+    return _SwiGLU.apply(a, b)
+
+
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """Say why no fused kernel computes the gate on this device; None if one does."""
+    if device != "cuda":
+        return f"no fused gate exists for {device}: its product and activation are separate operations"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the fused gate has no {dtype}"
+    return None if _HAS_TRITON else "the fused gate needs triton, which is not installed"
+
+
+def reference(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the same with two operations of PyTorch."""
+    return F.silu(a) * b
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b):  # type: ignore[no-untyped-def]
+        from enc.kernels import swiglu_triton
+
+        ctx.save_for_backward(a, b)
+        return swiglu_triton.forward(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        from enc.kernels import swiglu_triton
+
+        return swiglu_triton.backward(grad, *ctx.saved_tensors)

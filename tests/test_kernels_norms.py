@@ -1,0 +1,115 @@
+"""RMSNorm and LayerNorm with their residual sum: as exact as separate operations, one row blind to the others."""
+
+import pytest
+import torch
+from elementwise import EPS, assert_as_exact, normal
+
+from enc.kernels import norms
+
+SHAPES = [(252, 123), (1, 8), (0, 16), (3, 5, 48), (700, 384)]
+DTYPES = {
+    "fp32": (torch.float32, torch.float32, None),
+    "bf16": (torch.bfloat16, torch.bfloat16, None),
+    "autocast": (torch.float32, torch.bfloat16, torch.bfloat16),
+    "fp64": (torch.float64, torch.float64, None),
+}
+
+
+def fused(centered: bool, with_branch: bool, dtype: torch.dtype | None = None):
+    """Return the public function as one of (x, [branch,] weight, [bias])."""
+    names = {(0, 0): "rms_norm", (1, 0): "layer_norm", (0, 1): "add_rms_norm", (1, 1): "add_layer_norm"}
+    function = getattr(norms, names[centered, with_branch])
+    return lambda *tensors: function(*tensors, EPS, dtype)
+
+
+def plain(centered: bool, with_branch: bool, dtype: torch.dtype | None = None):
+    """Return the definition with the same arguments; fp64 stays fp64."""
+
+    def function(x, *rest):
+        branch, weight, bias = rest[0] if with_branch else None, rest[with_branch], rest[-1] if centered else None
+        total, y = norms.reference(x, branch, weight, bias, EPS, centered, None if x.dtype == torch.float64 else dtype)
+        return (total, y) if with_branch else y
+
+    return function
+
+
+def case(shape, dtypes, centered: bool, with_branch: bool):
+    x_dtype, branch_dtype, _ = dtypes
+    weight_dtype = torch.promote_types(torch.float32, x_dtype)
+    inputs = [normal(*shape, dtype=x_dtype)]
+    inputs += [normal(*shape, dtype=branch_dtype, seed=1)] * with_branch
+    inputs += [1 + 0.3 * normal(shape[-1], dtype=weight_dtype, seed=2)]
+    inputs += [normal(shape[-1], dtype=weight_dtype, seed=3)] * centered
+    return inputs, [normal(*shape, seed=4 + i) for i in range(1 + with_branch)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("with_branch", [False, True])
+def test_as_exact_as_separate_operations(shape, dtypes, centered, with_branch):
+    """Values and all gradients against fp64: no worse than autograd through the definition in the same dtype."""
+    inputs, grads = case(shape, dtypes, centered, with_branch)
+    kind = centered, with_branch
+    assert_as_exact(fused(*kind, dtypes[2]), plain(*kind, dtypes[2]), inputs, grads)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_gradients_of_either_output_alone(centered):
+    """The sum's gradient passes through, and without it that of the norm is the whole."""
+    inputs, (outer, grad) = case((40, 24), DTYPES["fp32"], centered, True)
+    for chosen in ([outer, torch.zeros_like(grad)], [torch.zeros_like(outer), grad]):
+        leaves = [x.requires_grad_() for x in inputs]
+        outputs = fused(centered, True)(*leaves)
+        expected = torch.autograd.grad(outputs, leaves, chosen)
+        index = 0 if chosen[0] is outer else 1
+        found = torch.autograd.grad(
+            fused(centered, True)(*leaves)[index], leaves, chosen[index], allow_unused=True, materialize_grads=True
+        )
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_row_is_blind_to_the_others(centered):
+    """The sum and norm of a row have the bits that they have alone, whatever block it stands in."""
+    inputs, _ = case((700, 384), DTYPES["autocast"], centered, True)
+    together = fused(centered, True, torch.bfloat16)(*inputs)
+    for row in (0, 341, 699):
+        alone = fused(centered, True, torch.bfloat16)(*[x[row : row + 1] if x.dim() == 2 else x for x in inputs])
+        for a, b in zip(together, alone, strict=True):
+            assert torch.equal(a[row], b[0])
+
+
+def test_strided_inputs_and_gradients():
+    """Columns of wider tensors give what their copies give."""
+    wide, weight = normal(60, 40), normal(20, seed=1)
+    results = []
+    for x in (wide[:, ::2], wide[:, ::2].contiguous()):
+        leaf = x.requires_grad_()
+        y = norms.rms_norm(leaf, weight, EPS)
+        results.append((y, torch.autograd.grad(y, leaf, wide[:, 1::2])[0]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e15])
+def test_extreme_rows(scale):
+    """Neither tiny nor huge rows give anything but finite numbers."""
+    x = (normal(5, 64) * scale).requires_grad_()
+    y = norms.rms_norm(x, torch.ones(64), EPS)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y.isfinite().all()
+    assert dx.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own deprecations
+def test_compiled_equals_eager():
+    """Under torch.compile the definition is traced, without a graph break."""
+    inputs, grads = case((30, 16), DTYPES["fp32"], True, True)
+    compiled = torch.compile(fused(True, True), backend="aot_eager", fullgraph=True)
+    assert_as_exact(compiled, plain(True, True), inputs, grads)
+
+
+def test_why_not():
+    assert "cpu" in norms.why_not("cpu", torch.float32)
+    assert "float64" in norms.why_not("cuda", torch.float64)
+    assert "20000" in norms.why_not("cuda", torch.bfloat16, 20000)

@@ -1,0 +1,63 @@
+"""Rotary positions: the complex product, the real form and the fused gradient of qkv agree."""
+
+import pytest
+import torch
+from elementwise import assert_as_exact, normal, outputs_and_gradients
+
+from enc.kernels import rope
+
+
+def real(qkv, turns):
+    """Return q, k, v from the definition; fp64 input is rotated in fp64."""
+    turns = turns.to(torch.promote_types(qkv.dtype, torch.float32))[:, None, None]
+    q, k = rope.reference(qkv[:, :, :2], turns).unbind(2)
+    return q, k, qkv[:, :, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(50, 4, 3, 12), (1, 1, 3, 2), (0, 2, 3, 8), (700, 6, 3, 64)])
+def test_as_exact_as_the_real_form(shape, dtype):
+    """Values and gradients of a fused projection against fp64."""
+    turns = rope.rotations(torch.arange(shape[0]) % 17, shape[-1])
+    grads = [normal(shape[0], shape[1], shape[3], seed=i) for i in (1, 2, 3)]
+    assert_as_exact(
+        lambda qkv: rope.rope_qkv(qkv, turns), lambda qkv: real(qkv, turns), [normal(*shape, dtype=dtype)], grads
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_tensor_is_rotated_as_a_part_of_qkv(dtype):
+    """`rope` of a strided q gives the bits of `rope_qkv`, forward and backward; lengths stay."""
+    qkv, turns = normal(50, 4, 3, 12, dtype=dtype), rope.rotations(torch.arange(50), 12)
+    grad = normal(50, 4, 12, dtype=dtype, seed=1)
+    q, dq = outputs_and_gradients(lambda x: rope.rope(x, turns), [qkv[:, :, 0]], [grad])
+    leaf = qkv.requires_grad_()
+    expected = rope.rope_qkv(leaf, turns)[0]
+    assert torch.equal(q, expected)
+    assert torch.equal(dq, torch.autograd.grad(expected, leaf, grad)[0][:, :, 0])
+    torch.testing.assert_close(q.float().norm(dim=-1), qkv[:, :, 0].float().norm(dim=-1), rtol=1e-2, atol=1e-2)
+
+
+def test_scores_depend_on_the_distance_alone():
+    """q . k of two tokens is the same wherever the pair stands."""
+    q, k = normal(1, 1, 16), normal(1, 1, 16, seed=1)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        a, b = (rope.rope(x, rope.rotations(torch.tensor([p]), 16)) for x, p in ((q, i), (k, j)))
+        return (a * b).sum()
+
+    torch.testing.assert_close(score(3, 10), score(203, 210), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own deprecations
+def test_compiled_equals_eager():
+    qkv, turns = normal(20, 2, 3, 8), rope.rotations(torch.arange(20), 8)
+    grads = [normal(20, 2, 8, seed=i) for i in (1, 2, 3)]
+    compiled = torch.compile(lambda x: rope.rope_qkv(x, turns), backend="aot_eager", fullgraph=True)
+    found, expected = (outputs_and_gradients(f, [qkv], grads) for f in (compiled, lambda x: rope.rope_qkv(x, turns)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_why_not():
+    assert "cpu" in rope.why_not("cpu", torch.float32)
+    assert "float64" in rope.why_not("cuda", torch.float64)
