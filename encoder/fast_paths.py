@@ -4,7 +4,7 @@ import torch
 
 from enc.encoder.config import ModelConfig
 from enc.encoder.errors import UsageError
-from enc.kernels import chips, masked_ce, varlen_attention
+from enc.kernels import chips, masked_ce, norms, varlen_attention
 
 
 def allow_kernels(model: ModelConfig, device: str, dtype: torch.dtype) -> None:
@@ -34,7 +34,11 @@ def attention(model: ModelConfig, device: str, dtype: torch.dtype) -> tuple[str,
 
 def why_not(model: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, str | None]:
     """Return for each part of a model why no fused kernel computes it, None where one does."""
-    return {"attention": attention(model, device, dtype)[1], "loss": masked_ce.why_not(device, dtype)}
+    return {
+        "attention": attention(model, device, dtype)[1],
+        "norms, gate, rotation": norms.why_not(device, dtype, model.hidden_size),
+        "loss": masked_ce.why_not(device, dtype),
+    }
 
 
 def describe(model: ModelConfig, device: str, dtype: torch.dtype) -> list[tuple[str, str]]:
@@ -42,6 +46,7 @@ def describe(model: ModelConfig, device: str, dtype: torch.dtype) -> list[tuple[
     cuda, reasons = device == "cuda", why_not(model, device, dtype)
     runs = {
         "attention": attention(model, device, dtype)[0],
+        "norms, gate, rotation": "PyTorch's operations" if reasons["norms, gate, rotation"] else "fused",
         "loss": "fused" if cuda and reasons["loss"] is None else "in chunks of the vocabulary",
     }
     return [(part, f"{text}; {reasons[part]}" if reasons[part] else text) for part, text in runs.items()]

@@ -18,12 +18,12 @@ Shapes: T rows (any leading shape), D features.
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-_HAS_TRITON = find_spec("triton") is not None
+from enc.kernels import chips
+
 _BLOCK_NUMBERS = 2**17
 _MAX_SIZE = 4096
 
@@ -57,13 +57,8 @@ def add_layer_norm(
 
 def why_not(device: str, dtype: torch.dtype, size: int = 0) -> str | None:
     """Say why no fused kernel normalises rows of this size; None if one does."""
-    if device != "cuda":
-        return f"no fused norm exists for {device}: rows go through PyTorch's operations in blocks"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the fused norms have no {dtype}"
-    if size > _MAX_SIZE:
-        return f"the fused norms hold a row of at most {_MAX_SIZE} numbers, this one has {size}"
-    return None if _HAS_TRITON else "the fused norms need triton, which is not installed"
+    too_long = f"fused norms hold a row of at most {_MAX_SIZE} numbers, this one has {size}"
+    return chips.why_not_triton(device, dtype) or (too_long if size > _MAX_SIZE else None)
 
 
 def reference(

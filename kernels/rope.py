@@ -10,12 +10,11 @@ third of the time.
 Shapes: T tokens, H heads, D head dim.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-_HAS_TRITON = find_spec("triton") is not None
+from enc.kernels import chips
+
 _BLOCK_NUMBERS = 2**17
 
 
@@ -51,11 +50,7 @@ def rope_qkv(qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
     """Say why no fused kernel rotates on this device; None if one does."""
-    if device != "cuda":
-        return f"no fused rotation exists for {device}: PyTorch's complex product does it"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the fused rotation has no {dtype}"
-    return None if _HAS_TRITON else "the fused rotation needs triton, which is not installed"
+    return chips.why_not_triton(device, dtype)
 
 
 def reference(x: Tensor, turns: Tensor) -> Tensor:

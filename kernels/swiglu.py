@@ -10,13 +10,11 @@ fp32, PyTorch's 8.2 and 11.2; one that keeps silu(a) as PyTorch does is no faste
 gains from blocks that stay in the cache.
 """
 
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HAS_TRITON = find_spec("triton") is not None
+from enc.kernels import chips
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
@@ -28,11 +26,7 @@ def swiglu(a: Tensor, b: Tensor) -> Tensor:
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
     """Say why no fused kernel computes the gate on this device; None if one does."""
-    if device != "cuda":
-        return f"no fused gate exists for {device}: its product and activation are separate operations"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the fused gate has no {dtype}"
-    return None if _HAS_TRITON else "the fused gate needs triton, which is not installed"
+    return chips.why_not_triton(device, dtype)
 
 
 def reference(a: Tensor, b: Tensor) -> Tensor:

@@ -110,6 +110,6 @@ def test_compiled_equals_eager():
 
 
 def test_why_not():
-    assert "cpu" in norms.why_not("cpu", torch.float32)
+    assert "CPU" in norms.why_not("cpu", torch.float32)
     assert "float64" in norms.why_not("cuda", torch.float64)
     assert "20000" in norms.why_not("cuda", torch.bfloat16, 20000)
