@@ -19,7 +19,7 @@ needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installe
 LEAVES = {"config", "config_load", "errors", "files", "keyed", "sizes", "batch_split", "faults", "heartbeat",
           "hardware", "ranks", "memory", "gpus"}  # fmt: skip
 ALLOWED = {
-    "kernels": set(),
+    "kernels": {"kernels"},
     "ds_configs": set(),
     "slurm": set(),
     "encoder.data": {"encoder.data"},
