@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -62,23 +63,24 @@ def room_for_logits(head: Head) -> Tensor:
 def forward(head: Head, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, logsumexp (M,) and number of correct rows; keep the logits if there is room."""
     labelled = head.targets >= 0  # (M,)
-    x, y = head.labelled_hidden(), head.targets.clamp(min=0)[:, None]  # (M, H), (M, 1)
-    top = torch.full_like(y, -torch.inf, dtype=head.accumulator)  # largest logit so far
-    total, target, sum_z = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
-    best = torch.zeros_like(y, dtype=torch.bool)  # whether the target is the first of the largest so far
-    for columns, z, wide, _ in _chunks(head, kept):
-        _logits(head, x, columns, z)
-        largest = z.amax(1, keepdim=True).to(wide.dtype)
+    x, y = head.labelled_hidden(), head.targets.clamp(min=0)  # (M, H), (M,)
+    top = x.new_full((len(x), 1), -torch.inf, dtype=head.accumulator)  # largest logit so far
+    total, sum_z, target = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    best = torch.zeros_like(top, dtype=torch.bool)  # whether the target is the first of the largest so far
+    for chunk in _chunks(head, y, kept):
+        _logits(head, x, chunk)
+        z = chunk.widened()
+        largest = z.amax(1, keepdim=True)
         best &= largest <= top
-        rows = _rows_with_target(y[:, 0], columns)
-        place = y[rows] - columns.start
-        target[rows] = z[rows].gather(1, place).to(wide.dtype)
-        best[rows] = (z[rows].argmax(1, keepdim=True) == place) & (target[rows] > top[rows])
-        higher = torch.maximum(top, largest)
-        total = total * (top - higher).exp() + wide.copy_(z).sub_(higher).exp_().sum(1, keepdim=True)
-        top = higher
+        if len(chunk.rows):
+            own, places = z[chunk.rows], chunk.places[:, None]
+            target[chunk.rows] = own.gather(1, places)
+            best[chunk.rows] = (own.argmax(1, keepdim=True) == places) & (largest > top)[chunk.rows]
         if head.label_smoothing:
-            sum_z += z.sum(1, keepdim=True, dtype=wide.dtype)
+            sum_z += z.sum(1, keepdim=True)
+        higher = torch.maximum(top, largest)
+        part = torch.sub(z, higher, out=chunk.wide).exp_().sum(1, keepdim=True)
+        total, top = total * (top - higher).exp() + part, higher
     lse = top + total.log()
     loss = lse - (1 - head.label_smoothing) * target - head.label_smoothing / head.num_classes * sum_z
     loss += head.z_loss * lse.square()
@@ -93,30 +95,35 @@ def backward(head: Head, grad: Tensor, lse: Tensor, kept: Tensor | None, dw: Ten
     scale = torch.where(labelled, grad, 0).to(lse.dtype)[:, None]  # (M, 1)
     of_softmax, of_target = scale * (1 + 2 * head.z_loss * lse), (scale * (head.label_smoothing - 1))[:, 0]
     of_all = scale * head.label_smoothing / head.num_classes
-    dx = torch.zeros_like(x, dtype=lse.dtype)
+    dx, own = torch.zeros_like(x, dtype=lse.dtype), torch.zeros_like(lse)
     db = dw.new_empty(0) if head.bias is None else head.bias.new_zeros(len(head.bias))
-    for columns, z, dz, low in _chunks(head, kept):
+    for chunk in _chunks(head, y, kept):
         if kept is None:
-            _logits(head, x, columns, z)
-        dz.copy_(z).sub_(lse).exp_().mul_(of_softmax)
-        rows = _rows_with_target(y, columns)
-        place = y[rows] - columns.start
-        dz[rows, place] += of_target[rows]
+            _logits(head, x, chunk)
+        columns, targets = chunk.columns, (chunk.rows, chunk.places)
+        dz = torch.sub(chunk.widened(), lse, out=chunk.wide).exp_().mul_(of_softmax)
+        dz.index_put_(targets, of_target[chunk.rows], accumulate=True)
         if head.label_smoothing:
             dz -= of_all
         if head.softcap is not None:
-            dz *= 1 - (z / head.softcap).square()
+            dz *= 1 - (chunk.logits / head.softcap).square()
         if head.bias is not None:
             db[columns] = dz.sum(0)
-        # The targets' own part of dx, often most of it, is added in fp32: the products of chunks are rounded to bf16.
-        own, w = dz[rows, place], head.weight[columns].to(head.dtype)
-        dz[rows, place] = 0
-        dz = dz if dz.dtype == head.dtype else low.copy_(dz)
-        dx.addmm_(dz, w) if dx.dtype == w.dtype else dx.add_(dz @ w)
-        dx[rows] += own[:, None] * w[place]
-        dz[rows, place] = own.to(dz.dtype)
-        _write_transposed_product(dw[columns], dz, x)  # from here on the chunk's logits are gone
+        w = head.weight[columns].to(head.dtype)
+        if dz.dtype == head.dtype:
+            dx.addmm_(dz, w)
+            torch.mm(dz.T, x, out=dw[columns]) if dw.dtype == dz.dtype else dw[columns].copy_(dz.T @ x)
+            continue
+        # Chunks of dx are rounded to bf16, so the targets' own part, which may be most of it, is left out of them.
+        own[chunk.rows, 0] = dz[targets]
+        low = chunk.low.copy_(dz.index_put_(targets, dz.new_zeros(())))
+        dx += low @ w
+        low.index_put_(targets, own[chunk.rows, 0].to(low.dtype))
+        # From here on the chunk's logits are gone. The CPU's bf16 kernel is slow on a transposed view.
+        low = _front(chunk.wide.view(-1).view(head.dtype), (low.shape[1], low.shape[0])).copy_(low.T)
+        torch.mm(low, x, out=dw[columns]) if dw.dtype == low.dtype else dw[columns].copy_(low @ x)
     dw[head.num_classes :] = 0
+    dx += own * head.weight[y].to(head.dtype)
     return dx.masked_fill_(~labelled[:, None], 0).to(head.hidden.dtype), db
 
 
@@ -130,39 +137,48 @@ def on_huge_pages(memory: Tensor) -> Tensor:
     return memory
 
 
-def _chunks(head: Head, kept: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Yield columns and three (M, n): their logits, where they are kept or in scratch, and scratch of both dtypes."""
-    rows = len(head.hidden)
-    size = _CHUNK_LOGITS // max(rows, 1) // 256 * 256
+@dataclass(frozen=True)
+class _Chunk:
+    """Some columns, and the rows whose target is among them."""
+
+    columns: slice
+    rows: Tensor
+    places: Tensor  # of their targets in the chunk
+    logits: Tensor  # (M, n) in the dtype of the matmuls: where they are kept, or `low`
+    wide: Tensor  # (M, n) scratch of the accumulator's dtype
+    low: Tensor  # (M, n) scratch of the matmuls' dtype
+
+    def widened(self) -> Tensor:
+        """Return the logits in the accumulator's dtype, perhaps in `wide`."""
+        # A difference of bf16 and fp32 is slower than a copy and a difference.
+        return self.logits if self.logits.dtype == self.wide.dtype else self.wide.copy_(self.logits)
+
+
+def _chunks(head: Head, y: Tensor, kept: Tensor | None) -> Iterator[_Chunk]:
+    num_rows = len(y)
+    size = _CHUNK_LOGITS // max(num_rows, 1) // 256 * 256
     size = min(max(size, _MIN_CHUNK), _MAX_CHUNK, head.num_classes)
     # Reused: fresh memory costs more than the arithmetic.
-    wide, low = (head.hidden.new_empty(rows * size, dtype=dtype) for dtype in (head.accumulator, head.dtype))
-    for start in range(0, head.num_classes, size):
-        columns = slice(start, min(start + size, head.num_classes))
-        shape = rows, columns.stop - start
+    wide, low = (y.new_empty(num_rows * size, dtype=dtype) for dtype in (head.accumulator, head.dtype))
+    order = y.argsort(stable=True)
+    starts = range(0, head.num_classes, size)
+    bounds = torch.searchsorted(y[order], torch.tensor([*starts, head.num_classes], device=y.device)).tolist()
+    for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
+        columns, rows = slice(start, min(start + size, head.num_classes)), order[first:last]
+        shape = num_rows, columns.stop - start
         logits = low if kept is None else kept[columns].view(-1).view(head.dtype)
-        yield columns, _front(logits, shape), _front(wide, shape), _front(low, shape)
+        yield _Chunk(columns, rows, y[rows] - start, *(_front(memory, shape) for memory in (logits, wide, low)))
 
 
 def _front(memory: Tensor, shape: tuple[int, int]) -> Tensor:
     return memory[: shape[0] * shape[1]].view(shape)
 
 
-def _logits(head: Head, x: Tensor, columns: slice, out: Tensor) -> None:
-    w = head.weight[columns].to(head.dtype)
+def _logits(head: Head, x: Tensor, chunk: _Chunk) -> None:
+    w, out = head.weight[chunk.columns].to(head.dtype), chunk.logits
     if head.bias is None:
         torch.mm(x, w.T, out=out)
     else:
-        torch.addmm(head.bias[columns].to(head.dtype), x, w.T, out=out)
+        torch.addmm(head.bias[chunk.columns].to(head.dtype), x, w.T, out=out)
     if head.softcap is not None:
         out.div_(head.softcap).tanh_().mul_(head.softcap)
-
-
-def _rows_with_target(y: Tensor, columns: slice) -> Tensor:
-    return ((y >= columns.start) & (y < columns.stop)).nonzero()[:, 0]
-
-
-def _write_transposed_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Write a^T b; the CPU's bf16 kernel is slow on a transposed view."""
-    a = a.T if a.dtype in (torch.float32, torch.float64) else a.T.contiguous()
-    torch.mm(a, b, out=out) if out.dtype == a.dtype else out.copy_(a @ b)

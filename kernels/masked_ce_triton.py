@@ -62,7 +62,8 @@ def _tile(head: Head) -> Tile:
     if head.dtype == torch.float32 or head.hidden.shape[1] % 64:
         return Tile(64, 64, 32, 4, 2)
     stages = 4 if chips.capability(head.hidden.device) >= (9, 0) else 3
-    return Tile(64, 128, 64, 8, stages) if head.softcap else Tile(128, 128, 64, 8, stages)
+    plain = head.softcap is None and head.bias is None
+    return Tile(128 if plain else 64, 128, 64, 8, stages)
 
 
 # --- logits: what both ways share ------------------------------------------------------------------------------------
@@ -90,10 +91,10 @@ def _uncapped_gradient(dz, z, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def _softmax_gradient(z, lse, is_target, scale, z_loss, smoothing, num_classes):
-    """Return dz of logits within the softmax."""
-    p = tl.exp(z - lse) * (1.0 + 2.0 * z_loss * lse)
-    return scale * (p - tl.where(is_target, 1.0 - smoothing, 0.0) - smoothing / num_classes)
+def _softmax_gradient(z, lse, is_target, scale, of_softmax, smoothing, num_classes):
+    """Return dz of logits within the softmax; `of_softmax` is scale * (1 + 2 z_loss lse)."""
+    of_target = tl.where(is_target, scale * (1.0 - smoothing), 0.0)
+    return of_softmax * tl.exp(z - lse) - of_target - scale * (smoothing / num_classes)
 
 
 @triton.jit
@@ -145,7 +146,7 @@ def _stored_kernel(
             columns = start + tl.arange(0, BLOCK)
             inside = columns < num_classes
             z = _capped(tl.load(Z + columns, mask=inside, other=0.0).to(tl.float32), softcap, CAPPED)
-            dz = _softmax_gradient(z, lse, columns == y, 1.0, z_loss, smoothing, num_classes)
+            dz = _softmax_gradient(z, lse, columns == y, 1.0, 1.0 + 2.0 * z_loss * lse, smoothing, num_classes)
             dz = tl.where(inside, _uncapped_gradient(dz, z, softcap, CAPPED), 0.0)
             tl.store(Z + columns, dz.to(Z.dtype.element_ty), mask=columns < num_columns)
 
@@ -362,11 +363,12 @@ def _dz_kernel(
         X, W, B, tl.minimum(rows, num_rows - 1), tl.minimum(columns, num_classes - 1), x_row, w_row, hidden_size,
         softcap, BIASED, CAPPED, ROWS, COLUMNS, DEPTH, WHOLE, INTERPRETED,
     )  # fmt: skip
-    z = tl.where((y >= 0)[:, None], z, 0.0)  # there logsumexp is 0 and exp(z) might be infinite
-    lse = tl.load(LSE + rows, mask=rows < num_rows, other=0.0)
+    lse = tl.load(LSE + rows, mask=y >= 0, other=0.0)
     scale = tl.where(y >= 0, tl.load(GRAD).to(tl.float32), 0.0)
     is_target = columns[None, :] == y[:, None]
-    dz = _softmax_gradient(z, lse[:, None], is_target, scale[:, None], z_loss, smoothing, num_classes)
+    of_softmax = scale * (1.0 + 2.0 * z_loss * lse)
+    lse = tl.where(y >= 0, lse, float("inf"))  # exp(z) might be infinite
+    dz = _softmax_gradient(z, lse[:, None], is_target, scale[:, None], of_softmax[:, None], smoothing, num_classes)
     dz = _uncapped_gradient(dz, z, softcap, CAPPED)
     tl.store(DZ + places, dz.to(DZ.dtype.element_ty), mask=inside)
     if BIASED:

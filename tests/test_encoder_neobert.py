@@ -230,6 +230,18 @@ def test_the_bias_of_the_head_is_in_the_loss(full_logits):
     assert found[: model.num_tokens].any()
 
 
+def test_z_loss_and_smoothing_are_in_both_loss_paths():
+    """Labelled logits alone and the logits of all tokens give the same loss, which is not the plain one."""
+    model = tiny_model()
+    ids, cu_seqlens, positions, labels = flat_batch()
+    places = (labels != -100).nonzero()[:, 0]
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), len(places), 1)
+    terms = {"z_loss": 1e-2, "label_smoothing": 0.1}
+    masked, full = (MlmObjective(model, model.num_tokens, full, **terms)(batch) for full in (False, True))
+    torch.testing.assert_close(masked, full)
+    assert abs(masked.loss_sum - MlmObjective(model, model.num_tokens)(batch).loss_sum) > 1
+
+
 def test_inert_rows_get_no_gradient():
     """Embedding rows past the tokenizer's last token stay where they are."""
     model = tiny_model()

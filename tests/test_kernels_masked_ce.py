@@ -1,5 +1,8 @@
 """The fused head and loss: exact, fp32 inside, indifferent to padding, ignored rows and chunking."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enc.kernels import masked_ce_torch
-from enc.kernels.masked_ce import MaskedCE, masked_ce, reference
+from enc.kernels.masked_ce import MaskedCE, masked_ce, reference, why_not
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +176,43 @@ def test_compiled_equals_eager():
     leaves, targets = inputs(40, 16, 300, 290, False)
     compiled = torch.compile(masked_ce, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(run(compiled, leaves, targets, 290), run(masked_ce, leaves, targets, 290))
+
+
+def test_why_not_is_a_sentence():
+    """The CPU has a way of its own; a GPU has kernels for the dtypes of training."""
+    assert why_not("cpu", torch.float64) is None
+    assert "mps" in why_not("mps", torch.float32)
+    assert "float64" in why_not("cuda", torch.float64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory_is_a_third_of_pytorchs(dtype):
+    """Resident memory beyond inputs and gradients, forward and backward, each side in a process of its own."""
+    ours, theirs = (
+        int(subprocess.run([sys.executable, "-c", MEASURE_PEAK, side, dtype], capture_output=True, check=True).stdout)
+        for side in ("ours", "theirs")
+    )
+    assert ours <= theirs / 3
+
+
+MEASURE_PEAK = """
+import sys, torch, torch.nn.functional as F
+from enc.kernels.masked_ce import masked_ce
+side, dtype = sys.argv[1], getattr(torch, sys.argv[2])
+torch.set_num_threads(1)
+
+def run(rows, columns):
+    x, w = torch.randn(rows, 768).to(dtype).requires_grad_(), torch.randn(columns, 768).to(dtype).requires_grad_()
+    y = torch.randint(columns, (rows,))
+    open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+    before = resident("VmRSS")
+    (masked_ce(x, w, None, y).loss if side == "ours" else F.cross_entropy(F.linear(x, w), y, reduction="sum")).backward()
+    return resident("VmHWM") - before - x.grad.nbytes - w.grad.nbytes
+
+def resident(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+run(8, 300)  # loads code
+print(run(205, 30592))
+"""
