@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _MAX_KEPT_BYTES = 2**27
-_CHUNK_LOGITS = 2**19
+_CHUNK_LOGITS = {8: 2**18, 4: 2**19, 2: 2**18}  # by bytes of a logit; in 16 bits oneDNN takes scratch of its own
 _MIN_CHUNK, _MAX_CHUNK = 512, 4096
 _HUGE_PAGE = 2**21
 
@@ -156,7 +156,7 @@ class _Chunk:
 
 def _chunks(head: Head, y: Tensor, kept: Tensor | None) -> Iterator[_Chunk]:
     num_rows = len(y)
-    size = _CHUNK_LOGITS // max(num_rows, 1) // 256 * 256
+    size = _CHUNK_LOGITS[head.dtype.itemsize] // max(num_rows, 1) // 256 * 256
     size = min(max(size, _MIN_CHUNK), _MAX_CHUNK, head.num_classes)
     # Reused: fresh memory costs more than the arithmetic.
     wide, low = (y.new_empty(num_rows * size, dtype=dtype) for dtype in (head.accumulator, head.dtype))
