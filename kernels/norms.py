@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 _HAS_TRITON = find_spec("triton") is not None
-_BLOCK_NUMBERS = 2**17
+_BLOCK_NUMBERS = 2**18
 _MAX_SIZE = 4096
 
 
