@@ -48,10 +48,10 @@ def flash_backward(
     """Return the gradients of q, k and v."""
     # In fp32 also for bf16 inputs: the CPU's bf16 backward kernel is 1.3-5 times slower, worst for short documents.
     grads = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    grad, q, k, v, out = (_unit_last_stride(x).to(lse.dtype) for x in (grad, q, k, v, out))
+    grad, q, k, v, out = (_unit_last_stride(x) for x in (grad, q, k, v, out))
     for queries, keys in _documents(rules, len(q), len(k)):
         rows = (queries, queries, keys, keys, queries)
-        inputs = (_heads_first(x[part]) for x, part in zip((grad, q, k, v, out), rows, strict=True))
+        inputs = (_heads_first(x[part]).to(lse.dtype) for x, part in zip((grad, q, k, v, out), rows, strict=True))
         parts = _flash_backward(*inputs, lse[None, :, queries], 0.0, False, scale=rules.scale)
         for target, part, of in zip(grads, parts, (queries, keys, keys), strict=True):
             target[of] = part[0].transpose(0, 1)

@@ -74,7 +74,7 @@ def test_a_row_is_blind_to_the_others(centered):
     """The sum and norm of a row have the bits that they have alone, whatever block it stands in."""
     inputs, _ = case((700, 384), DTYPES["autocast"], centered, True)
     together = fused(centered, True, torch.bfloat16)(*inputs)
-    for row in (0, 341, 699):
+    for row in (0, 682, 699):
         alone = fused(centered, True, torch.bfloat16)(*[x[row : row + 1] if x.dim() == 2 else x for x in inputs])
         for a, b in zip(together, alone, strict=True):
             assert torch.equal(a[row], b[0])
