@@ -22,14 +22,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from enc.kernels import chips
 
-_BLOCK_NUMBERS = 2**17
-=======
-_HAS_TRITON = find_spec("triton") is not None
 _BLOCK_NUMBERS = 2**18
->>>>>>> kc
 _MAX_SIZE = 4096
 
 
