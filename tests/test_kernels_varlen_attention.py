@@ -55,7 +55,7 @@ def test_fp64_meets_the_reference(lengths, heads, dim, scale):
     torch.testing.assert_close(ours, exact, atol=1e-10, rtol=1e-10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_all_features_together_meet_the_reference(case):
     """Bias, stages, window, positions, other numbers of queries: output and every gradient to fp64 accuracy."""
@@ -200,10 +200,10 @@ def test_dropout_keeps_the_mean_and_follows_the_seed(features):
     case = make_case([6, 11], heads=2, **features).to(torch.float32)
     no_dropout = case.run(varlen_attention)
     torch.manual_seed(0)
-    draws = [case.run(varlen_attention, dropout_p=0.25) for _ in range(2000)]
+    draws = [case.run(varlen_attention, dropout_p=0.25) for _ in range(300)]
     for name in ("out", "v"):  # linear in the dropped weights
         values = torch.stack([draw[name] for draw in draws])
-        assert ((values.mean(0) - no_dropout[name]).abs() <= 5 * values.std(0) / 2000**0.5 + 1e-6).all()
+        assert ((values.mean(0) - no_dropout[name]).abs() <= 5 * values.std(0) / 300**0.5 + 1e-6).all()
     torch.manual_seed(0)
     torch.testing.assert_close(case.run(varlen_attention, dropout_p=0.25), draws[0], atol=0, rtol=0)
     assert not torch.equal(draws[0]["out"], draws[1]["out"])
