@@ -16,7 +16,7 @@ from enc.encoder.config import RunConfig
 MOMENTS = 2  # of Adam
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded
 _ALLREDUCE_ELEMENTS = 500_000_000  # at most so many gradients are copied together when ZeRO 0 and 1 sum them
-_LOGIT_BLOCK_BYTES = 2**27  # of kernels/masked_ce.py
+_LOGIT_BLOCK_BYTES = 2**27  # at most; of kernels/masked_ce_torch.py
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ def training_flops(
     block, key_value = block_parameters(model) // model.num_hidden_layers, 2 * model.hidden_size**2
     layers = model.num_hidden_layers - 1
     matrices = 6 * (layers * block * num_tokens + key_value * num_tokens + (block - key_value) * last)
-    attention = 12 * model.hidden_size * (layers * sum_squared_lengths + sum_squared_lengths * last // num_tokens)
+    attention = (
+        12 * model.hidden_size * (layers * sum_squared_lengths + sum_squared_lengths * last // max(num_tokens, 1))
+    )
     head = 6 * model.hidden_size * model.vocab_size * num_labels
     return matrices + attention + head
 

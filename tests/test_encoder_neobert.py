@@ -235,11 +235,14 @@ def test_z_loss_and_smoothing_are_in_both_loss_paths():
     model = tiny_model()
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), len(places), 1)
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), max(LENGTHS), len(places), 1)
     terms = {"z_loss": 1e-2, "label_smoothing": 0.1}
-    masked, full = (MlmObjective(model, model.num_tokens, full, **terms)(batch) for full in (False, True))
+    masked, full = (MlmObjective(model, model.num_tokens, full_logits=full, **terms)(batch) for full in (False, True))
     torch.testing.assert_close(masked, full)
-    assert abs(masked.loss_sum - MlmObjective(model, model.num_tokens)(batch).loss_sum) > 1
+    plain = MlmObjective(model, model.num_tokens)(batch).loss_sum
+    assert abs(masked.loss_sum - plain) > 1
+    evaluated = MlmObjective(model, model.num_tokens, **terms).eval()(batch).loss_sum
+    torch.testing.assert_close(evaluated, plain)
 
 
 def test_inert_rows_get_no_gradient():

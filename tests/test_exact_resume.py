@@ -69,7 +69,13 @@ def test_killed_runs_repeat_every_bit(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("engine", [["fsdp"], ["deepspeed", "parallel.zero_stage=3"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(["fsdp"], id="fsdp", marks=pytest.mark.slow),
+        pytest.param(["deepspeed", "parallel.zero_stage=3"], id="deepspeed"),
+    ],
+)
 def test_killed_sharded_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., list[str]], engine: list[str]) -> None:
     """The same on two ranks that share the state, in bf16 with dropout: killed once, resumed, the same bits."""
     options = ["trainer.max_steps=24", "trainer.save_steps=5", "trainer.eval_steps=7", "model.dropout_prob=0.1",

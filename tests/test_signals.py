@@ -53,8 +53,17 @@ PHASES: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize(("number", "nproc"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)], ids=["TERM", "USR1x2"])
+@pytest.mark.parametrize(
+    ("phase", "number", "nproc"),
+    [
+        *(pytest.param(phase, signal.SIGTERM, 1, id=f"TERM-{phase}") for phase in PHASES),
+        *(pytest.param(phase, signal.SIGUSR1, 2, id=f"USR1x2-{phase}") for phase in ("step", "save")),
+        *(
+            pytest.param(phase, signal.SIGUSR1, 2, id=f"USR1x2-{phase}", marks=pytest.mark.slow)
+            for phase in ("start", "evaluation")
+        ),
+    ],
+)
 def test_signal_saves_and_the_run_goes_on_exactly(
     enc: Enc, smoke: Callable[..., list[str]], undisturbed: Enc, phase: str, number: signal.Signals, nproc: int
 ) -> None:

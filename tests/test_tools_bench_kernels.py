@@ -207,6 +207,8 @@ TINY = {
     "masked_ce": ["tokens=40,hidden=16,vocab=130"],
     "varlen_attention": [f"tokens=96,length=40,natural=1,heads=2,head_dim=16,buckets={number}" for number in (0, 32)],
     "norms": ["tokens=33,hidden=24"],
+    "add_norms": ["tokens=33,hidden=24"],
+    "swiglu": ["tokens=33,hidden=24"],
     "rope": ["tokens=33,heads=2,head_dim=8"],
 }
 

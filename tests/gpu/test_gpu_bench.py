@@ -11,6 +11,8 @@ SMALL = {
     "masked_ce": ["tokens=2560,masked=0.2,hidden=256,vocab=4096"],
     "varlen_attention": [f"tokens=4096,length=500,heads=4,head_dim=64,buckets={number}" for number in (0, 32)],
     "norms": ["tokens=4096,hidden=512"],
+    "add_norms": ["tokens=4096,hidden=512"],
+    "swiglu": ["tokens=4096,hidden=512"],
     "rope": ["tokens=4096,heads=8,head_dim=64"],
 }
 

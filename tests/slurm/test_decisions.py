@@ -101,7 +101,8 @@ def test_a_node_that_fails_at_the_start_twice_is_excluded(runs: Runs) -> None:
     assert "n2" not in attempts[2]["nodes"]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
 def test_the_time_limit_comes(runs: Runs, times: int) -> None:
     """The run stops itself when saving is all there is time for, and goes on in the next job, as often as it takes.
 
@@ -125,7 +126,7 @@ def batch_log(runs: Runs, run: str) -> str:
     return "".join(path.read_text() for path in sorted((runs.folder / run / "logs").glob("slurm-*.log")))
 
 
-@pytest.mark.parametrize("how", ["resubmit", "array"])
+@pytest.mark.parametrize("how", ["resubmit", pytest.param("array", marks=pytest.mark.slow)])
 def test_other_ways_to_the_next_job(runs: Runs, how: str) -> None:
     """Where jobs may not be requeued: a new job, or the next task of an array; nothing is left in the queue."""
     run = f"by-{how}"

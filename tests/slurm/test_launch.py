@@ -45,6 +45,7 @@ def test_two_nodes_compute_what_two_local_ranks_compute(runs: Runs, engine: str)
     assert runs.weights(f"{engine}-nodes", 4) == runs.weights(f"{engine}-local", 4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_nodes(runs: Runs) -> None:
     """2 nodes -> 4 nodes -> 1 node by `enc resume latest --nodes M`: the same rows and masks, losses to 1e-5."""
     words = ["trainer.max_steps=100", "trainer.save_steps=50", "trainer.eval_strategy=no",

@@ -83,18 +83,18 @@ def _compiled(function: SideOf) -> SideOf:
 
 # Liger rotates the two halves of a head against each other, not adjacent pairs: it is no rival in rope.
 SIDES: dict[str, dict[str, SideOf]] = {
-    "norms": {"enc": _norm, "torch": _torch_norm, "torch-compile": _compiled(_torch_norm), "liger": _liger_norm},
+    "norms": {"enc": _norm, "torch": _torch_norm, "compiled": _compiled(_torch_norm), "liger": _liger_norm},
     "add_norms": {
         "enc": _add_norm,
         "torch": _torch_add_norm,
-        "torch-compile": _compiled(_torch_add_norm),
+        "compiled": _compiled(_torch_add_norm),
         "liger": _liger_add_norm,
     },
-    "rope": {"enc": rope.rope, "torch": _torch_rope, "torch-compile": _compiled(_torch_rope)},
+    "rope": {"enc": rope.rope, "torch": _torch_rope, "compiled": _compiled(_torch_rope)},
     "swiglu": {
         "enc": swiglu.swiglu,
         "torch": swiglu.reference,
-        "torch-compile": _compiled(swiglu.reference),
+        "compiled": _compiled(swiglu.reference),
         "liger": _liger_gate,
     },
 }

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from enc.encoder.config_load import did_you_mean
 from enc.encoder.errors import UsageError
-from enc.kernels import masked_ce, rope
+from enc.kernels import masked_ce, rope, swiglu
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
 
@@ -128,13 +128,32 @@ def exact_attention(
 # --- norm, rope, gated unit ------------------------------------------------------------------------------------------
 
 
+def _rows(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return _normal(shape["tokens"], shape["hidden"], seed=seed).to(dtype).requires_grad_()
+
+
+def _norm_weight(shape: Shape, dtype: torch.dtype) -> Tensor:
+    return (1 + _normal(shape["hidden"], seed=1, scale=0.1)).to(dtype).requires_grad_()
+
+
 def _norm_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
-    weight = 1 + _normal(shape["hidden"], seed=1, scale=0.1)
-    return [_normal(shape["tokens"], shape["hidden"]).to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+    return [_rows(shape, dtype), _norm_weight(shape, dtype)]
 
 
 def _exact_norm(x: Tensor, weight: Tensor) -> Tensor:
-    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+    return x * (x.square().mean(-1, keepdim=True) + kernels_elementwise.EPS).rsqrt() * weight
+
+
+def _add_norm_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
+    return [_rows(shape, dtype), _rows(shape, dtype, seed=2), _norm_weight(shape, dtype)]
+
+
+def _exact_add_norm(x: Tensor, branch: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x + branch, _exact_norm(x + branch, weight)
+
+
+def _gate_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
+    return [_rows(shape, dtype), _rows(shape, dtype, seed=1)]
 
 
 def _rope_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
@@ -146,14 +165,20 @@ def _exact_rope(x: Tensor, turns: Tensor) -> Tensor:
     return rope.reference(x, turns[:, None])
 
 
-_ELEMENTWISE = {"norms": (_norm_inputs, _exact_norm), "rope": (_rope_inputs, _exact_rope)}
+_ELEMENTWISE = {
+    "norms": (_norm_inputs, _exact_norm),
+    "add_norms": (_add_norm_inputs, _exact_add_norm),
+    "rope": (_rope_inputs, _exact_rope),
+    "swiglu": (_gate_inputs, swiglu.reference),
+}
 
 
 def _elementwise(name: str) -> Operation:
     inputs, exact = _ELEMENTWISE[name]
     return Operation(
         kernels_elementwise.SIDES[name], kernels_elementwise.SHAPES[name], inputs, exact, lambda _: 0,
-        lambda shape: kernels_elementwise.bytes(name, shape), 2 / 5, lambda side, device: None,
+        lambda shape: kernels_elementwise.bytes(name, shape), kernels_elementwise.FORWARD_SHARE[name],
+        kernels_elementwise.available,
     )  # fmt: skip
 
 
