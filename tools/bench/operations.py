@@ -165,7 +165,7 @@ def _exact_rope(x: Tensor, turns: Tensor) -> Tensor:
     return rope.reference(x, turns[:, None])
 
 
-_ELEMENTWISE = {
+_ELEMENTWISE: dict[str, tuple[Callable[[Shape, torch.dtype], list[Any]], SideOf]] = {
     "norms": (_norm_inputs, _exact_norm),
     "add_norms": (_add_norm_inputs, _exact_add_norm),
     "rope": (_rope_inputs, _exact_rope),
