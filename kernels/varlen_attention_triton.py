@@ -372,15 +372,16 @@ def blocks(kernel: str, q: Tensor, *, bias: bool, dropout: bool) -> Blocks:
 
     One stage where a bias is gathered or Philox numbers are drawn: in a pipeline the compiler lets the products wait.
     """
-    large_heads, small_chip = q.shape[-1] > 64, chips.capability(q.device) < (9, 0)
+    capability = chips.capability(q.device)
+    large_heads, small_chip, blackwell = q.shape[-1] > 64, capability < (9, 0), capability >= (10, 0)
     if q.dtype == torch.float32:  # each product is three, of operands in two parts
-        return Blocks(16, 32, 4, 1)
+        return Blocks(16, 16 if blackwell and kernel == "dq" and bias and not dropout else 32, 4, 1)
     if large_heads and bias and dropout:
         return Blocks(32, 16 if small_chip and kernel == "forward" else 32, 4, 1)
     num_warps = 8 if large_heads or (bias and dropout) else 4
     if kernel != "forward":
         short = small_chip or bias or dropout or large_heads
-        return Blocks(64, 32 if short else 64, num_warps, 1 if dropout else 2)
+        return Blocks(64, 32 if short else 64, num_warps, 1 if dropout or (blackwell and large_heads) else 2)
     short = bias if large_heads else small_chip and bias == dropout
     return Blocks(64, 32 if short else 64, num_warps, 1 if bias or dropout else 2)
 
