@@ -75,12 +75,8 @@ def masked_ce(
     num_classes = len(weight) if num_valid_classes is None else num_valid_classes
     in_range = (targets == IGNORED) | (targets >= 0) & (targets < num_classes)
     torch._assert_async(in_range.all(), f"every target must be {IGNORED} (ignored) or in 0..{num_classes - 1}")
-    # torch.compile would unroll the chunks, so it gets an opaque operator; in eager mode that would load dynamo.
-    forward = _forward_op if torch.compiler.is_compiling() else _MaskedCE.apply
-    loss, lse, correct, *_ = forward(
-        hidden, weight, bias, targets, dtype, with_grad, num_classes, z_loss, label_smoothing, softcap
-    )
-    return MaskedCE(loss, lse.detach(), correct)
+    terms = dtype, num_classes, z_loss, label_smoothing, softcap
+    return MaskedCE(*_MaskedCE.apply(hidden, weight, bias, targets, with_grad, *terms))
 
 
 def reference(
@@ -127,136 +123,45 @@ def _way(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
     return masked_ce_triton.way(hidden.shape[1], dtype)
 
 
-def _forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    dtype: torch.dtype,
-    with_grad: bool,
-    num_classes: int,
-    z_loss: float,
-    label_smoothing: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return loss, logsumexp, number of correct rows, and three tensors for the backward pass, maybe empty.
-
-    These are: for "torch" the memory with the logits; for "recompute" the weight in the dtype of the matmuls;
-    for "store" dW, dx and db for an incoming gradient of 1.
-    """
-    head = Head(hidden, weight, bias, targets, dtype, num_classes, z_loss, label_smoothing, softcap)
-    way, (kept, *empty) = _way(hidden, weight, dtype), (weight.new_empty(0) for _ in range(3))
-    with torch.autocast(hidden.device.type, enabled=False):
-        if way == "torch":
-            if with_grad:
-                kept = masked_ce_torch.on_huge_pages(masked_ce_torch.room_for_logits(head))
-            loss, lse, correct = masked_ce_torch.forward(head, kept if kept.numel() else None)
-            return loss, lse, correct, kept, empty[0], empty[1]
-        from enc.kernels import masked_ce_triton
-
-        if way == "store":
-            return masked_ce_triton.store(head, with_grad)
-        w = head.contiguous_weight()
-        loss, lse, correct = masked_ce_triton.forward(head, w)
-        return loss, lse, correct, w if with_grad and w is not weight else kept, empty[0], empty[1]
-
-
-def _backward(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    lse: Tensor,
-    kept: Tensor | None,
-    dweight: Tensor,
-    holds_logits: bool,
-    dtype: torch.dtype,
-    num_classes: int,
-    z_loss: float,
-    label_smoothing: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Write dW into ``dweight``, which may hold the logits; return dx, and db or an empty tensor."""
-    head = Head(hidden, weight, bias, targets, dtype, num_classes, z_loss, label_smoothing, softcap)
-    with torch.autocast(hidden.device.type, enabled=False):
-        if _way(hidden, weight, dtype) == "torch":
-            logits = dweight if holds_logits else kept
-            return masked_ce_torch.backward(head, grad, lse, logits, masked_ce_torch.on_huge_pages(dweight))
-        from enc.kernels import masked_ce_triton
-
-        return masked_ce_triton.backward(head, grad, lse, head.contiguous_weight() if kept is None else kept, dweight)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    hidden, weight, bias, targets, ctx.dtype, _, *ctx.terms = inputs
-    ctx.way = _way(hidden, weight, ctx.dtype)
-    _, lse, correct, *ctx.kept = output
-    ctx.save_for_backward(hidden, weight, bias, targets, lse)
-    ctx.mark_non_differentiable(lse, correct, *ctx.kept)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, backward):  # type: ignore[no-untyped-def]
-    if grad is None:
-        return (None,) * 10
-    hidden, weight, bias, targets, lse = ctx.saved_tensors
-    # The first backward pass uses up what was kept; another one computes it again.
-    (kept, *others), ctx.kept = ctx.kept or _kept_again(ctx), None
-    if ctx.way == "store":
-        dweight, dx, db = (_scaled(gradient, grad) for gradient in (kept, *others))
-    else:
-        holds_logits = ctx.way == "torch" and (kept.shape, kept.dtype) == (weight.shape, weight.dtype)
-        dweight = kept if holds_logits else torch.empty_like(weight, memory_format=torch.contiguous_format)
-        kept = None if holds_logits or not kept.numel() else kept
-        dx, db = backward(grad, hidden, weight, bias, targets, lse, kept, dweight, holds_logits, ctx.dtype, *ctx.terms)
-    return dx, dweight, None if bias is None else db, *[None] * 7
-
-
-def _kept_again(ctx) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
-    hidden, weight, bias, targets, _ = ctx.saved_tensors
-    return _forward(hidden, weight, bias, targets, ctx.dtype, True, *ctx.terms)[3:]
-
-
-def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return gradient * scale
-    from enc.kernels import masked_ce_triton
-
-    return masked_ce_triton.scale_(gradient, scale)
-
-
 class _MaskedCE(torch.autograd.Function):
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_setup_context)
+    """Keeps of the forward pass, until the first backward pass uses it up: with "torch" the logits, if there was room;
+    with "recompute" nothing; with "store" dW, dx and db for an incoming gradient of 1."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, with_grad, *terms):  # type: ignore[no-untyped-def]
+        head, ctx.terms = Head(hidden, weight, bias, targets, *terms), terms
+        ctx.way, ctx.kept = _way(hidden, weight, head.dtype), None
+        with torch.autocast(hidden.device.type, enabled=False):
+            if ctx.way == "torch":
+                loss, lse, correct, ctx.kept = masked_ce_torch.forward(head, with_grad)
+            else:
+                from enc.kernels import masked_ce_triton
+
+                if ctx.way == "store":
+                    loss, lse, correct, ctx.kept = masked_ce_triton.store(head, with_grad)
+                else:
+                    loss, lse, correct = masked_ce_triton.forward(head)
+        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+        ctx.mark_non_differentiable(lse, correct)
+        ctx.set_materialize_grads(False)
+        return loss, lse, correct
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        return _differentiate(ctx, grad, _backward)
+        if grad is None:
+            return (None,) * (5 + len(ctx.terms))
+        *inputs, lse = ctx.saved_tensors
+        head, kept, ctx.kept = Head(*inputs, *ctx.terms), ctx.kept, None
+        with torch.autocast(lse.device.type, enabled=False):
+            if ctx.way == "torch":
+                gradients = masked_ce_torch.backward(head, grad, lse, kept)
+            else:
+                from enc.kernels import masked_ce_triton
 
-
-_forward_op = torch.library.custom_op("enc::masked_ce", _forward, mutates_args=())
-_backward_op = torch.library.custom_op("enc::masked_ce_backward", _backward, mutates_args=("dweight",))
-_forward_op.register_autograd(
-    lambda ctx, grad, *_: _differentiate(ctx, grad, _backward_op), setup_context=_setup_context
-)
-
-
-@_forward_op.register_fake
-def _(hidden, weight, bias, targets, dtype, with_grad, *terms):  # type: ignore[no-untyped-def]
-    head, way = Head(hidden, weight, bias, targets, dtype, *terms), _way(hidden, weight, dtype)
-    kept = [weight.new_empty(0) for _ in range(3)]
-    if with_grad and way == "torch":
-        kept[0] = masked_ce_torch.room_for_logits(head)
-    elif with_grad and way == "recompute" and (weight.dtype != dtype or not weight.is_contiguous()):
-        kept[0] = weight.new_empty(weight.shape, dtype=dtype)
-    elif with_grad and way == "store":
-        db = kept[0] if bias is None else bias.new_empty(len(bias))
-        kept = [weight.new_empty(weight.shape), hidden.new_empty(hidden.shape), db]
-    lse = hidden.new_empty(len(hidden), dtype=head.accumulator)
-    return lse.new_empty(()), lse, targets.new_empty(()), *kept
-
-
-@_backward_op.register_fake
-def _(grad, hidden, weight, bias, *_):  # type: ignore[no-untyped-def]
-    return hidden.new_empty(hidden.shape), weight.new_empty(0) if bias is None else bias.new_empty(len(bias))
+                if ctx.way == "recompute":
+                    gradients = masked_ce_triton.backward(head, grad, lse)
+                elif kept is None:
+                    raise RuntimeError("the gradients of masked_ce were used up by a first backward pass")
+                else:
+                    gradients = [None if g is None else masked_ce_triton.scale_(g, grad) for g in kept]
+        return *gradients, *[None] * (2 + len(ctx.terms))

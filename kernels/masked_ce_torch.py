@@ -8,9 +8,6 @@ memory of their own of up to ``_MAX_KEPT_BYTES``; else they are computed again.
 Shapes: M rows, H hidden size, V rows of the weight, C classes inside the softmax, n columns of a chunk.
 """
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +18,6 @@ from torch import Tensor
 _MAX_KEPT_BYTES = 2**27
 _CHUNK_LOGITS = {8: 2**18, 4: 2**19, 2: 2**18}  # by bytes of a logit; in 16 bits oneDNN takes scratch of its own
 _MIN_CHUNK, _MAX_CHUNK = 512, 4096
-_HUGE_PAGE = 2**21
 
 
 class Head(NamedTuple):
@@ -50,18 +46,19 @@ class Head(NamedTuple):
         return self.weight.to(self.dtype).contiguous()
 
 
-def room_for_logits(head: Head) -> Tensor:
-    """Return memory whose rows have room for M logits each: (V, H) to become dW, else (C, M), or an empty tensor."""
+def _room_for_logits(head: Head) -> Tensor | None:
+    """Return memory whose rows have room for M logits each: (V, H) to become dW, else (C, M) if that is not much."""
     rows, item = len(head.hidden), head.dtype.itemsize
     if rows * item <= head.weight.shape[1] * head.weight.dtype.itemsize:
         return torch.empty_like(head.weight, memory_format=torch.contiguous_format)
     if rows * head.num_classes * item <= _MAX_KEPT_BYTES:
         return head.weight.new_empty((head.num_classes, rows), dtype=head.dtype)
-    return head.weight.new_empty(0)
+    return None
 
 
-def forward(head: Head, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, logsumexp (M,) and number of correct rows; keep the logits if there is room."""
+def forward(head: Head, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return loss, logsumexp (M,), number of correct rows, and for the backward pass the logits, if there is room."""
+    kept = _room_for_logits(head) if with_grad else None
     labelled = head.targets >= 0  # (M,)
     x, y = head.labelled_hidden(), head.targets.clamp(min=0)  # (M, H), (M,)
     top = x.new_full((len(x), 1), -torch.inf, dtype=head.accumulator)  # largest logit so far
@@ -85,18 +82,22 @@ def forward(head: Head, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     loss = lse - (1 - head.label_smoothing) * target - head.label_smoothing / head.num_classes * sum_z
     loss += head.z_loss * lse.square()
     loss, lse = (t[:, 0].masked_fill(~labelled, 0) for t in (loss, lse))
-    return loss.sum(), lse, (best[:, 0] & labelled).sum()
+    return loss.sum(), lse, (best[:, 0] & labelled).sum(), kept
 
 
-def backward(head: Head, grad: Tensor, lse: Tensor, kept: Tensor | None, dw: Tensor) -> tuple[Tensor, Tensor]:
-    """Write dW, perhaps over the kept logits; return dx, and db or an empty tensor."""
+def backward(head: Head, grad: Tensor, lse: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return dx, dW, perhaps written over the kept logits, and db."""
+    if kept is not None and (kept.shape, kept.dtype) == (head.weight.shape, head.weight.dtype):
+        dw = kept
+    else:
+        dw = torch.empty_like(head.weight, memory_format=torch.contiguous_format)
     labelled, y = head.targets >= 0, head.targets.clamp(min=0)  # (M,)
     x, lse = head.labelled_hidden(), lse[:, None]
     scale = torch.where(labelled, grad, 0).to(lse.dtype)[:, None]  # (M, 1)
     of_softmax, of_target = scale * (1 + 2 * head.z_loss * lse), (scale * (head.label_smoothing - 1))[:, 0]
     of_all = scale * head.label_smoothing / head.num_classes
     dx, own = torch.zeros_like(x, dtype=lse.dtype), torch.zeros_like(lse)
-    db = dw.new_empty(0) if head.bias is None else head.bias.new_zeros(len(head.bias))
+    db = None if head.bias is None else torch.zeros_like(head.bias)
     for chunk in _chunks(head, y, kept):
         if kept is None:
             _logits(head, x, chunk)
@@ -107,7 +108,7 @@ def backward(head: Head, grad: Tensor, lse: Tensor, kept: Tensor | None, dw: Ten
             dz -= of_all
         if head.softcap is not None:
             dz *= 1 - (chunk.logits / head.softcap).square()
-        if head.bias is not None:
+        if db is not None:
             db[columns] = dz.sum(0)
         w = head.weight[columns].to(head.dtype)
         if dz.dtype == head.dtype:
@@ -124,17 +125,7 @@ def backward(head: Head, grad: Tensor, lse: Tensor, kept: Tensor | None, dw: Ten
         torch.mm(low, x, out=dw[columns]) if dw.dtype == low.dtype else dw[columns].copy_(low @ x)
     dw[head.num_classes :] = 0
     dx += own * head.weight[y].to(head.dtype)
-    return dx.masked_fill_(~labelled[:, None], 0).to(head.hidden.dtype), db
-
-
-def on_huge_pages(memory: Tensor) -> Tensor:
-    """Ask for huge pages under fresh memory on the CPU: faults on small ones would take a tenth of the whole call."""
-    if memory.device.type == "cpu" and sys.platform == "linux" and memory.nbytes >= 2 * _HUGE_PAGE:
-        start = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = memory.data_ptr() + memory.nbytes - start
-        # Advice: where it is not taken nothing changes.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-    return memory
+    return dx.masked_fill_(~labelled[:, None], 0).to(head.hidden.dtype), dw, db
 
 
 @dataclass(frozen=True)

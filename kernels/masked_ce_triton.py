@@ -151,8 +151,11 @@ def _stored_kernel(
             tl.store(Z + columns, dz.to(Z.dtype.element_ty), mask=columns < num_columns)
 
 
-def store(head: Head, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return loss, logsumexp, number of correct rows, and dW, dx, db for an incoming gradient of 1, maybe empty."""
+Gradients = tuple[Tensor, Tensor, Tensor | None]  # dx, dW and db
+
+
+def store(head: Head, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Gradients | None]:
+    """Return loss, logsumexp, number of correct rows, and the gradients for an incoming gradient of 1."""
     x, weight, bias, targets = head.labelled_hidden(), head.contiguous_weight(), _bias(head), head.targets
     num_rows, num_columns = len(x), len(weight)
     loss, lse = x.new_empty(2, num_rows, dtype=torch.float32).unbind(0)
@@ -180,8 +183,10 @@ def store(head: Head, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, 
             _product(dw, z.T, x[rows], add=start > 0)
             if bias is not None:
                 db += z.sum(0, dtype=torch.float32)
-    db = db if head.bias is None else db.to(head.bias.dtype)
-    return loss.sum(), lse, correct.sum(), dw.to(head.weight.dtype), dx.to(head.hidden.dtype), db
+    if not with_grad:
+        return loss.sum(), lse, correct.sum(), None
+    of_bias = None if head.bias is None else db.to(head.bias.dtype)
+    return loss.sum(), lse, correct.sum(), (dx.to(head.hidden.dtype), dw.to(head.weight.dtype), of_bias)
 
 
 def _chunk_rows(num_rows: int, weight: Tensor) -> int:
@@ -314,9 +319,10 @@ def _join_kernel(
     tl.store(CORRECT + rows, correct.to(tl.int32), mask=rows < num_rows)
 
 
-def forward(head: Head, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, logsumexp and number of correct rows; the weight is given in the dtype of the matmuls."""
-    x, bias, targets, smoothed = head.labelled_hidden(), _bias(head), head.targets, head.label_smoothing > 0
+def forward(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, logsumexp and number of correct rows."""
+    x, weight, bias, targets = head.labelled_hidden(), head.contiguous_weight(), _bias(head), head.targets
+    smoothed = head.label_smoothing > 0
     num_rows, tile = len(x), _tile(head)
     row_tiles, column_tiles = triton.cdiv(num_rows, tile.rows), triton.cdiv(head.num_classes, tile.columns)
     share = triton.cdiv(column_tiles, min(triton.cdiv(_PROGRAMS, row_tiles), column_tiles))  # tiles of each program
@@ -375,11 +381,14 @@ def _dz_kernel(
         tl.store(DB + tl.program_id(0) * dz_row + local, tl.sum(dz, 0))
 
 
-def backward(head: Head, grad: Tensor, lse: Tensor, weight: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:
-    """Write dW (V, H); return dx, and db or an empty tensor. The weight is given in the dtype of the matmuls."""
-    x, bias, tile = head.labelled_hidden(), _bias(head), _tile(head)
-    dx = torch.empty_like(x, dtype=torch.float32)
-    db = dw.new_empty(0) if head.bias is None else head.bias.new_zeros(len(head.bias))
+def backward(head: Head, grad: Tensor, lse: Tensor) -> Gradients:
+    """Return the gradients, times the incoming one."""
+    x, weight, bias, tile = head.labelled_hidden(), head.contiguous_weight(), _bias(head), _tile(head)
+    dx, dw = (
+        torch.empty_like(x, dtype=torch.float32),
+        torch.empty(weight.shape, dtype=head.weight.dtype, device=x.device),
+    )
+    db = None if head.bias is None else torch.zeros_like(head.bias)
     size = min(max(_BUFFER_BYTES // (len(x) * x.itemsize), _MIN_COLUMNS), head.num_classes)
     size = triton.cdiv(size, tile.columns) * tile.columns
     row_tiles, buffer = triton.cdiv(len(x), tile.rows), x.new_empty(len(x), size)
@@ -394,10 +403,10 @@ def backward(head: Head, grad: Tensor, lse: Tensor, weight: Tensor, dw: Tensor) 
         )  # fmt: skip
         _product(dx, dz, weight[columns], add=start > 0)
         _product(dw[columns], dz.T, x, add=False)
-        if sums is not None:
+        if db is not None and sums is not None:
             db[columns] = sums[:, : dz.shape[1]].sum(0)
     dw[head.num_classes :] = 0
-    return dx.to(head.hidden.dtype), db
+    return dx.to(head.hidden.dtype), dw, db
 
 
 def _bias(head: Head) -> Tensor | None:

@@ -151,24 +151,9 @@ def _choose(
     return "formulas", f"{problem}: attention runs once a document, several times slower"
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    scale: float | None = None,
-    *,
-    cu_seqlens_q: Tensor | None = None,
-    window: int | None = None,
-    bias: RelativeBias | None = None,
-    stages: tuple[Tensor, Tensor] | None = None,
-    positions: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None, **rules: Any) -> Tensor:
     """Compute the same by a softmax over all T keys, in fp32, or fp64 for fp64 inputs. (Tq, H, D)"""
-    scores = reference_scores(
-        q, k, cu_seqlens, scale, cu_seqlens_q=cu_seqlens_q, window=window, bias=bias, stages=stages, positions=positions
-    )
-    p = scores.softmax(-1).nan_to_num(0)  # NaN: the row sees nothing
+    p = reference_scores(q, k, cu_seqlens, scale, **rules).softmax(-1).nan_to_num(0)  # NaN: the row sees nothing
     return torch.einsum("hij,jhd->ihd", p, v.to(p.dtype)).to(q.dtype)
 
 

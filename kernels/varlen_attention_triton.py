@@ -60,6 +60,18 @@ def _document_of(CU, block, num_documents, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _block(CU, CU_Q, CU_K, block, num_documents, BLOCK: tl.constexpr):
+    """Return where a block of the rows that CU bounds starts in its document, and the document's queries and keys.
+
+    These are first query, number of queries, first key, number of keys.
+    """
+    document = _document_of(CU, block, num_documents, BLOCK)
+    start = (block - tl.load(CU + document) // BLOCK - document) * BLOCK
+    first_q, first_k = tl.load(CU_Q + document), tl.load(CU_K + document)
+    return start, first_q, tl.load(CU_Q + document + 1) - first_q, first_k, tl.load(CU_K + document + 1) - first_k
+
+
+@triton.jit
 def _load(X, rows, dims, row_stride, num_rows, HEAD_DIM: tl.constexpr, D: tl.constexpr, INTERPRETED: tl.constexpr):
     """Return rows of a head, (rows, D), zero outside. X points at the head in the first row of the document."""
     inside = rows[:, None] < num_rows
@@ -120,10 +132,7 @@ def varlen_attention_forward(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(0), tl.program_id(1)
-    document = _document_of(CU_Q, block, num_documents, OWN)
-    first_q, first_k = tl.load(CU_Q + document), tl.load(CU_K + document)
-    num_q, num_k = tl.load(CU_Q + document + 1) - first_q, tl.load(CU_K + document + 1) - first_k
-    start = (block - first_q // OWN - document) * OWN
+    start, first_q, num_q, first_k, num_k = _block(CU_Q, CU_Q, CU_K, block, num_documents, OWN)
     if start >= num_q:
         return
 
@@ -187,10 +196,7 @@ def varlen_attention_dq(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(0), tl.program_id(1)
-    document = _document_of(CU_Q, block, num_documents, OWN)
-    first_q, first_k = tl.load(CU_Q + document), tl.load(CU_K + document)
-    num_q, num_k = tl.load(CU_Q + document + 1) - first_q, tl.load(CU_K + document + 1) - first_k
-    start = (block - first_q // OWN - document) * OWN
+    start, first_q, num_q, first_k, num_k = _block(CU_Q, CU_Q, CU_K, block, num_documents, OWN)
     if start >= num_q:
         return
 
@@ -259,10 +265,7 @@ def varlen_attention_dk_dv(
 ):  # fmt: skip
     # Tiles are (keys, queries) here, so that no product needs a transposed left side.
     block, head = tl.program_id(0), tl.program_id(1)
-    document = _document_of(CU_K, block, num_documents, OWN)
-    first_q, first_k = tl.load(CU_Q + document), tl.load(CU_K + document)
-    num_q, num_k = tl.load(CU_Q + document + 1) - first_q, tl.load(CU_K + document + 1) - first_k
-    start = (block - first_k // OWN - document) * OWN
+    start, first_q, num_q, first_k, num_k = _block(CU_K, CU_Q, CU_K, block, num_documents, OWN)
     if start >= num_k:
         return
 

@@ -170,14 +170,6 @@ def test_strided_hidden_and_a_tied_weight():
     torch.testing.assert_close(ours, exact)
 
 
-@pytest.mark.filterwarnings("ignore")  # dynamo's own deprecations
-def test_compiled_equals_eager():
-    """One graph, same loss and gradients."""
-    leaves, targets = inputs(40, 16, 300, 290, False)
-    compiled = torch.compile(masked_ce, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(run(compiled, leaves, targets, 290), run(masked_ce, leaves, targets, 290))
-
-
 def test_why_not_is_a_sentence():
     """The CPU has a way of its own; a GPU has kernels for the dtypes of training."""
     assert why_not("cpu", torch.float64) is None

@@ -5,7 +5,6 @@ import torch
 from test_kernels_masked_ce import TERMS, in_fp64, inputs, plain, run
 
 from enc.kernels import masked_ce as module
-from enc.kernels import masked_ce_torch
 from enc.kernels.masked_ce import masked_ce, reference, why_not
 
 MiB = 2**20
@@ -99,17 +98,7 @@ def test_memory_beyond_inputs_and_gradients(shape, dtype):
     assert extra <= 2 * 4 * leaves[1].numel() + 64 * MiB
 
 
-@pytest.mark.filterwarnings("ignore")  # dynamo's own deprecations
-def test_compiled_equals_eager(way):
-    """One graph, same loss and gradients."""
-    torch.compiler.reset()
-    leaves, targets = on_gpu(*inputs(400, 128, 3000, 2900, True, torch.bfloat16))
-    compiled = torch.compile(masked_ce, fullgraph=True)
-    torch.testing.assert_close(run(compiled, leaves, targets, 2900), run(masked_ce, leaves, targets, 2900))
-
-
 def test_the_torch_path_serves_fp64():
     leaves, targets = on_gpu(*inputs(252, 123, 507, 500, True, torch.float64))
     ours, exact = (run(f, leaves, targets, 500, **TERMS) for f in (masked_ce, reference))
     torch.testing.assert_close(ours, exact, atol=1e-10, rtol=1e-10)
-    assert masked_ce_torch.on_huge_pages(leaves[1]) is leaves[1]
