@@ -363,9 +363,9 @@ class TrainerConfig(Section):
     """Compute logits of labelled tokens only; `false` computes all of them, as an ablation."""
     last_layer_of_labels_only: Bool = True
     """Compute the last layer for labelled tokens only, to which nothing is lost; `false` is an ablation."""
-    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing_factor: Beta = 0.0
     """Share of the target's probability that is spread over all tokens in the training loss."""
-    z_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    z_loss_weight: NonNegativeFloat = 0.0
     """Weight of the squared logsumexp in the training loss, which keeps logits from drifting; PaLM took 1e-4."""
     gradient_checkpointing: Bool = False
     """Recompute blocks in the backward pass to save memory; `parallel.activation_checkpointing` says what of them."""
