@@ -56,7 +56,10 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
 
 
 def _queue(plan: Plan, lock: RunLock, say: Say) -> str:
-    """Queue the job and write what it starts from. When one of them fails, neither is done."""
+    """Queue the job and write what it starts from.
+
+    When SLURM refuses it, an older run is put back in its place; when its files cannot be written, it is cancelled.
+    """
     run_dir, checkpoint = plan.run_dir, plan.config.trainer.resume_from_checkpoint
     moved_to = None if checkpoint else move_aside(run_dir, say)
     try:
