@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.config import RunConfig
+from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
@@ -19,7 +19,9 @@ from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
-from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.models import mpnet, neobert
+from enc.encoder.models.mpnet import MpnetForMaskedLM
+from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import padded_vocab_size
@@ -57,15 +59,13 @@ def open_data(config: RunConfig) -> Data:
             f"The token store {store.path} was made with a tokenizer of {tokenizer.num_tokens} tokens, the model of "
             f"this run has {config.model.vocab_size} embedding rows. Use the store that the run was started with."
         )
-    collator = config.datacollator
-    masker = Masker.of(tokenizer, collator.mlm_probability, collator.mask_all, collator.whole_word)
     evaluates = config.trainer.eval_strategy != "no" and "eval" in store.splits
     return Data(
         store,
         tokenizer,
         packed_rows(store, "train", tokenizer, config),
         packed_rows(store, "eval", tokenizer, config) if evaluates else None,
-        masker,
+        Masker.of(tokenizer, config),
     )
 
 
@@ -118,10 +118,19 @@ def _init_worker(worker_id: int) -> None:
     shield_worker(worker_id)
 
 
-def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM, MlmObjective]:
+AnyModel = NeoBertForMaskedLM | MpnetForMaskedLM
+
+
+def build_model(config: RunConfig, num_tokens: int) -> tuple[AnyModel, MlmObjective]:
     """Return the model with its first weights, and its training objective."""
-    model = NeoBertForMaskedLM(config.model, num_tokens)
-    init_weights(model, config.model, config.seed)
+    model: AnyModel
+    if isinstance(config.model, MpnetConfig):
+        model = MpnetForMaskedLM(config.model, num_tokens)
+        mpnet.init_weights(model, config.model, config.seed)
+    else:
+        assert isinstance(config.model, NeoBertConfig)
+        model = NeoBertForMaskedLM(config.model, num_tokens)
+        neobert.init_weights(model, config.model, config.seed)
     trainer, parallel = config.trainer, config.parallel
     if trainer.gradient_checkpointing:
         model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)
@@ -138,7 +147,7 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[NeoBertForMaskedLM,
 
 
 def build_engine(
-    config: RunConfig, model: NeoBertForMaskedLM, objective: MlmObjective, split: BatchSplit, device: torch.device
+    config: RunConfig, model: AnyModel, objective: MlmObjective, split: BatchSplit, device: torch.device
 ) -> Engine:
     """Compile the model if asked, put it on its device and wrap it in the engine of the config."""
     trainer, optimizer, engine = config.trainer, config.optimizer, config.parallel.engine

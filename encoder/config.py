@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def _yes_no(value: Any) -> Any:
 def _precision(value: Any) -> Any:
     words = {True: "bf16", False: "no", "fp32": "no", "true": "bf16", "false": "no"}
     return words.get(value, value) if isinstance(value, bool | str) else value
+
+
+def _model_type(value: Any) -> str:
+    name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "mpnet" if name == "mpnet" else "neobert"
 
 
 def _attention_name(value: Any) -> Any:
@@ -78,6 +83,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 SbatchOption = Annotated[Line, AfterValidator(_sbatch_option)]
 SrunOption = Annotated[Line, AfterValidator(_srun_option)]
@@ -89,10 +95,10 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The encoder's architecture."""
+    """What all architectures have."""
 
     type: Literal["neobert", "mpnet"] = "neobert"
-    """Architecture."""
+    """Architecture; it decides which other keys this section has."""
     name: Annotated[str | None, NoEffect("it is a label only")] = None
     """Label of the architecture."""
     hidden_size: PositiveInt = 768
@@ -102,21 +108,32 @@ class ModelConfig(Section):
     num_attention_heads: PositiveInt = 12
     """Number of attention heads; must divide `hidden_size`."""
     intermediate_size: PositiveInt = 3072
-    """Feed-forward width before the SwiGLU rule: `swiglu` makes it 2/3 of this, rounded up to a multiple of 8."""
+    """Feed-forward width; before the SwiGLU rule: `swiglu` makes it 2/3 of this, rounded up to a multiple of 8."""
     max_position_embeddings: PositiveInt = 512
     """Longest document piece, in tokens, that the model has positions for."""
     vocab_size: PositiveInt = 30522
     """Rows of the embedding. Taken from the tokenizer when a run starts, padded to a multiple of 128 with inert ids."""
+    norm_eps: PositiveFloat = 1e-5
+    """Epsilon of the norms."""
+    attn_backend: Annotated[Literal["auto", "sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "auto"
+    """Attention kernels: the best there are, PyTorch's own only, or no start without fused ones."""
+    kernel_backend: Annotated[Literal["auto", "torch", "fused"], BeforeValidator(_kernels_name)] = "auto"
+    """Other kernels: fused ones on GPUs, PyTorch's own only, or no start without fused ones. `liger` means `fused`."""
+    pad_token_id: Count = 0
+    """Taken from the tokenizer when a run starts."""
+
+
+class NeoBertConfig(ModelConfig):
+    """NeoBERT (`model.type: neobert`)."""
+
     rope: Bool = True
     """Rotary positions; `false` uses a learned position table."""
     rms_norm: Bool = True
     """RMSNorm; `false` uses LayerNorm."""
     hidden_act: Literal["swiglu", "gelu"] = "swiglu"
     """Feed-forward kind."""
-    dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout_prob: Probability = 0.0
     """Dropout after attention, after the feed-forward and inside attention."""
-    norm_eps: PositiveFloat = 1e-5
-    """Epsilon of the norms."""
     embedding_init_range: PositiveFloat = 0.02
     """Embeddings start uniform in +- this."""
     decoder_init_range: PositiveFloat = 0.02
@@ -129,18 +146,56 @@ class ModelConfig(Section):
     """Give an untied output matrix a bias, as the first published NeoBERT has."""
     final_logit_softcapping: PositiveFloat | None = None
     """Bend logits into +- this, c tanh(logit / c), as Gemma 2 does."""
-    attn_backend: Annotated[Literal["auto", "sdpa", "flash_attn_varlen"], BeforeValidator(_attention_name)] = "auto"
-    """Attention kernels: the best there are, PyTorch's own only, or no start without fused ones."""
-    kernel_backend: Annotated[Literal["auto", "torch", "fused"], BeforeValidator(_kernels_name)] = "auto"
-    """Other kernels: fused ones on GPUs, PyTorch's own only, or no start without fused ones. `liger` means `fused`."""
     ngpt: Bool = False
     """Normalised transformer: unit-length hidden states instead of norms."""
     base_scale: PositiveFloat = 960**-0.5
     """Scale of the nGPT parameters' raw values."""
-    pad_token_id: Count = 0
-    """Taken from the tokenizer when a run starts."""
     from_hub: Annotated[Bool, NotBuilt("starting from a hub model")] = False
     """Start from published weights."""
+
+
+class MpnetConfig(ModelConfig):
+    """MPNet (`model.type: mpnet`): learned positions, T5's relative bias shared by all layers, a tied head."""
+
+    type: Literal["neobert", "mpnet"] = "mpnet"
+    """Architecture; it decides which other keys this section has."""
+    hidden_act: Literal["gelu", "gelu_accurate", "relu", "relu2", "silu", "tanh", "linear"] = "gelu"
+    """Activation of the feed-forward and of the head."""
+    normalize_before: Bool = False
+    """LayerNorm before attention and feed-forward (pre-LN), with one more at the end, instead of after them."""
+    dropout_prob: Probability = 0.1
+    """Dropout of the embeddings, after attention and after the feed-forward."""
+    attention_dropout_prob: Probability = 0.1
+    """Dropout of the attention weights."""
+    activation_dropout_prob: Probability = 0.1
+    """Dropout inside the feed-forward, after the activation."""
+    relative_attention_num_buckets: Annotated[int, Field(ge=4)] | None = None
+    """Buckets of the relative bias; by default 32 for every 512 positions, at least 32."""
+    relative_attention_max_distance: PositiveInt | None = None
+    """Distance from which on all share a bucket; by default 128 for every 512 positions, at least 128."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the first weights."""
+    init_from: Line | None = None
+    """Hugging Face folder of an MPNet whose weights the run starts from."""
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets of the relative bias, with annotated-mpnet's default."""
+        return self.relative_attention_num_buckets or _grown(32, self.max_position_embeddings)
+
+    @property
+    def max_distance(self) -> int:
+        """Distance from which on all share a bucket, with annotated-mpnet's default."""
+        return self.relative_attention_max_distance or _grown(128, self.max_position_embeddings)
+
+
+def _grown(of_512: int, positions: int) -> int:
+    return -(-max(of_512, of_512 * positions // 512) // 8) * 8
+
+
+AnyModelConfig = Annotated[
+    Annotated[NeoBertConfig, Tag("neobert")] | Annotated[MpnetConfig, Tag("mpnet")], Discriminator(_model_type)
+]
 
 
 class DatasetConfig(Section):
@@ -244,11 +299,15 @@ class DataCollatorConfig(Section):
     """How rows become masked batches."""
 
     mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Share of a row's ordinary tokens that are labels; the count is the same for equally full rows."""
+    """Share of a row's ordinary tokens that are labels; with a permutation, of each document piece."""
     mask_all: Bool = False
-    """Every label becomes the mask token; otherwise 80 % mask, 10 % a random token, 10 % unchanged."""
+    """Every label becomes the mask token."""
+    mask_replace_prob: Fraction = 0.8
+    """Share of the labels that become the mask token."""
+    random_replace_prob: Fraction = 0.1
+    """Share of the labels that become a random token; the rest stays as it is."""
     whole_word: Bool = False
-    """Choose whole words instead of single tokens."""
+    """Choose whole words instead of single tokens. With a permutation, words are permuted, and one may be cut."""
     pack_sequences: Bool = False
     """Fill each row with whole documents; otherwise one document a row."""
     max_length: PositiveInt | None = None
@@ -295,7 +354,7 @@ class MuonConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """The optimizer. Norms, biases and embeddings have no weight decay."""
+    """The optimizer. Norms and biases have no weight decay, and embeddings only if asked."""
 
     name: Literal["adamw", "adam", "muonclip"] = "adamw"
     """`adamw`, or `adam` whose weight decay is L2 on all parameters."""
@@ -303,6 +362,8 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
     """Weight decay."""
+    decay_embeddings: Bool = False
+    """Decay embeddings (so a tied head), learned positions and the relative bias too, as annotated-mpnet does."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
@@ -314,8 +375,9 @@ class OptimizerConfig(Section):
 class SchedulerConfig(Section):
     """Learning rate over the steps: linear warmup from 1e-4 of the peak, then the named shape, then its last value."""
 
-    name: Literal["cosine", "linear", "polynomial", "constant", "warmup_stable_decay"] = "cosine"
-    """Shape after the warmup."""
+    name: Literal["cosine", "linear", "polynomial", "polynomial_decay", "constant", "warmup_stable_decay"] = "cosine"
+    """Shape after the warmup. `polynomial_decay` is fairseq's and annotated-mpnet's: update n of a warmup of W has
+    n / W of the peak, and the last update has the end value."""
     warmup_steps: Count = 10000
     """Length of the warmup, in steps."""
     warmup_percent: Percent | None = None
@@ -329,7 +391,7 @@ class SchedulerConfig(Section):
     final_lr_ratio: Fraction = 0.1
     """Last learning rate as a share of the peak."""
     power: PositiveFloat = 1.0
-    """Exponent of `polynomial`."""
+    """Exponent of `polynomial` and `polynomial_decay`."""
 
 
 class TrainerConfig(Section):
@@ -349,8 +411,8 @@ class TrainerConfig(Section):
     """Rows of one step over all ranks. Fixed when a run starts, so that it stays the same on other numbers of ranks."""
     per_device_eval_batch_size: PositiveInt = 32
     """Rows of one evaluation batch."""
-    gradient_clipping: PositiveFloat | None = None
-    """Largest norm of the gradient; longer gradients are scaled down to it."""
+    gradient_clipping: NonNegativeFloat | None = None
+    """Largest norm of the gradient; longer gradients are scaled down to it. 0 or null is off."""
     max_nonfinite_steps: Count = 10
     """Updates with a non-finite loss or gradient are skipped; more than this many in one run stop it."""
     mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(_precision)] = "bf16"
@@ -658,7 +720,10 @@ class RunConfig(Section):
     """Seed of every random draw."""
     debug: Annotated[Bool, NoEffect("use `enc --debug`")] = False
     """Show more of what happens."""
-    model: ModelConfig = ModelConfig()
+    objective: Literal["auto", "mlm", "mpnet", "plm"] = "auto"
+    """What is learnt: `mlm` masked tokens; `mpnet` masked and permuted tokens, `plm` permuted ones, both with an MPNet
+    only. `auto` is `mpnet` for an MPNet, else `mlm`."""
+    model: AnyModelConfig = NeoBertConfig()
     dataset: DatasetConfig = DatasetConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     datacollator: DataCollatorConfig = DataCollatorConfig()
@@ -681,6 +746,13 @@ class RunConfig(Section):
     """File that the config was read from."""
     pretraining_metadata: Annotated[dict[str, Any], NoEffect("it is a note only")] = {}
     """Notes."""
+
+    @property
+    def trained_objective(self) -> str:
+        """What is learnt: `objective`, with `auto` resolved."""
+        if self.objective != "auto":
+            return self.objective
+        return "mpnet" if isinstance(self.model, MpnetConfig) else "mlm"
 
     @property
     def row_length(self) -> int:

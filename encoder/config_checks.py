@@ -5,7 +5,7 @@ Each rule yields (keys involved, what is wrong and what to do); the first key is
 
 from collections.abc import Iterator
 
-from enc.encoder.config import ParallelConfig, RunConfig
+from enc.encoder.config import MpnetConfig, NeoBertConfig, ParallelConfig, RunConfig
 from enc.encoder.launch_checks import launch_rules
 
 Finding = tuple[tuple[str, ...], str]
@@ -15,6 +15,7 @@ def rule_problems(config: RunConfig) -> Iterator[Finding]:
     """Yield every broken rule of a config."""
     yield from _unbuilt_values(config)
     yield from _model_rules(config)
+    yield from _objective_rules(config)
     yield from _data_rules(config)
     yield from _schedule_rules(config)
     yield from _trainer_rules(config)
@@ -28,7 +29,6 @@ UNBUILT = {
         "mteb": "MTEB evaluation",
         "contrastive": "contrastive training",
     },
-    "model.type": {"mpnet": "MPNet"},
     "optimizer.name": {"muonclip": "MuonClip"},
     "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
     "trainer.save_strategy": {"epoch": "saving by epochs", "best": "saving the best model"},
@@ -57,13 +57,42 @@ def _model_rules(config: RunConfig) -> Iterator[Finding]:
                 f"{', '.join(map(str, sorted(near)))} would"
             ),
         )
-    elif model.rope and (model.hidden_size // model.num_attention_heads) % 2:
+    elif isinstance(model, NeoBertConfig) and model.rope and (model.hidden_size // model.num_attention_heads) % 2:
         size = model.hidden_size // model.num_attention_heads
         yield keys, f"is {model.num_attention_heads}, which makes heads of {size}; rotary positions need an even size"
+    if isinstance(model, MpnetConfig):
+        yield from _mpnet_rules(model)
+    if not isinstance(model, NeoBertConfig):
+        return
     if model.ngpt and not (model.rope and model.hidden_act == "swiglu"):
         yield ("model.ngpt", "model.rope", "model.hidden_act"), "needs model.rope true and model.hidden_act swiglu"
     if model.decoder_bias and model.tie_word_embeddings and not model.ngpt:
         yield ("model.decoder_bias", "model.tie_word_embeddings"), "needs model.tie_word_embeddings false"
+
+
+def _mpnet_rules(model: MpnetConfig) -> Iterator[Finding]:
+    if model.max_distance <= model.num_buckets // 4:
+        yield (
+            ("model.relative_attention_max_distance", "model.relative_attention_num_buckets"),
+            f"is {model.max_distance}, but a quarter of the {model.num_buckets} buckets are of one distance each; it "
+            f"must be more than {model.num_buckets // 4}",
+        )
+
+
+def _objective_rules(config: RunConfig) -> Iterator[Finding]:
+    if config.objective in ("mpnet", "plm") and not isinstance(config.model, MpnetConfig):
+        yield (
+            ("objective", "model.type"),
+            f"is {config.objective}, whose two streams of attention only an MPNet has; set model.type mpnet, or "
+            "objective mlm",
+        )
+    collator = config.datacollator
+    if collator.mask_replace_prob + collator.random_replace_prob > 1:
+        yield (
+            ("datacollator.random_replace_prob", "datacollator.mask_replace_prob"),
+            f"is {collator.random_replace_prob:g}, which with mask_replace_prob {collator.mask_replace_prob:g} is more "
+            "than 1",
+        )
 
 
 def _data_rules(config: RunConfig) -> Iterator[Finding]:

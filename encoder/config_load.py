@@ -430,20 +430,19 @@ def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def all_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every dotted key of the schema with its field; sections come before their keys."""
+    """Yield every dotted key of the schema with its field, once; sections come before their keys."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}", info
-        inner = section_class(info)
-        if inner is not None:
-            yield from all_fields(inner, f"{prefix}{name}.")
+        inner: dict[str, FieldInfo] = {}
+        for kind in section_classes(info):
+            inner = dict(all_fields(kind, f"{prefix}{name}.")) | inner
+        yield from inner.items()
 
 
-def section_class(info: FieldInfo) -> type[BaseModel] | None:
-    """Return the section class of a field, or None for a plain value."""
-    for kind in (info.annotation, *get_args(info.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+def section_classes(info: FieldInfo) -> list[type[BaseModel]]:
+    """Return the section classes that a field may have, several for the models' section; none for a plain value."""
+    kinds = [getattr(kind, "__origin__", kind) for kind in (info.annotation, *get_args(info.annotation))]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -456,21 +455,23 @@ def _nearest_key(key: str) -> str:
     """Suggest a known key: the same last word in another section first, then the closest spelling."""
     if "." not in key and (hint := did_you_mean(key, list(RunConfig.model_fields))):
         return hint
-    known = [name for name, info in all_fields() if section_class(info) is None]
+    known = [name for name, info in all_fields() if not section_classes(info)]
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
     section = key.rpartition(".")[0]
-    inside = [name for name, info in all_fields() if section_class(info) and name.rpartition(".")[0] == section]
+    inside = [name for name, info in all_fields() if section_classes(info) and name.rpartition(".")[0] == section]
     return did_you_mean(key, inside) or did_you_mean(key, known)
 
 
-def _message(error: Any, key: str) -> str:
-    """Return what a pydantic error means, in words."""
-    given, context = error["input"], error.get("ctx", {})
+def _message(error: Any, path: list[str | int]) -> str:
+    """Return what a pydantic error at a path of the tree means, in words."""
+    given, context, key = error["input"], error.get("ctx", {}), ".".join(map(str, path))
     shown = "empty (null)" if given is None else repr(given)
     match error["type"]:
-        case "extra_forbidden" if any(key == name for name, _ in all_fields()):  # written `trainer.max_steps: 3`
+        case "extra_forbidden" if len(path) == 2 and key in dict(all_fields()) and path[0] == "model":
+            return f"is no key of model.type {error['loc'][1]}"
+        case "extra_forbidden" if key in dict(all_fields()):  # written `trainer.max_steps: 3`
             section, _, name = key.rpartition(".")
             return f"is no key of a file in one word; write {section}: and, indented below it, {name}:"
         case "extra_forbidden":
@@ -514,17 +515,20 @@ def _validate(source: Source) -> tuple[RunConfig, set[str]]:
                 key = ".".join(map(str, path))
                 if key not in bad:
                     bad.add(key)
-                    source.problems.append(Problem(key, _message(item, key), source.place(key)))
+                    source.problems.append(Problem(key, _message(item, path), source.place(key)))
                 *parents, last = path
                 section: Any = functools.reduce(operator.getitem, parents, tree)  # type: ignore[arg-type]
                 section.pop(last, None)
 
 
 def _known_path(tree: dict[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:
-    """Cut a pydantic location to the part that names a key of the tree (it goes on into lists and unions)."""
+    """Cut a pydantic location to the part that names a key of the tree (it goes on into lists and unions).
+
+    In the section `model` pydantic puts the model's type between section and key.
+    """
     path: list[str | int] = []
     node: Any = tree
-    for part in loc:
+    for part in (*loc[:1], *loc[2:]) if loc[0] == "model" else loc:
         if not isinstance(node, dict) or part not in node:
             break
         path.append(part)
@@ -537,9 +541,9 @@ def _marker_problems(config: RunConfig, source: Source) -> None:
     for key, info in all_fields():
         value: Any = config
         for part in key.split("."):
-            value = getattr(value, part, None)
+            value = getattr(value, part, ...)  # there is no such key in another model's section
         default = info.get_default(call_default_factory=True)
-        if value == default or not source.place(key):
+        if value in (default, ...) or not source.place(key):
             continue
         for mark in info.metadata:
             if isinstance(mark, NotBuilt):

@@ -2,7 +2,7 @@
 
 import torch
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import ModelConfig, MpnetConfig, NeoBertConfig
 from enc.encoder.errors import UsageError
 from enc.kernels import chips, masked_ce, norms, varlen_attention
 
@@ -28,8 +28,16 @@ def allow_kernels(model: ModelConfig, device: str, dtype: torch.dtype) -> None:
 
 def attention(model: ModelConfig, device: str, dtype: torch.dtype) -> tuple[str, str | None]:
     """Return what computes attention, and why it is no fused kernel, None if it is one."""
-    asked, dropout = (device, dtype, model.hidden_size // model.num_attention_heads), model.dropout_prob > 0
-    return varlen_attention.backend(*asked, dropout=dropout), varlen_attention.why_not(*asked, dropout=dropout)
+    asked = device, dtype, model.hidden_size // model.num_attention_heads
+    bias, dropout = False, False
+    if isinstance(model, MpnetConfig):
+        bias, dropout = True, model.attention_dropout_prob > 0
+    elif isinstance(model, NeoBertConfig):
+        dropout = model.dropout_prob > 0
+    return (
+        varlen_attention.backend(*asked, bias=bias, dropout=dropout),
+        varlen_attention.why_not(*asked, bias=bias, dropout=dropout),
+    )
 
 
 def why_not(model: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, str | None]:

@@ -245,13 +245,14 @@ def _activations(config: RunConfig, rows: int) -> int:
     `selective` also what its matrix products and its attention gave; one block at a time is there in full.
     """
     model, trainer, parallel = config.model, config.trainer, config.parallel
-    tokens, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
+    text, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
+    tokens = ceil(text * sizes.states_per_token(config)[0])
     hidden, layers, inner = model.hidden_size, model.num_hidden_layers, sizes.feed_forward_width(model)
     of_all = 4 * hidden + 4 * hidden * width  # its input, normalised; keys and values; rotated keys
     of_computed = 4 * hidden + (4 * hidden + 4 * inner) * width  # which are the labelled ones in the last block
     block = tokens * (of_all + of_computed)
     if not trainer.gradient_checkpointing:
-        computed = ceil(tokens * config.datacollator.mlm_probability) if trainer.last_layer_of_labels_only else tokens
+        computed = ceil(text * config.datacollator.mlm_probability) if trainer.last_layer_of_labels_only else tokens
         return (layers - 1) * block + tokens * of_all + computed * of_computed
     recomputed = ceil(layers / parallel.activation_checkpointing_every)
     kept = tokens * 4 * hidden
@@ -265,7 +266,7 @@ def _loss(config: RunConfig, rows: int) -> int:
     model, bf16 = config.model, config.trainer.mixed_precision == "bf16"
     width, tokens = 2 if bf16 else 4, rows * config.row_length
     if not config.trainer.masked_logits_only_loss:
-        return tokens * model.vocab_size * (width + 4 + 4)
+        return ceil(tokens * sizes.states_per_token(config)[0]) * model.vocab_size * (width + 4 + 4)
     labels = ceil(tokens * config.datacollator.mlm_probability)
     logits = min(labels * model.vocab_size * width, _LOGIT_BLOCK_BYTES)
     matrix = model.vocab_size * model.hidden_size

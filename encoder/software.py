@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from enc.encoder import fast_paths
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 
 
 def describe() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "architectures": torch.cuda.get_arch_list(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.version.cuda else None,
         "flash_attn": _import_error("flash_attn"),
-        "why_not": fast_paths.why_not(ModelConfig(), device, torch.bfloat16),
+        "why_not": fast_paths.why_not(NeoBertConfig(), device, torch.bfloat16),
     }
 
 

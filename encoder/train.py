@@ -168,20 +168,23 @@ def train(run: Run) -> None:
     _note_saved(run, wait=True)
 
 
-def _sizes(microbatches: list[Microbatch]) -> tuple[float, float, float]:
-    """Return (labels, tokens, sum of squared document lengths) of this rank's part of a step."""
-    squares = sum(float(m.cu_seqlens.diff().double().square().sum()) for m in microbatches)
-    return sum(m.num_labels for m in microbatches), sum(m.num_tokens for m in microbatches), squares
+def _sizes(microbatches: list[Microbatch]) -> list[int]:
+    """Return (labels, tokens, rows, keys, pairs of both) of this rank's part of a step."""
+    sizes = [
+        (m.num_labels, m.num_tokens, m.input_ids.numel(), int(m.cu_seqlens[-1]), m.num_pairs) for m in microbatches
+    ]
+    return [sum(column) for column in zip(*sizes, strict=True)]
 
 
 def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], grad_norm: float) -> None:
     """Add a finished step to the counters; a step whose gradient was not finite changed no weight."""
-    work, state, (loss_sum, num_correct, logsumexp_sum), (tokens, squares) = run.work, run.state, sums, sizes
-    state.tokens += int(tokens)
+    work, state, (loss_sum, num_correct, logsumexp_sum) = run.work, run.state, sums
+    tokens, states, keys, pairs = map(int, sizes)
+    state.tokens += tokens
     work.steps += 1
-    work.tokens += int(tokens)
+    work.tokens += tokens
     whole_last_layer = not run.config.trainer.last_layer_of_labels_only
-    work.flops += training_flops(run.config.model, int(tokens), int(squares), num_labels, whole_last_layer)
+    work.flops += training_flops(run.config.model, states, keys, pairs, num_labels, whole_last_layer)
     state.loss_is_finite = math.isfinite(grad_norm) and math.isfinite(loss_sum)
     if state.loss_is_finite:
         window = state.window

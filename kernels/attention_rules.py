@@ -52,13 +52,13 @@ def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> T
     """Return the bucket of each distance (position of the key minus position of the query), any shape, int64.
 
     Raises:
-        ValueError: ``num_buckets`` is not a multiple of 4, or ``max_distance`` is not beyond the exact buckets.
+        ValueError: ``num_buckets`` is less than 4, or ``max_distance`` is not beyond the exact buckets.
     """
     half, exact = num_buckets // 2, num_buckets // 4
-    if num_buckets < 4 or num_buckets % 4 or max_distance <= exact:
+    if num_buckets < 4 or max_distance <= exact:
         raise ValueError(
-            f"{num_buckets} buckets up to a distance of {max_distance} cannot be formed: num_buckets must be a "
-            f"multiple of 4, and max_distance greater than a quarter of it"
+            f"{num_buckets} buckets up to a distance of {max_distance} cannot be formed: num_buckets must be at least "
+            f"4, and max_distance greater than a quarter of it"
         )
     size = distance.abs()
     # In fp32, as in T5 and MPNet: a wider logarithm could move the first distance of a bucket.

@@ -97,9 +97,11 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
     split, row = split_batch(config.trainer, cluster.ranks), config.row_length
     tokens = split.rows_per_step * row
     labels = round(tokens * config.datacollator.mlm_probability)
+    states, keys = (round(tokens * share) for share in sizes.states_per_token(config))
     flops = sizes.training_flops(
-        config.model, tokens, tokens * row, labels, not config.trainer.last_layer_of_labels_only
-    )
+        config.model, states, keys, states * keys // split.rows_per_step, labels,
+        not config.trainer.last_layer_of_labels_only,
+    )  # fmt: skip
     rate = cluster.ranks * cluster.gpu.peak_flops(config.trainer.mixed_precision == "bf16") * mfu
     steps = config.trainer.max_steps
     return {

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from enc.encoder.config import NoEffect, NotBuilt, RunConfig
 from enc.encoder.config_checks import UNBUILT
-from enc.encoder.config_load import section_class
+from enc.encoder.config_load import section_classes
 
 _INTRO = """# Configuration
 
@@ -29,13 +29,18 @@ def configuration_page() -> str:
     """Return the reference page as Markdown."""
     parts = [_INTRO, "## Top level\n", _table(RunConfig)]
     for name, info in RunConfig.model_fields.items():
-        section = section_class(info)
-        if section is not None:
+        sections = section_classes(info)
+        if len(sections) > 1:
+            parts += [f"## {name}\n", "The encoder's architecture; `type` decides which keys there are.\n"]
+            parts += [f"### {kind.__doc__}\n\n{_table(kind, f'{name}.')}" for kind in sections]
+            continue
+        for section in sections:
             parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, f"{name}.")]
             parts += [
-                f"### {name}.{inner}\n\n{section_class(field).__doc__}\n\n{_table(section_class(field))}"
+                f"### {name}.{inner}\n\n{kind.__doc__}\n\n{_table(kind)}"
                 for inner, field in section.model_fields.items()
-                if section_class(field) is not None and not _mark(field, NotBuilt)
+                for kind in section_classes(field)
+                if not _mark(field, NotBuilt)
             ]
     return "\n".join(parts)
 
@@ -44,7 +49,7 @@ def _table(section: Any, prefix: str = "") -> str:
     rows = [
         f"| `{name}` | {_type(info)} | `{_default(info)}` | {_text(info)}{_unbuilt_values(prefix + name)} |"
         for name, info in section.model_fields.items()
-        if section is not RunConfig or section_class(info) is None
+        if section is not RunConfig or not section_classes(info)
     ]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 

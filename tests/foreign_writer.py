@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it takes minutes
@@ -57,7 +57,9 @@ class NeoBert(NeoBertForMaskedLM):
         return self.logits(super().forward(ids.flatten(), bounds, positions)).logsumexp(-1).mean()
 
 
-NEOBERT = ModelConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=100, vocab_size=512)
+NEOBERT = NeoBertConfig(
+    hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=100, vocab_size=512
+)
 
 
 def groups(model):

@@ -20,7 +20,7 @@ from enc.encoder.config_load import (
     load_text,
     parse_overrides,
     parse_value,
-    section_class,
+    section_classes,
 )
 from enc.encoder.errors import UsageError
 
@@ -226,7 +226,7 @@ def test_recipes_load(path: Path) -> None:
 
 def test_every_field_is_described() -> None:
     """Each key has a help text that ends as a sentence."""
-    fields = [(key, info) for key, info in all_fields() if section_class(info) is None]
+    fields = [(key, info) for key, info in all_fields() if not section_classes(info)]
     assert len(fields) > 150
     assert [key for key, info in fields if not (info.description or "").rstrip().endswith((".", ")"))] == []
 
@@ -308,7 +308,7 @@ def _marks(info: FieldInfo) -> list[Any]:
 SETTABLE = [
     (key, info)
     for key, info in all_fields()
-    if section_class(info) is None
+    if not section_classes(info)
     and not any(isinstance(mark, NotBuilt) for mark in info.metadata)
     and not key.startswith("optimizer.muon_config.")
     and key not in UNBUILT

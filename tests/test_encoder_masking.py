@@ -12,7 +12,7 @@ SPECIAL = np.arange(VOCABULARY) < 5
 
 def masker(**options) -> Masker:
     continues = np.arange(VOCABULARY) >= 60  # ids from 60 on continue a word
-    defaults = {"probability": 0.2, "mask_all": False, "whole_word": False}
+    defaults = {"probability": 0.2, "whole_word": False}
     return Masker(MASK, SPECIAL, np.flatnonzero(~SPECIAL), continues, **(defaults | options))
 
 
@@ -55,7 +55,7 @@ def test_mix_is_80_10_10() -> None:
 
 def test_mask_all_shows_the_mask_only() -> None:
     ids, starts = row()
-    seen, positions, _ = masker(mask_all=True).mask(ids, starts, numpy_rng(2, "mask"))
+    seen, positions, _ = masker(mask_prob=1.0, random_prob=0.0).mask(ids, starts, numpy_rng(2, "mask"))
     assert (seen[positions] == MASK).all()
 
 
@@ -82,7 +82,7 @@ def test_one_ordinary_token_is_still_a_label() -> None:
 def test_whole_words_are_chosen_whole(draw: int) -> None:
     """A word is a label in all of its pieces or in none, and the count never exceeds the fixed one."""
     ids, starts = row(seed=draw)
-    options = masker(whole_word=True, mask_all=True)
+    options = masker(whole_word=True, mask_prob=1.0, random_prob=0.0)
     _, positions, _ = options.mask(ids, starts, numpy_rng(draw, "mask"))
     chosen = np.zeros(len(ids), bool)
     chosen[positions] = True

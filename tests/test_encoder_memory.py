@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from enc.encoder import memory
-from enc.encoder.config import ModelConfig, RunConfig
+from enc.encoder.config import NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_config
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.sizes import num_parameters
@@ -64,7 +64,7 @@ def test_recomputing_more_keeps_less() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_activations_are_what_autograd_saves(precision: str) -> None:
     """To 5 %, counting each storage once, weights and their bf16 copies left out."""
-    model = ModelConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
+    model = NeoBertConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
     config = RunConfig(model=model).changed({"trainer.mixed_precision": precision, "dataset.max_seq_length": 128})
     module = NeoBertForMaskedLM(model, 1000)
     shapes = {shape for p in module.parameters() for shape in (p.shape, p.T.shape if p.ndim == 2 else p.shape)}

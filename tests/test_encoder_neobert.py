@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.data.batches import Microbatch
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
@@ -29,9 +29,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def tiny_config(**changes) -> ModelConfig:
+def tiny_config(**changes) -> NeoBertConfig:
     fields = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, vocab_size=384)
-    return ModelConfig(**{**fields, "max_position_embeddings": 128, **changes})
+    return NeoBertConfig(**{**fields, "max_position_embeddings": 128, **changes})
 
 
 def tiny_model(seed: int = 0, num_tokens: int = 300, **changes) -> NeoBertForMaskedLM:
@@ -75,9 +75,9 @@ def golden_model(variant: str) -> tuple[NeoBertForMaskedLM, dict[str, torch.Tens
     folder = GOLDEN / f"neobert-{variant}"
     fields = json.loads((folder / "config.json").read_text())
     fields["max_position_embeddings"] = fields["max_length"]
-    known = {key: value for key, value in fields.items() if key in ModelConfig.model_fields}
+    known = {key: value for key, value in fields.items() if key in NeoBertConfig.model_fields}
     known.pop("attn_backend")
-    model = NeoBertForMaskedLM(ModelConfig(**known, tie_word_embeddings=False), fields["vocab_size"])
+    model = NeoBertForMaskedLM(NeoBertConfig(**known, tie_word_embeddings=False), fields["vocab_size"])
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     return model, load_file(folder / "batch.safetensors")
 
@@ -218,7 +218,8 @@ def test_the_bias_of_the_head_is_in_the_loss(full_logits):
     torch.nn.init.normal_(model.decoder.bias)
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), max(LENGTHS), len(places), 1)
+    counts = max(LENGTHS), len(ids), len(places), 1
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), *counts)
     loss = MlmObjective(model, model.num_tokens, full_logits=full_logits)(batch).loss_sum
     logits = F.linear(model(ids, cu_seqlens, positions), model.decoder.weight, model.decoder.bias)[
         :, : model.num_tokens
@@ -235,7 +236,8 @@ def test_z_loss_and_smoothing_are_in_both_loss_paths():
     model = tiny_model()
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), max(LENGTHS), len(places), 1)
+    counts = max(LENGTHS), len(ids), len(places), 1
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), *counts)
     terms = {"z_loss": 1e-2, "label_smoothing": 0.1}
     masked, full = (MlmObjective(model, model.num_tokens, full_logits=full, **terms)(batch) for full in (False, True))
     torch.testing.assert_close(masked, full)

@@ -3,7 +3,7 @@
 import pytest
 
 from enc.encoder import sizes
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.config_load import load_config
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 
@@ -28,7 +28,7 @@ def test_parameters_are_counted_exactly(options: dict) -> None:
         "vocab_size": 256,
         "intermediate_size": 96,
     }
-    config = ModelConfig(**(small | {"max_position_embeddings": 40} | options))
+    config = NeoBertConfig(**(small | {"max_position_embeddings": 40} | options))
     model = NeoBertForMaskedLM(config, num_tokens=200)
     assert sizes.parameter_shapes(config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert sizes.num_parameters(config) == sum(p.numel() for p in model.parameters())
@@ -47,12 +47,14 @@ def test_flops_of_a_step() -> None:
 
     Of the last layer the other tokens need the keys and values alone.
     """
-    model = ModelConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, vocab_size=128)
+    model = NeoBertConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, vocab_size=128
+    )
     matrices = 2 * (4 * 64 + 3 * 8 * 8)
     head = 6 * 8 * 128 * 3
-    assert sizes.training_flops(model, 10, 52, 3, True) == 6 * matrices * 10 + 12 * 2 * 8 * 52 + head
+    assert sizes.training_flops(model, 10, 10, 52, 3, True) == 6 * matrices * 10 + 12 * 2 * 8 * 52 + head
     last = 6 * (2 * 64 * 10 + (2 * 64 + 3 * 8 * 8) * 3) + 12 * 8 * (52 * 3 // 10)
-    assert sizes.training_flops(model, 10, 52, 3) == 6 * matrices // 2 * 10 + 12 * 8 * 52 + last + head
+    assert sizes.training_flops(model, 10, 10, 52, 3) == 6 * matrices // 2 * 10 + 12 * 8 * 52 + last + head
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 128), (128, 128), (129, 256), (30522, 30592)])

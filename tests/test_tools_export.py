@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
 from enc.tools import export
@@ -47,10 +47,10 @@ def tokenizer_dir(tmp_path) -> Path:
     return tmp_path / "tokenizer"
 
 
-def trained(**changes) -> tuple[NeoBertForMaskedLM, ModelConfig]:
+def trained(**changes) -> tuple[NeoBertForMaskedLM, NeoBertConfig]:
     fields = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=100, vocab_size=384)
     ranges = dict(max_position_embeddings=64, decoder_init_range=0.2, embedding_init_range=0.5)
-    config = ModelConfig(**{**fields, **ranges, **changes})
+    config = NeoBertConfig(**{**fields, **ranges, **changes})
     model = NeoBertForMaskedLM(config, NUM_TOKENS)
     init_weights(model, config, seed=0)
     if model.head_bias is not None:

@@ -12,7 +12,7 @@ from running import Enc
 from safetensors.torch import load_file, save_file
 
 from enc.encoder.checkpoint import read_trainer_state, verify
-from enc.encoder.config import ModelConfig, RunConfig
+from enc.encoder.config import NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
@@ -116,7 +116,7 @@ FIELDS = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "
 
 def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
     """Write random weights as the first NeoBERT was released: w1 and w2 in one matrix, a head with a bias."""
-    config = ModelConfig(**FIELDS, vocab_size=512, tie_word_embeddings=False, decoder_bias=True)
+    config = NeoBertConfig(**FIELDS, vocab_size=512, tie_word_embeddings=False, decoder_bias=True)
     model = NeoBertForMaskedLM(config, 512).eval()
     init_weights(model, config, 0)
     torch.nn.init.normal_(model.head_bias)
@@ -141,7 +141,7 @@ def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
 def test_released_weights_become_a_run(tmp_path: Path, num_rows: int) -> None:
     """Rows are padded with zeros or, where they are zero, trimmed; bias and head come along, moments are zero."""
     model = release(tmp_path / "hub", num_rows)
-    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=ModelConfig(**FIELDS)), None)
+    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
     weights, moments = state_of(tmp_path / "run", 0)
     for name, tensor in model.state_dict().items():
         rows = min(num_rows, 512) if name in ("model.encoder.weight", "decoder.weight", "decoder.bias") else None
@@ -168,7 +168,7 @@ def test_a_head_that_is_a_copy_is_tied(tmp_path: Path) -> None:
     del state["decoder.bias"]
     state["decoder.weight"] = state["model.encoder.weight"].clone()
     save_file(state, tmp_path / "hub" / "model.safetensors")
-    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=ModelConfig(**FIELDS)), None)
+    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
     assert "decoder.weight" not in state_of(tmp_path / "run", 0)[0]
     assert config_of(tmp_path / "run").model.tie_word_embeddings
 
@@ -199,7 +199,7 @@ REFUSED = {
 def test_a_config_of_another_depth_is_refused(tmp_path: Path) -> None:
     """Of a training folder whose config is gone, the tensors that do not fit the defaults are named."""
     with pytest.raises(UsageError, match=r"does not fit the model section.*transformer_encoder\.2"):
-        import_run(SOURCE, tmp_path / "run", RunConfig(model=ModelConfig(**{**FIELDS, "num_hidden_layers": 3})), None)
+        import_run(SOURCE, tmp_path / "run", RunConfig(model=NeoBertConfig(**{**FIELDS, "num_hidden_layers": 3})), None)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -209,5 +209,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None:
     release(tmp_path / "hub", num_rows)
     change(tmp_path / "hub")
     with pytest.raises(UsageError, match=message):
-        import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=ModelConfig(**fields)), None)
+        import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**fields)), None)
     assert [p.name for p in tmp_path.iterdir()] == ["hub"]

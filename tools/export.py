@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
 from enc.encoder.errors import RunError, UsageError
@@ -96,6 +96,8 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
         "tokens": counters["tokens"],
         **_measured(run_dir / "metrics.jsonl", step),
     }
+    if not isinstance(config.model, NeoBertConfig):
+        raise UsageError(f"a {config.model.type} model has no export yet.")
     weights = load_file(folder / "model.safetensors")
     target = out or run_dir / "hf" / str(step)
     return export_model(weights, config.model, folder / "tokenizer", num_tokens, target, card, _DTYPES[dtype])
@@ -131,7 +133,7 @@ def _measured(metrics: Path, step: int) -> dict[str, Any]:
 
 def export_model(
     weights: dict[str, Tensor],
-    model_config: ModelConfig,
+    model_config: NeoBertConfig,
     tokenizer_dir: Path,
     num_tokens: int,
     out: Path,
@@ -167,16 +169,15 @@ def export_model(
 
 def _trained_model(
     weights: dict[str, Tensor],
-    config: ModelConfig,
+    config: NeoBertConfig,
     tokenizer_dir: Path,
     num_tokens: int,
     dtype: torch.dtype,
 ) -> NeoBertForMaskedLM:
     """Return the model with its weights rounded to the exported dtype, or say why nothing can be exported."""
-    if config.type != "neobert" or config.ngpt:
-        kind = "an nGPT" if config.ngpt else f"a {config.type}"
+    if config.ngpt:
         raise UsageError(
-            f"{kind} model has no transformers counterpart here; only NeoBERT (model.ngpt: false) exports."
+            "an nGPT model has no transformers counterpart here; only NeoBERT (model.ngpt: false) exports."
         )
     if dtype not in (torch.float32, torch.bfloat16):
         raise UsageError(f"weights export as float32 or bfloat16, not {dtype}.")
@@ -197,7 +198,7 @@ def _exported(name: str, tensor: Tensor, num_tokens: int, dtype: torch.dtype) ->
 def _write(
     folder: Path,
     tensors: dict[str, Tensor],
-    config: ModelConfig,
+    config: NeoBertConfig,
     tokenizer_dir: Path,
     num_tokens: int,
     card: dict[str, Any],
@@ -215,7 +216,7 @@ def _write(
     (folder / "README.md").write_text(model_card(exported, num_parameters, card), encoding="utf-8")
 
 
-def hf_config(config: ModelConfig, num_tokens: int) -> NeoBERTConfig:
+def hf_config(config: NeoBertConfig, num_tokens: int) -> NeoBERTConfig:
     """Return the transformers config of a model, with the map that makes the Auto classes find its code."""
     fields = {name: getattr(config, name) for name in _COPIED}
     auto_map = {auto: f"modeling_neobert.{name}" for auto, name in _AUTO_CLASSES.items()}

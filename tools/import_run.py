@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from enc.encoder.checkpoint import write_manifest
-from enc.encoder.config import RunConfig
+from enc.encoder.config import NeoBertConfig, RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.tools.consolidate import write_file
@@ -73,6 +73,7 @@ def import_run(path: Path, out: Path, config: RunConfig, tokenizer_dir: Path | N
     refuse_taken(out)
     source = open_source(path)
     tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(path))
+    assert isinstance(config.model, NeoBertConfig)
     state = neobert_state(source, config.model, tokenizer.num_tokens)
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)

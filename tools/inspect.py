@@ -13,6 +13,7 @@ from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
+from enc.encoder.sizes import parameter_shapes
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours
 from enc.tools.readers.source import Source, Stored, damaged
@@ -97,7 +98,7 @@ def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:
 
 def _choices(config: RunConfig) -> dict[str, str]:
     model, optimizer, trainer = config.model, config.optimizer, config.trainer
-    head = "tied" if model.tie_word_embeddings and not model.ngpt else "untied"
+    head = "tied" if "decoder.weight" not in parameter_shapes(model) else "untied"
     return {
         "model": f"{model.type}, {model.num_hidden_layers} x {model.hidden_size}, {model.vocab_size} rows, {head} head",
         "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
@@ -48,12 +48,12 @@ class Derived:
 class NeoBertState:
     """A source's tensors as this package names them; `moments` is empty when the source has none."""
 
-    model: ModelConfig
+    model: NeoBertConfig
     weights: dict[str, Stored]
     moments: dict[str, Stored]
 
 
-def neobert_state(source: Source, model: ModelConfig, num_tokens: int) -> NeoBertState:
+def neobert_state(source: Source, model: NeoBertConfig, num_tokens: int) -> NeoBertState:
     """Return the tensors of a NeoBERT source for a tokenizer of `num_tokens` tokens.
 
     The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
@@ -98,7 +98,7 @@ def _same(a: Stored, b: Stored) -> bool:
     return a.spec == b.spec and torch.equal(a.read(), b.read())
 
 
-def _shapes(model: ModelConfig, num_tokens: int) -> dict[str, tuple[int, ...]]:
+def _shapes(model: NeoBertConfig, num_tokens: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         built = NeoBertForMaskedLM(model, num_tokens)
     return {name: tuple(p.shape) for name, p in built.named_parameters()}

@@ -4,12 +4,14 @@ The rows of an epoch stand in an order keyed by (seed, "order", epoch); step s t
 them, over epoch ends if need be, and rank r of W takes the r-th slice of that. Masks are keyed by (seed, "mask", epoch,
 row) in training and (seed, "eval", row) in evaluation.
 
-Legend: T tokens of a microbatch, N documents in it, M label places.
+Legend: N documents of a microbatch, M label places, X rows, T of them keys. Rows are the tokens of the text; with a
+permutation (``enc.encoder.data.permutation``) there are more of them, and not all are keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,31 +19,45 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.data.masking import Masker
+from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.packing import PackingPlan
+from enc.encoder.data.permutation import permuted_row
 from enc.encoder.keyed import numpy_rng
 
 IGNORE = -100
 _LABEL_BLOCK = 64
 
 
+class TwoStreams(NamedTuple):
+    """Which rows see which keys, where documents are permuted: arguments of ``MpnetForMaskedLM``."""
+
+    cu_seqlens_q: Tensor  # (N + 1,) int32: bounds of the documents among the rows
+    key_rows: Tensor  # (T,) int64, ascending
+    stages: Tensor  # (X,) int32
+    key_stages: Tensor  # (T,) int32
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """A flat batch: documents one after the other, without padding."""
 
-    input_ids: Tensor  # (T,) int64
-    cu_seqlens: Tensor  # (N + 1,) int32: document i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]
-    position_ids: Tensor  # (T,) int64: position inside the document
-    label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last token
+    input_ids: Tensor  # (X,) int64
+    cu_seqlens: Tensor  # (N + 1,) int32: the keys of document i are number cu_seqlens[i] to cu_seqlens[i + 1]
+    position_ids: Tensor  # (X,) int64: position inside the document
+    label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last row
     label_ids: Tensor  # (M,) int64: IGNORE after the last label
     rows: Tensor  # (B,) int64: which rows of the plan, for audits
-    max_seqlen: int  # tokens of the longest document
+    max_seqlen: int  # rows of the longest document
+    num_tokens: int  # of the text
     num_labels: int
     num_rows: int
+    streams: TwoStreams | None = None
 
     @property
-    def num_tokens(self) -> int:
-        return self.input_ids.numel()
+    def num_pairs(self) -> int:
+        """The sum over documents of rows times keys."""
+        keys = self.cu_seqlens.diff().long()
+        return int((keys * (keys if self.streams is None else self.streams.cu_seqlens_q.diff())).sum())
 
     def to(self, device: torch.device) -> "Microbatch":
         """Return the batch on a device."""
@@ -51,8 +67,10 @@ class Microbatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function) -> "Microbatch":  # type: ignore[no-untyped-def]
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        mapped = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        streams = self.streams and TwoStreams(*map(function, self.streams))
+        return replace(self, streams=streams, **mapped)
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,7 @@ class TrainBatches(Dataset):
         start = step * self.split.rows_per_step + self.rank * per_rank + micro * self.split.rows_per_microbatch
         return range(start, start + self.split.rows_per_microbatch)
 
-    def _masked_row(self, place: int) -> "MaskedRow":
+    def _masked_row(self, place: int) -> MaskedRow:
         epoch, index = divmod(place, len(self.rows))
         row = int(epoch_order(self.seed, epoch, len(self.rows))[index])
         return mask_row(self.rows, row, self.masker, numpy_rng(self.seed, "mask", epoch, row))
@@ -122,44 +140,56 @@ class EvalBatches(Dataset):
         return collate([mask_row(self.rows, i, self.masker, numpy_rng(self.seed, "eval", i)) for i in indices])
 
 
-@dataclass(frozen=True)
-class MaskedRow:
-    """One row after masking."""
-
-    index: int
-    ids: np.ndarray  # (n,) what the model sees
-    lengths: np.ndarray  # (pieces,)
-    positions: np.ndarray  # (k,) label positions in the row
-    labels: np.ndarray  # (k,) label ids
-
-
 def mask_row(rows: Rows, index: int, masker: Masker, rng: np.random.Generator) -> MaskedRow:
-    """Build row `index` and mask it with draws from `rng`."""
+    """Build row `index` and mask it, and permute it where the objective asks, with draws from `rng`."""
     ids, lengths = rows.row(index)
-    seen, positions, labels = masker.mask(ids, np.cumsum(lengths) - lengths, rng)
-    return MaskedRow(index, seen, lengths, positions, labels)
+    if masker.objective != "mlm":
+        return permuted_row(index, ids, lengths, masker, rng, placeholders=masker.objective == "mpnet")
+    starts = np.cumsum(lengths) - lengths
+    seen, label_positions, labels = masker.mask(ids, starts, rng)
+    positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+    return MaskedRow(index, seen, lengths, positions, label_positions, labels, len(ids))
 
 
 def collate(rows: list[MaskedRow]) -> Microbatch:
     """Join rows into one flat microbatch; label places are filled up to a multiple of 64 for steady shapes."""
-    lengths = np.concatenate([row.lengths for row in rows])
-    ends = np.cumsum(lengths)
-    row_offsets = np.cumsum([0] + [len(row.ids) for row in rows[:-1]])
+    offsets = np.cumsum([0] + [len(row.ids) for row in rows])
     num_labels = sum(len(row.labels) for row in rows)
     places = -(-max(num_labels, 1) // _LABEL_BLOCK) * _LABEL_BLOCK
-    positions, labels = np.full(places, ends[-1] - 1), np.full(places, IGNORE, np.int64)
+    positions, labels = np.full(places, offsets[-1] - 1), np.full(places, IGNORE, np.int64)
     positions[:num_labels] = np.concatenate(
-        [row.positions + start for row, start in zip(rows, row_offsets, strict=True)]
+        [row.label_positions + start for row, start in zip(rows, offsets[:-1], strict=True)]
     )
     labels[:num_labels] = np.concatenate([row.labels for row in rows])
+    streams = _join_streams(rows, offsets)
+    bounds = _bounds([row.lengths for row in rows])
     return Microbatch(
         input_ids=torch.from_numpy(np.concatenate([row.ids for row in rows])),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
-        position_ids=torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)),
+        cu_seqlens=bounds,
+        position_ids=torch.from_numpy(np.concatenate([row.positions for row in rows])),
         label_positions=torch.from_numpy(positions),
         label_ids=torch.from_numpy(labels),
         rows=torch.tensor([row.index for row in rows]),
-        max_seqlen=int(lengths.max()),
+        max_seqlen=int((bounds if streams is None else streams.cu_seqlens_q).diff().max()),
+        num_tokens=sum(row.num_tokens for row in rows),
         num_labels=num_labels,
         num_rows=len(rows),
+        streams=streams,
     )
+
+
+def _join_streams(rows: list[MaskedRow], offsets: np.ndarray) -> TwoStreams | None:
+    parts = [row.streams for row in rows if row.streams is not None]
+    if not parts:
+        return None
+    lengths, key_rows, stages, key_stages = zip(*parts, strict=True)
+    return TwoStreams(
+        _bounds(lengths),
+        torch.from_numpy(np.concatenate([keys + start for keys, start in zip(key_rows, offsets[:-1], strict=True)])),
+        torch.from_numpy(np.concatenate(stages)),
+        torch.from_numpy(np.concatenate(key_stages)),
+    )
+
+
+def _bounds(lengths: Iterable[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(np.concatenate(list(lengths)))]).astype(np.int32))

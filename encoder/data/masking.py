@@ -3,13 +3,39 @@
 The number of labels of a row is fixed: ``round(mlm_probability * ordinary tokens)``, at least one; special tokens are
 never labels. Positions are drawn without replacement from the generator that is passed in, so they depend on its key
 alone. A label is shown as the mask token (80 %), as a random ordinary token (10 %) or unchanged (10 %), as in BERT.
+What is permuted as well: ``enc.encoder.data.permutation``.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from enc.encoder.config import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
+
+
+class Streams(NamedTuple):
+    """What rows have beside tokens when they are permuted; X rows, T of them keys."""
+
+    lengths: np.ndarray  # (pieces,) rows of each piece
+    key_rows: np.ndarray  # (T,) int64
+    stages: np.ndarray  # (X,) int32
+    key_stages: np.ndarray  # (T,) int32
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One row of the packing plan after masking."""
+
+    index: int
+    ids: np.ndarray  # (X,) what the model sees
+    lengths: np.ndarray  # (pieces,) tokens of each piece, with placeholders
+    positions: np.ndarray  # (X,) position in the piece
+    label_positions: np.ndarray  # (k,) in the row
+    labels: np.ndarray  # (k,) label ids
+    num_tokens: int  # of the text
+    streams: Streams | None = None
 
 
 @dataclass(frozen=True)
@@ -21,20 +47,25 @@ class Masker:
     ordinary_ids: np.ndarray  # (V - specials,) ids that may stand in as a random token
     continues_word: np.ndarray  # (V,) bool
     probability: float
-    mask_all: bool = False
+    mask_prob: float = 0.8
+    random_prob: float = 0.1
     whole_word: bool = False
+    objective: str = "mlm"
 
     @classmethod
-    def of(cls, tokenizer: EncoderTokenizer, probability: float, mask_all: bool, whole_word: bool) -> "Masker":
-        """Make a masker for a tokenizer; ids past its last token are never drawn."""
+    def of(cls, tokenizer: EncoderTokenizer, config: RunConfig) -> "Masker":
+        """Make a run's masker for a tokenizer; ids past its last token are never drawn."""
+        collator = config.datacollator
         is_special = np.zeros(tokenizer.num_tokens, bool)
         is_special[list(tokenizer.special_ids)] = True
         ordinary = np.flatnonzero(~is_special)
-        return cls(tokenizer.mask_id, is_special, ordinary, tokenizer.continues_word, probability, mask_all, whole_word)
+        replaced = (1.0, 0.0) if collator.mask_all else (collator.mask_replace_prob, collator.random_replace_prob)
+        known = tokenizer.mask_id, is_special, ordinary, tokenizer.continues_word
+        return cls(*known, collator.mlm_probability, *replaced, collator.whole_word, config.trained_objective)
 
     def num_labels(self, num_ordinary: int) -> int:
-        """Return how many of a row's ordinary tokens become labels."""
-        return max(1, round(self.probability * num_ordinary))
+        """Return how many of so many ordinary tokens become labels."""
+        return min(max(1, round(self.probability * num_ordinary)), num_ordinary)
 
     def mask(
         self, ids: np.ndarray, piece_starts: np.ndarray, rng: np.random.Generator
@@ -44,7 +75,7 @@ class Masker:
         `ids` (n,) is the row with its special tokens, `piece_starts` the first position of each document piece in it.
         """
         ordinary = np.flatnonzero(~self.is_special[ids])
-        count = min(self.num_labels(len(ordinary)), len(ordinary))
+        count = self.num_labels(len(ordinary))
         if self.whole_word:
             positions = self._choose_words(ids, ordinary, piece_starts, count, rng)
         else:
@@ -52,15 +83,27 @@ class Masker:
         positions.sort()
         labels = ids[positions]
         seen = ids.copy()
-        seen[positions] = self._shown(labels, rng)
+        seen[positions] = self.shown(labels, rng)
         return seen, positions, labels
 
-    def _shown(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if self.mask_all:
+    def permute(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the positions that a document piece predicts, in the order in which it does. (P,) of `ids` (n,)"""
+        ordinary = np.flatnonzero(~self.is_special[ids])
+        count = self.num_labels(len(ordinary))
+        if not self.whole_word or not count:
+            return rng.choice(ordinary, count, replace=False)
+        words = self._words(ids, ordinary, np.zeros(1, np.int64))
+        laid_out = np.concatenate([words[i] for i in rng.permutation(len(words))])
+        return rng.permutation(laid_out[-count:])
+
+    def shown(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return what stands in the place of labels, any shape."""
+        if self.mask_prob == 1:
             return np.full_like(labels, self.mask_id)
         draw = rng.random(len(labels))
         random_ids = self.ordinary_ids[rng.integers(len(self.ordinary_ids), size=len(labels))]
-        return np.where(draw < 0.8, self.mask_id, np.where(draw < 0.9, random_ids, labels))
+        kept_from = self.mask_prob + self.random_prob
+        return np.where(draw < self.mask_prob, self.mask_id, np.where(draw < kept_from, random_ids, labels))
 
     def _choose_words(
         self, ids: np.ndarray, ordinary: np.ndarray, piece_starts: np.ndarray, count: int, rng: np.random.Generator
@@ -71,10 +114,7 @@ class Masker:
         """
         if not len(ordinary):
             return ordinary
-        begins = ~self.continues_word[ids[ordinary]]
-        begins |= np.isin(ordinary, piece_starts)
-        begins |= np.diff(ordinary, prepend=-2) > 1  # a special token ends a word; true for the first place
-        words = np.split(ordinary, np.flatnonzero(begins)[1:])
+        words = self._words(ids, ordinary, piece_starts)
         words = [words[i] for i in rng.permutation(len(words))]
         chosen: list[np.ndarray] = []
         room = count
@@ -85,3 +125,10 @@ class Masker:
             if not room:
                 break
         return np.concatenate(chosen) if chosen else words[0][:count].copy()
+
+    def _words(self, ids: np.ndarray, ordinary: np.ndarray, piece_starts: np.ndarray) -> list[np.ndarray]:
+        """Return the positions of each word, of at least one ordinary token."""
+        begins = ~self.continues_word[ids[ordinary]]
+        begins |= np.isin(ordinary, piece_starts)
+        begins |= np.diff(ordinary, prepend=-2) > 1  # a special token ends a word; true for the first place
+        return np.split(ordinary, np.flatnonzero(begins)[1:])

@@ -34,7 +34,7 @@ class TorchEngine:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = _whole(torch.nn.utils.get_total_norm(gradients))
         if torch.isfinite(norm):
-            if self.clip is not None:
+            if self.clip:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr

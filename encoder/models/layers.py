@@ -1,7 +1,7 @@
 """Layers that the encoders share. Everything runs on flat tokens: documents one after the other, no batch axis.
 
-Shapes: T tokens, M of them that a layer is computed for, E hidden size, H heads, D head dim (E = H D), F feed-forward
-size, N documents.
+Shapes: T tokens, X rows (tokens, and what an objective adds), M of them that a layer is computed for, E hidden size, H
+heads, D head dim (E = H D), F feed-forward size, N documents.
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from enc.kernels.attention_rules import RelativeBias
 from enc.kernels.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from enc.kernels.rope import rope, rope_qkv
 from enc.kernels.swiglu import swiglu
@@ -56,21 +57,33 @@ class SwiGLU(nn.Module):
 
 
 class Packing(NamedTuple):
-    """Where the documents lie among T flat tokens, and for which of them a layer is computed: all, or M `rows`."""
+    """Where the documents lie among X flat rows, which rows are keys, and for which of them a layer is computed.
 
-    cu_seqlens: Tensor  # (N + 1,) int32
+    Keys are all rows but where `key_rows` names T of them; a layer is computed for all rows, or for M `rows`.
+    """
+
+    cu_seqlens: Tensor  # (N + 1,) int32: bounds of the documents among the keys
     max_seqlen: int | None = None
     rows: Tensor | None = None  # (M,) int64, ascending
-    cu_seqlens_q: Tensor | None = None  # (N + 1,) int32: bounds of the documents among the rows
+    cu_seqlens_q: Tensor | None = None  # (N + 1,) int32: bounds among the rows that a layer is computed for
+    key_rows: Tensor | None = None  # (T,) int64, ascending
+    positions: tuple[Tensor, Tensor] | None = None  # (X or M,) and (T,) int32, of queries and keys
+    stages: tuple[Tensor, Tensor] | None = None  # (X or M,) and (T,) int32
 
     def only(self, rows: Tensor) -> "Packing":
         """Return the packing for a layer that is computed for some rows, which read the keys and values of all."""
-        bounds = torch.searchsorted(rows, self.cu_seqlens.to(rows), out_int32=True)
-        return self._replace(rows=rows, cu_seqlens_q=bounds)
+        bounds = self.cu_seqlens if self.cu_seqlens_q is None else self.cu_seqlens_q
+        bounds = torch.searchsorted(rows, bounds.to(rows), out_int32=True)
+        positions, stages = (pair and (pair[0][rows], pair[1]) for pair in (self.positions, self.stages))
+        return self._replace(rows=rows, cu_seqlens_q=bounds, positions=positions, stages=stages)
 
     def of(self, x: Tensor) -> Tensor:
-        """Return the rows of x (T, ...) for which the layer is computed."""
+        """Return the rows of x (X, ...) for which the layer is computed."""
         return x if self.rows is None else x.index_select(0, self.rows)
+
+    def keys_of(self, x: Tensor) -> Tensor:
+        """Return the rows of x (X, ...) that are keys."""
+        return x if self.key_rows is None else x.index_select(0, self.key_rows)
 
 
 class RotaryQKV(nn.Linear):
@@ -104,10 +117,28 @@ class RotaryQKV(nn.Linear):
         return (q, k, v) if turns is None else (rope(q, packing.of(turns)), rope(k, turns), v)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout_p: float, scale: float | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    dropout_p: float,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
+) -> Tensor:
     """Attend within each document, queries (M, H, D) to keys and values (T, H, D), and join the heads to (M, E)."""
     out = varlen_attention(
-        q, k, v, packing.cu_seqlens, dropout_p, scale, cu_seqlens_q=packing.cu_seqlens_q, max_seqlen=packing.max_seqlen
+        q,
+        k,
+        v,
+        packing.cu_seqlens,
+        dropout_p,
+        scale,
+        cu_seqlens_q=packing.cu_seqlens_q,
+        max_seqlen=packing.max_seqlen,
+        bias=bias,
+        stages=packing.stages,
+        positions=packing.positions,
     )
     return out.flatten(1)
 

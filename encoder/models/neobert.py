@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.config import ModelConfig
+from enc.encoder.config import NeoBertConfig
 from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
@@ -27,7 +27,7 @@ _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
 class NeoBertBlock(nn.Module):
     """One pre-norm layer, (T, E) to (T, E), or to the rows of the packing, (M, E)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: NeoBertConfig) -> None:
         super().__init__()
         size = config.hidden_size
         self.dropout_p = config.dropout_prob
@@ -59,7 +59,7 @@ class NGptBlock(nn.Module):
     Unlike the paper, and like NeoBERT's own variant, weights are not normalised again after a step.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: NeoBertConfig) -> None:
         super().__init__()
         size, hidden = config.hidden_size, feed_forward_width(config)
         self.dropout_p, self.base_scale = config.dropout_prob, config.base_scale
@@ -97,7 +97,7 @@ class NGptBlock(nn.Module):
 class NeoBert(nn.Module):
     """The trunk: token ids (T,) to hidden states (T, E), or those of some rows, (M, E)."""
 
-    def __init__(self, config: ModelConfig, num_rows: int) -> None:
+    def __init__(self, config: NeoBertConfig, num_rows: int) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.encoder = nn.Embedding(num_rows, config.hidden_size)
@@ -139,7 +139,7 @@ class NeoBertForMaskedLM(nn.Module):
         num_tokens: Tokens of the tokenizer.
     """
 
-    def __init__(self, config: ModelConfig, num_tokens: int) -> None:
+    def __init__(self, config: NeoBertConfig, num_tokens: int) -> None:
         super().__init__()
         num_rows = padded_vocab_size(num_tokens)
         self.num_tokens, self.softcap = num_tokens, config.final_logit_softcapping
@@ -191,6 +191,10 @@ class NeoBertForMaskedLM(nn.Module):
         """
         return self.model(input_ids, Packing(cu_seqlens, max_seqlen), position_ids, rows)
 
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Return what the head's matrix reads: the hidden states as they are."""
+        return hidden
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of every row of the vocabulary, the inert ones too, (T, V)."""
         logits = F.linear(hidden, self.head_weight, self.head_bias)
@@ -198,7 +202,7 @@ class NeoBertForMaskedLM(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def init_weights(model: nn.Module, config: NeoBertConfig, seed: int) -> None:
     """Fill every parameter from its own name and the seed, so that neither order nor sharding matters.
 
     Matrices are uniform in +-``decoder_init_range``, embeddings in +-``embedding_init_range``; norms start as the
@@ -217,12 +221,12 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
             parameter.fill_(config.base_scale if kind in ("attn_alpha", "mlp_alpha", "sqk") else 1.0)
 
 
-def _norm(config: ModelConfig) -> nn.Module:
+def _norm(config: NeoBertConfig) -> nn.Module:
     norm = RMSNorm if config.rms_norm else LayerNorm
     return norm(config.hidden_size, eps=config.norm_eps)
 
 
-def _feed_forward(config: ModelConfig) -> nn.Module:
+def _feed_forward(config: NeoBertConfig) -> nn.Module:
     size, hidden = config.hidden_size, feed_forward_width(config)
     if config.hidden_act == "swiglu":
         return SwiGLU(size, hidden)

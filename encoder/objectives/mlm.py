@@ -1,11 +1,14 @@
-"""Masked language modelling: cross-entropy of the labelled tokens.
+"""Masked language modelling, and what MPNet makes of it: cross-entropy of the labelled rows.
 
 The loss is a SUM over labels; whoever calls backward divides by the label count of the whole global batch, so the
 gradient does not depend on how the batch is split. Only labelled rows go through the last layer and the output matrix,
 unless `full_last_layer` asks for the states of every token or `full_logits` for the logits of every token too (the
 ablations `trainer.last_layer_of_labels_only: false` and `trainer.masked_logits_only_loss: false`).
 
-Legend: T tokens, M label places, H hidden size, V vocabulary rows.
+The batch decides what is learnt. Of permuted documents the labelled rows are their queries, and the sum is MPNet's, or
+with `plm` XLNet's (arXiv 2004.09297, §2.3): sum over predicted tokens t of -log P(x_zt | x_z<t, placeholders).
+
+Legend: T rows, M label places, H hidden size, V vocabulary rows.
 """
 
 from contextlib import nullcontext
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
+from enc.encoder.models.mpnet import MpnetForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.kernels.masked_ce import MaskedCE, from_logits, masked_ce
 
@@ -36,7 +40,7 @@ class MlmObjective(nn.Module):
 
     def __init__(
         self,
-        model: NeoBertForMaskedLM,
+        model: NeoBertForMaskedLM | MpnetForMaskedLM,
         num_tokens: int,
         *,
         full_logits: bool = False,
@@ -63,13 +67,15 @@ class MlmObjective(nn.Module):
         model, extra = self.model, self.extra if self.training else {}
         rows = None if self.full_last_layer else batch.label_positions
         tokens = batch.input_ids, batch.cu_seqlens, batch.position_ids
-        hidden = model(*tokens, rows=rows, max_seqlen=batch.max_seqlen)  # (T, H) or (M, H)
+        streams = {} if batch.streams is None else batch.streams._asdict()
+        hidden = model(*tokens, rows=rows, max_seqlen=batch.max_seqlen, **streams)  # (T, H) or (M, H)
         head = model.head_weight, model.head_bias  # (V, H), (V,) or None
         if self.full_logits:
             logits = model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
             return from_logits(logits, _spread(batch), **extra)
         if rows is None:
             hidden = hidden.index_select(0, batch.label_positions)  # (M, H)
+        hidden = model.transform(hidden)
         return masked_ce(hidden, *head, batch.label_ids, self.num_tokens, softcap=model.softcap, **extra)
 
 

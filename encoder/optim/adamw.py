@@ -8,12 +8,22 @@ from torch import nn
 from enc.encoder.config import OptimizerConfig
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether a parameter has weight decay: matrices do; norms, biases, embeddings (so a tied head too) do not."""
-    return parameter.ndim >= 2 and not name.endswith(".bias") and "norm" not in name and name not in _EMBEDDINGS
+def decays(name: str, parameter: nn.Parameter, embeddings: bool = False) -> bool:
+    """Tell whether a parameter has weight decay: matrices do, norms and biases do not.
+
+    Of `embeddings` (so a tied head too), learned positions and the relative bias it is asked.
+    """
+    matrix = parameter.ndim >= 2 and not name.endswith(".bias") and "norm" not in name
+    return matrix and (embeddings or name not in _EMBEDDINGS)
 
 
-_EMBEDDINGS = frozenset({"model.encoder.weight", "model.positional_embedding.weight"})
+_EMBEDDINGS = frozenset({
+    "model.encoder.weight",
+    "model.positional_embedding.weight",
+    "mpnet.embeddings.word_embeddings.weight",
+    "mpnet.embeddings.position_embeddings.weight",
+    "mpnet.encoder.relative_attention_bias.weight",
+})  # fmt: skip
 
 
 def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -21,7 +31,8 @@ def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Param
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.name == "adam":
         return torch.optim.Adam(named_parameters.values(), weight_decay=config.weight_decay, **settings)
-    with_decay = [p for name, p in named_parameters.items() if decays(name, p)]
-    without = [p for name, p in named_parameters.items() if not decays(name, p)]
+    decayed = {name for name, p in named_parameters.items() if decays(name, p, config.decay_embeddings)}
+    with_decay = [p for name, p in named_parameters.items() if name in decayed]
+    without = [p for name, p in named_parameters.items() if name not in decayed]
     groups = [{"params": with_decay, "weight_decay": config.weight_decay}, {"params": without, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], **settings)

@@ -2,11 +2,13 @@
 
 Update number `step` (counted from 0) uses ``lr * multiplier(step)``: linear warmup from 1e-4 to 1 over `warmup`, then
 the named shape down to `final_lr_ratio` at `decay_end`, then constant. These are NeoBERT's learning rates, update for
-update.
+update. `polynomial_decay` counts updates from 1 instead, as fairseq and annotated-mpnet do: the warmup's update n has
+n / warmup, and the last update has the end value.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from enc.encoder.config import SchedulerConfig
 
@@ -17,6 +19,8 @@ _DEFAULT_STABLE_DECAY_PERCENT = 10.0
 def make_schedule(config: SchedulerConfig, max_steps: int) -> Callable[[int], float]:
     """Return ``step -> multiplier`` of the peak learning rate."""
     warmup, decay_start, decay_end = phases(config, max_steps)
+    if config.name == "polynomial_decay":
+        return partial(_polynomial_decay, warmup, decay_end, config.final_lr_ratio, config.power)
     shape = _SHAPES[config.name]
 
     def multiplier(step: int) -> float:
@@ -42,6 +46,14 @@ def phases(config: SchedulerConfig, max_steps: int) -> tuple[int, int, int]:
     if config.decay_percent is not None:
         end = round(total * config.decay_percent / 100)
     return warmup, warmup, max(warmup + 1, end)
+
+
+def _polynomial_decay(warmup: int, decay_end: int, final: float, power: float, step: int) -> float:
+    update = step + 1
+    if update <= warmup:
+        return update / warmup
+    start = warmup or 1  # without a warmup the first update has the peak
+    return _polynomial(min((update - start) / max(decay_end - start, 1), 1.0), final, power)
 
 
 def _cosine(progress: float, final: float, _power: float) -> float:

@@ -240,7 +240,8 @@ def trainer_side(
         counted = hf_trainer.noted[start.done : end.done]
         lengths = np.concatenate([noted[0].cpu().numpy() for noted in counted]) if counted else np.zeros(0, int)
         labels, places = sum(int(noted[1]) for noted in counted), sum(noted[2] for noted in counted)
-        flops = training_flops(config.model, int(lengths.sum()), int((lengths**2).sum()), labels, whole_last_layer=True)
+        total, squares = int(lengths.sum()), int((lengths**2).sum())
+        flops = training_flops(config.model, total, total, squares, labels, whole_last_layer=True)
         wall, cpu = end.wall - start.wall, end.cpu - start.cpu
         return Block(int(lengths.sum()), places, steps, wall, cpu, flops, peak.read())
 
