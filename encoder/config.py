@@ -207,6 +207,10 @@ class DatasetConfig(Section):
     """Configuration name of a hub dataset."""
     path: str = ""
     """A local source or a finished token store; wins over `name`."""
+    validation_file: Annotated[str | None, NotBuilt("evaluating on a source of its own")] = None
+    """A local source to evaluate on, of its own; wins over `eval_split`, `validation_split` and `eval_samples`."""
+    test_file: Annotated[str | None, NotBuilt("a test at the end")] = None
+    """A local source to test on at the end of a run."""
     text_column: str | None = None
     """Column that holds the text; by default the first of text, sentence, content."""
     text_unit: Literal["line", "file"] = "line"
@@ -223,6 +227,8 @@ class DatasetConfig(Section):
     """Share of the documents set aside for evaluation."""
     eval_samples: PositiveInt | None = None
     """Number of first documents set aside for evaluation; also caps an `eval_split`."""
+    test_samples: Annotated[PositiveInt | None, NotBuilt("a test at the end")] = None
+    """Number of documents after those of `eval_samples` set aside for a test at the end of a run."""
     pre_tokenize: Annotated[Bool, NoEffect("text is always tokenised once, into a token store")] = False
     """Tokenise before training."""
     pre_tokenize_output: str | None = None
@@ -465,6 +471,8 @@ class TrainerConfig(Section):
     """GB that must stay free on the disk after a checkpoint is written."""
     resume_from_checkpoint: Annotated[bool | int | str | None, Field(union_mode="left_to_right")] = None
     """`latest` (or true), a step, or a checkpoint folder."""
+    tensorboard_dir: Annotated[Line | None, NotBuilt("TensorBoard files elsewhere")] = None
+    """Folder of TensorBoard's files; `<output_dir>/tensorboard` by default."""
     disable_tqdm: Bool = False
     """No progress bar."""
     enforce_full_packed_batches: Annotated[Bool, NoEffect("every microbatch has the same number of rows")] = True
@@ -473,8 +481,10 @@ class TrainerConfig(Section):
     """GLUE: epochs."""
     early_stopping: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 0
     """GLUE: evaluations without improvement before stopping."""
-    metric_for_best_model: Annotated[str | None, NotBuilt("choosing a best model")] = None
-    """Metric that chooses the best model."""
+    metric_for_best_model: Annotated[
+        Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None, NotBuilt("choosing a best model")
+    ] = None
+    """Metric of the evaluation whose best checkpoint is saved at once and never deleted; none by default."""
     greater_is_better: Annotated[Bool, NotBuilt("choosing a best model")] = True
     """Direction of that metric."""
     load_best_model_at_end: Annotated[Bool, NotBuilt("choosing a best model")] = False
@@ -494,6 +504,8 @@ class WandbConfig(Section):
     """User or team."""
     name: str | None = None
     """Name of the run."""
+    id: Annotated[Line | None, NotBuilt("choosing the id of a W&B run")] = None
+    """Id of the W&B run; made at the first start by default."""
     tags: list[str] = []
     """Tags of the run."""
     mode: Literal["online", "offline", "disabled"] = "online"
