@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from enc.kernels.attention_rules import Rules, buckets_by_distance
+from enc.kernels.dropout import keep_mask, scale
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -187,6 +188,8 @@ def _generator(seed: Tensor | None) -> torch.Generator | None:
 
 
 def _dropout(p: Tensor, dropout_p: float, generator: torch.Generator) -> Tensor:
+    if p.device.type == "cpu":
+        return keep_mask(p.shape, dropout_p, generator, p.dtype).mul_(scale(dropout_p))
     if dropout_p >= 1:
         return torch.zeros_like(p)
     return torch.empty_like(p).bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)

@@ -24,6 +24,7 @@ from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, attend, matmul_dtype, recomputed
 from enc.encoder.sizes import padded_vocab_size
 from enc.kernels.attention_rules import RelativeBias
+from enc.kernels.dropout import dropout
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table are never read: fairseq gave 1 to padding
 
@@ -70,14 +71,11 @@ class MpnetBlock(nn.Module):
             for project, rows in ((attn.q, packing.of(x)), (attn.k, keys), (attn.v, keys))
         )
         dropout_p = self.attention_dropout_p if self.training else 0.0
-        return self._dropout(attn.o(attend(q, k, v, packing, dropout_p, bias=bias)), self.dropout_p)
+        return dropout(attn.o(attend(q, k, v, packing, dropout_p, bias=bias)), self.dropout_p, self.training)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        inner = self._dropout(self.activation(self.intermediate.dense(x)), self.activation_dropout_p)
-        return self._dropout(self.output.dense(inner), self.dropout_p)
-
-    def _dropout(self, x: Tensor, p: float) -> Tensor:
-        return F.dropout(x, p, self.training) if p else x
+        inner = dropout(self.activation(self.intermediate.dense(x)), self.activation_dropout_p, self.training)
+        return dropout(self.output.dense(inner), self.dropout_p, self.training)
 
 
 class Mpnet(nn.Module):
@@ -106,7 +104,7 @@ class Mpnet(nn.Module):
         x = tables.word_embeddings(input_ids)  # (X, E)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
         x = tables.LayerNorm(x + tables.position_embeddings(position_ids + POSITION_OFFSET))
-        x = F.dropout(x, self.dropout_p, self.training)
+        x = dropout(x, self.dropout_p, self.training)
         bias = RelativeBias(encoder.relative_attention_bias.weight, self.max_distance)
         last = len(encoder.layer) - 1
         for index, block in enumerate(encoder.layer):

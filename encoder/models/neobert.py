@@ -19,6 +19,7 @@ from enc.encoder.config import NeoBertConfig
 from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
 from enc.encoder.sizes import feed_forward_width, padded_vocab_size
+from enc.kernels.dropout import dropout
 from enc.kernels.rope import rotations
 
 _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
@@ -41,16 +42,13 @@ class NeoBertBlock(nn.Module):
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
         # updates. What leaves a norm has the dtype of the matmuls that read it.
         dtype = matmul_dtype(x)
-        attended = self._dropout(self.attention(self.attention_norm(x, dtype=dtype), packing, turns))
-        x, normed = self.ffn_norm(packing.of(x), attended, dtype)
-        return x + self._dropout(self.ffn(normed))
+        attended = self.attention(self.attention_norm(x, dtype=dtype), packing, turns)
+        x, normed = self.ffn_norm(packing.of(x), dropout(attended, self.dropout_p, self.training), dtype)
+        return x + dropout(self.ffn(normed), self.dropout_p, self.training)
 
     def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, packing, turns)
         return self.wo(attend(q, k, v, packing, self.dropout_p if self.training else 0.0))
-
-    def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
 
 
 class NGptBlock(nn.Module):
@@ -89,7 +87,7 @@ class NGptBlock(nn.Module):
         return self.mlp_c_proj(u * F.silu(v))
 
     def _move(self, x: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
-        target = F.dropout(target, self.dropout_p, self.training) if self.dropout_p else target
+        target = dropout(target, self.dropout_p, self.training)
         x, target = _unit(x), _unit(target.to(x.dtype))
         return _unit(x + (alpha * (_NGPT_ALPHA / self.base_scale)).abs() * (target - x))
 

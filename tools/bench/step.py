@@ -184,6 +184,7 @@ def make_store(folder: Path, vocab_size: int, median_tokens: int | None) -> Path
         documents.write_text(
             "".join(json.dumps({"text": text}) + "\n" for text in joined(python_docs(), median_tokens))
         )
+        settings["dataset.path"] = str(documents)
     config = load_config("quickstart", settings).config
     return preprocess(config.dataset, config.tokenizer, config.seed)
 

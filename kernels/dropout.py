@@ -1,0 +1,69 @@
+"""Dropout (Srivastava et al. 2014), which on the CPU draws 16 random bits an element.
+
+For a uniform integer u in 0..65535 and d = round(65536 p)::
+
+    keep = u >= d        y = x keep / (1 - d / 65536)
+
+so that the expectation is exact, and the rate is p to 8e-6. PyTorch draws a double for each element with a generator
+that is not vectorised, on one thread: 5.4 ns an element on one core, against 1.4 here, which was 23 % of a training
+step of MPNet with dropout 0.1. What is kept for the backward pass is one byte an element, not a number of x's width.
+
+Elsewhere, and under torch.compile, dropout is PyTorch's, which is fused there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LEVELS = 2**16
+_PER_WORD = 4  # 16-bit draws in a 64-bit word
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Set elements of x to 0 with probability p and scale the others up, drawing from torch's global generator.
+
+    Any shape and floating dtype, which the result has too. Without `training`, or with p 0, x itself is returned.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    return _Dropout.apply(x, p)
+
+
+def reference(x: Tensor, keep: Tensor, p: float) -> Tensor:
+    """Compute the same for a mask that was drawn, in the dtype of x."""
+    return torch.where(keep, x * scale(p), torch.zeros_like(x))
+
+
+def keep_mask(
+    shape: torch.Size, p: float, generator: torch.Generator | None = None, dtype: torch.dtype = torch.bool
+) -> Tensor:
+    """Return which elements are kept, 1 for yes, in any dtype on the CPU."""
+    count = shape.numel()
+    words = torch.empty(-(-count // _PER_WORD), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    kept = torch.empty(count, dtype=dtype)
+    return torch.ge(words.view(torch.int16)[:count], _dropped(p) - _LEVELS // 2, out=kept).view(shape)
+
+
+def scale(p: float) -> float:
+    """Return the factor of kept elements."""
+    kept = _LEVELS - _dropped(p)
+    return _LEVELS / kept if kept else 0.0
+
+
+def _dropped(p: float) -> int:
+    return round(p * _LEVELS)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):  # type: ignore[no-untyped-def]
+        keep, ctx.scale = keep_mask(x.shape, p), scale(p)
+        ctx.save_for_backward(keep)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (keep,) = ctx.saved_tensors
+        return (grad * keep).mul_(ctx.scale), None
