@@ -175,6 +175,21 @@ ROWS = [
     config("mistyped key", "model:\n  hiden_size: 64\n", "cfg.yaml:2", "model.hiden_size", "mean model.hidden_size?"),
     config("mistyped section", "trainr:\n  max_steps: 3\n", "cfg.yaml:1", "trainr is not a", "did you mean trainer?"),
     config("key in the wrong section", "model:\n  lr: 1e-3\n", "cfg.yaml:2", "model.lr", "did you mean optimizer.lr?"),
+    config("key of another model", "model:\n  type: mpnet\n  rope: true\n", "cfg.yaml:3", "no key of model.type mpnet"),
+    config("MPNet's key in a NeoBERT", "model: {normalize_before: true}\n", "no key of model.type neobert"),
+    config("unknown model", "model: {type: bert}\n", "model.type is 'bert', allowed: 'neobert' or 'mpnet'"),
+    config("objective of another model", "objective: mpnet\n", "cfg.yaml:1", "only an MPNet has", "model.type mpnet"),
+    config(
+        "too few buckets", "model: {type: mpnet, relative_attention_num_buckets: 2}\n", "greater than or equal to 4"
+    ),
+    config(
+        "distance inside the buckets",
+        "model: {type: mpnet, relative_attention_max_distance: 8}\n",
+        "max_distance is 8",
+        "more than 8",
+    ),
+    config("activation", "model: {type: mpnet, hidden_act: swiglu}\n", "'swiglu', allowed: 'gelu', 'gelu_accurate'"),
+    config("replaced too often", "datacollator: {mask_replace_prob: 0.95}\n", "random_replace_prob is 0.1", "than 1"),
     config("duplicate key", "seed: 1\nmodel: {rope: true}\nseed: 2\n", "cfg.yaml:3: seed is given twice", "cfg.yaml:1"),
     config("text for a whole number", "trainer:\n  max_steps: many\n", "cfg.yaml:2", "'many', must be a whole number"),
     config("fraction for a whole number", "trainer: {max_steps: 10.5}\n", "cfg.yaml:1", "10.5, must be a whole number"),

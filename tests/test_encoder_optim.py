@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from enc.encoder.config import OptimizerConfig, SchedulerConfig
+from enc.encoder.config import MpnetConfig, OptimizerConfig, SchedulerConfig
+from enc.encoder.models.mpnet import MpnetForMaskedLM
 from enc.encoder.optim.adamw import decays, make_optimizer
 from enc.encoder.optim.schedule import make_schedule
 
@@ -68,6 +69,26 @@ def test_constant_after_warmup() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "total", "expected"),
+    [
+        ({"warmup_steps": 2}, 4, [0.5, 1, 0.5, 0]),
+        ({"warmup_steps": 0}, 4, [1, 2 / 3, 1 / 3, 0]),
+        ({"warmup_steps": 2, "power": 2.0}, 6, [0.5, 1, 9 / 16, 4 / 16, 1 / 16, 0]),
+        ({"warmup_steps": 1, "final_lr_ratio": 0.1}, 4, [1, 0.7, 0.4, 0.1]),
+        ({"warmup_steps": 4}, 4, [0.25, 0.5, 0.75, 1]),
+        ({"warmup_steps": 0}, 1, [1]),
+        ({"warmup_percent": 10}, 20, [0.5, 1, *(1 - k / 18 for k in range(1, 19))]),
+    ],
+)
+def test_polynomial_decay_counts_from_one(settings: dict, total: int, expected: list[float]) -> None:
+    """fairseq's and annotated-mpnet's rates: n / W, then (1 - k / K)^power down to the end value in the last update."""
+    values = rates(total, name="polynomial_decay", **({"final_lr_ratio": 0.0} | settings))
+    assert values[:total] == pytest.approx(expected)
+    if total > 1 and settings.get("warmup_steps") != total:
+        assert values[total:] == pytest.approx([settings.get("final_lr_ratio", 0.0)] * 5)
+
+
+@pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
         ("model.transformer_encoder.0.qkv.weight", (12, 4), True),
@@ -80,6 +101,20 @@ def test_constant_after_warmup() -> None:
 )
 def test_decay_groups(name: str, shape: tuple[int, ...], expected: bool) -> None:
     assert decays(name, torch.nn.Parameter(torch.zeros(shape))) is expected
+
+
+def test_decay_groups_of_an_mpnet() -> None:
+    """With `decay_embeddings` all but biases and norms decay, as in annotated-mpnet; without, no embedding does."""
+    config = MpnetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=128)
+    named = dict(MpnetForMaskedLM(config, 100).named_parameters())
+    vectors = {name for name, p in named.items() if p.ndim == 1}
+    assert {name for name, p in named.items() if not decays(name, p, True)} == vectors
+    embeddings = {name for name, p in named.items() if decays(name, p, True) and not decays(name, p)}
+    assert {name.split(".")[-2] for name in embeddings} == {
+        "word_embeddings",
+        "position_embeddings",
+        "relative_attention_bias",
+    }
 
 
 def test_adamw_equals_the_formula() -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 from enc.encoder import sizes
-from enc.encoder.config import NeoBertConfig
+from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_config
+from enc.encoder.models.mpnet import MpnetForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 
 
@@ -34,6 +35,26 @@ def test_parameters_are_counted_exactly(options: dict) -> None:
     assert sizes.num_parameters(config) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"normalize_before": True, "relative_attention_num_buckets": 12}])
+def test_parameters_of_an_mpnet_are_counted_exactly(options: dict) -> None:
+    """Against the names and shapes of a model that was built."""
+    config = MpnetConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
+                         vocab_size=256, max_position_embeddings=40, **options)  # fmt: skip
+    model = MpnetForMaskedLM(config, num_tokens=200)
+    assert sizes.parameter_shapes(config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def test_mpnet_base() -> None:
+    """The defaults are microsoft/mpnet-base: as many parameters as transformers' MPNetForMaskedLM at 30,527 tokens."""
+    model = MpnetConfig(vocab_size=30527)
+    assert sizes.num_parameters(model) == 109_518_527
+    assert (model.num_buckets, model.max_distance) == (32, 128)
+    longer = MpnetConfig(max_position_embeddings=1024)
+    assert (longer.num_buckets, longer.max_distance) == (64, 256)
+    assert MpnetConfig(max_position_embeddings=600).num_buckets == 40
+    assert MpnetConfig(max_position_embeddings=64).max_distance == 128
+
+
 def test_published_sizes() -> None:
     """NeoBERT's 250 M: 222.8 M tied, 247.4 M untied at 32,000 tokens."""
     model = load_config("neobert-250m").config.model.model_copy(update={"vocab_size": 32000})
@@ -55,6 +76,20 @@ def test_flops_of_a_step() -> None:
     assert sizes.training_flops(model, 10, 10, 52, 3, True) == 6 * matrices * 10 + 12 * 2 * 8 * 52 + head
     last = 6 * (2 * 64 * 10 + (2 * 64 + 3 * 8 * 8) * 3) + 12 * 8 * (52 * 3 // 10)
     assert sizes.training_flops(model, 10, 10, 52, 3) == 6 * matrices // 2 * 10 + 12 * 8 * 52 + last + head
+
+
+def test_flops_of_two_streams() -> None:
+    """Queries and placeholders are rows too, placeholders keys; the head has a dense layer before the output matrix."""
+    model = MpnetConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, vocab_size=128)
+    rows, keys, labels = 14, 12, 2  # 10 tokens of which two are predicted
+    first = 6 * ((2 * 64 + 2 * 96) * rows + 2 * 64 * keys) + 12 * 8 * rows * keys
+    last = 6 * ((2 * 64 + 2 * 96) * labels + 2 * 64 * keys) + 12 * 8 * labels * keys
+    head = 6 * 8 * (128 + 8) * labels
+    assert sizes.training_flops(model, rows, keys, rows * keys, labels) == first + last + head
+    config = RunConfig(model=model).changed({"datacollator.mlm_probability": 0.2})
+    assert sizes.states_per_token(config) == (rows / 10, keys / 10)
+    assert sizes.states_per_token(config.changed({"objective": "plm"})) == (1.2, 1.0)
+    assert sizes.states_per_token(config.changed({"objective": "mlm"})) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 128), (128, 128), (129, 256), (30522, 30592)])

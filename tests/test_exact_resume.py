@@ -11,6 +11,7 @@ import pytest
 from running import Enc, exact
 
 STEPS = 60
+MPNET = ["model.type=mpnet", *(f"model.{name}dropout_prob=0.1" for name in ("", "attention_", "activation_"))]
 COMMON = [
     f"trainer.max_steps={STEPS}",
     "trainer.save_steps=9",
@@ -81,6 +82,32 @@ def test_killed_sharded_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., lis
     options = ["trainer.max_steps=24", "trainer.save_steps=5", "trainer.eval_steps=7", "model.dropout_prob=0.1",
                "trainer.mixed_precision=bf16", "launch.nproc_per_node=2", "parallel.bucket_size=100000",
                f"parallel.engine={engine[0]}", *engine[1:]]  # fmt: skip
+    enc(*smoke("whole", *options))
+    process = enc.start(*smoke("killed", *options))
+    wait_for_step(enc, "killed", 13, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    enc("resume", "latest", "--run", "killed")
+    assert exact(enc.records("killed")) == exact(enc.records("whole"))
+    assert exact(enc.records("killed", "eval_loss")) == exact(enc.records("whole", "eval_loss"))
+    files = [Path(enc.folder, run, "checkpoints", "24", "model.safetensors") for run in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(["ddp", "launch.nproc_per_node=1"], id="one"),
+        pytest.param(["ddp"], id="ddp", marks=pytest.mark.slow),
+        pytest.param(["fsdp"], id="fsdp", marks=pytest.mark.slow),
+        pytest.param(["deepspeed", "parallel.zero_stage=2"], id="zero2", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_mpnet_runs_repeat_every_bit(enc: Enc, smoke: Callable[..., list[str]], engine: list[str]) -> None:
+    """Masked and permuted training of an MPNet with all three dropouts: killed once, resumed, the same bits."""
+    options = [*MPNET, "trainer.max_steps=24", "trainer.save_steps=5", "trainer.eval_steps=7",
+               "datacollator.whole_word=true", "trainer.gradient_accumulation_steps=2", "launch.nproc_per_node=2",
+               "parallel.bucket_size=100000", f"parallel.engine={engine[0]}", *engine[1:]]  # fmt: skip
     enc(*smoke("whole", *options))
     process = enc.start(*smoke("killed", *options))
     wait_for_step(enc, "killed", 13, process)

@@ -86,10 +86,14 @@ class Masker:
         seen[positions] = self.shown(labels, rng)
         return seen, positions, labels
 
-    def permute(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the positions that a document piece predicts, in the order in which it does. (P,) of `ids` (n,)"""
+    def permute(self, ids: np.ndarray, rng: np.random.Generator, least: int = 0) -> np.ndarray:
+        """Return the positions that a document piece predicts, in the order in which it does. (P,) of `ids` (n,)
+
+        Their number is `probability` of the ordinary tokens, rounded up or down by chance, so that the rate holds for
+        any length; at least `least` where there are as many.
+        """
         ordinary = np.flatnonzero(~self.is_special[ids])
-        count = self.num_labels(len(ordinary))
+        count = min(max(int(self.probability * len(ordinary) + rng.random()), least), len(ordinary))
         if not self.whole_word or not count:
             return rng.choice(ordinary, count, replace=False)
         words = self._words(ids, ordinary, np.zeros(1, np.int64))

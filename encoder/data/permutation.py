@@ -1,8 +1,9 @@
 """Masked and permuted rows (MPNet, arXiv 2004.09297): which tokens a document predicts, in which order, seeing what.
 
-Of each document piece ``mlm_probability`` of the ordinary tokens are predicted, at least one, in a random order. The
-order of the other tokens means nothing, so tokens stay where they are in the text and stages carry the permutation
-(``kernels/attention_rules.py``): the j-th predicted token appears at stage j + 1, its placeholder goes away there.
+Of each document piece ``mlm_probability`` of the ordinary tokens are predicted, rounded up or down by chance, in a
+random order; of a row at least one. The order of the other tokens means nothing, so tokens stay where they are in the
+text and stages carry the permutation (``kernels/attention_rules.py``): the j-th predicted token appears at stage j + 1,
+its placeholder goes away there.
 
 A piece of L tokens that predicts P of them becomes, for the objective `mpnet`, the rows
 
@@ -15,6 +16,8 @@ Whole words: words are permuted and laid out one after the other, the last P tok
 cut; among themselves the P are in random order. That is annotated-mpnet's rule.
 """
 
+from typing import Any
+
 import numpy as np
 
 from enc.encoder.data.masking import MaskedRow, Masker, Streams
@@ -24,9 +27,10 @@ def permuted_row(
     index: int, ids: np.ndarray, lengths: np.ndarray, masker: Masker, rng: np.random.Generator, placeholders: bool
 ) -> MaskedRow:
     """Permute each piece of a row; `ids` (n,) are its tokens, special ones too, `lengths` (pieces,) their numbers."""
-    parts = []
-    for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
-        parts.append(_piece(ids[start : start + length], masker, rng, placeholders))
+    pieces, parts = np.split(ids, np.cumsum(lengths)[:-1]), []  # type: ignore[var-annotated]
+    for number, piece in enumerate(pieces, start=1):
+        nothing_yet = number == len(pieces) and not any(part[-1] for part in parts)
+        parts.append(_piece(piece, masker.permute(piece, rng, least=int(nothing_yet)), masker, rng, placeholders))
     joined = [np.concatenate(arrays) for arrays in zip(*(part[:-1] for part in parts), strict=True)]
     shown, positions, labels, stages, key_stages, is_key = joined
     predicted = np.array([part[-1] for part in parts], np.int64)
@@ -39,9 +43,13 @@ def permuted_row(
     return MaskedRow(index, shown, key_lengths, positions, places, labels, len(ids), streams)
 
 
-def _piece(ids: np.ndarray, masker: Masker, rng: np.random.Generator, placeholders: bool) -> tuple:  # type: ignore[type-arg]
-    """Return (what is shown, position, labels, stages of rows, stages of keys, which rows are keys, P) of one piece."""
-    order = masker.permute(ids, rng)  # (P,) positions, as they are predicted
+def _piece(
+    ids: np.ndarray, order: np.ndarray, masker: Masker, rng: np.random.Generator, placeholders: bool
+) -> tuple[Any, ...]:
+    """Return (what is shown, positions, labels, stages of rows, of keys, which rows are keys, P) of one piece.
+
+    `order` (P,) are the positions that are predicted, as they are.
+    """
     rank = np.argsort(order)  # of the predicted positions, ascending: which of them is predicted when
     predicted, when = order[rank], rank.astype(np.int32)
     labels, stages = ids[predicted], np.zeros(len(ids), np.int32)

@@ -28,6 +28,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +49,11 @@ from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizes import padded_vocab_size
 from enc.kernels.attention_rules import relative_buckets
 from enc.kernels.masked_ce import masked_ce
-from enc.tools.bench.clocks import extra_bytes, in_turn, make_timer, spread
+from enc.tools.bench.clocks import Work, extra_bytes, in_turn, make_timer, spread
 from enc.tools.bench.machine import machine, machine_lines
 from enc.tools.bench.step import make_store
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {},
 }
@@ -85,7 +86,7 @@ def pad(documents: list[MaskedRow], pad_id: int) -> Padded:
         order = np.argsort(when, kind="stable")  # others in the order of the text, then targets as they are predicted
         queries = size + count + np.argsort(document.streams.stages[size + count :])
         shown = document.ids[queries]
-        blocks = [(0, order[: size - count], None)]
+        blocks: list[tuple[int, np.ndarray, np.ndarray | None]] = [(0, order[: size - count], None)]
         blocks += [(others + predicted - count, order[size - count :], None)]
         blocks += [(others + copy * predicted - count, order[size - count :], shown) for copy in (2, 3)]
         for start, places, instead in blocks:
@@ -180,8 +181,8 @@ def shortest(documents: list[MaskedRow], masker: Masker) -> list[MaskedRow]:
     fewest = min(len(document.labels) for document in documents)
 
     class Few(Masker):
-        def permute(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            return super().permute(ids, rng)[-fewest:]
+        def permute(self, ids: np.ndarray, rng: np.random.Generator, least: int = 0) -> np.ndarray:
+            return super().permute(ids, rng, fewest)[-fewest:]
 
     few = Few(**{name: getattr(masker, name) for name in masker.__dataclass_fields__})
     return [
@@ -213,7 +214,7 @@ def compare(size: str, dtype: str, count: int, rounds: int, clock: str, store: P
     def losses(side: str) -> list[Callable[[], Tensor]]:
         if side == "enc":
             return [lambda: objective(flat).loss_sum]
-        return [lambda batch=batch: _cast(dtype, model, config, batch) for batch in layouts[side]]
+        return [partial(_cast, dtype, model, config, batch) for batch in layouts[side]]
 
     def step(side: str) -> list[Tensor]:
         for loss in losses(side):
@@ -223,7 +224,7 @@ def compare(size: str, dtype: str, count: int, rounds: int, clock: str, store: P
         optimizer.zero_grad(set_to_none=False)
         return []
 
-    works = {side: (lambda side=side: step(side)) for side in ("enc", *layouts)}
+    works: dict[str, Work] = {side: partial(step, side) for side in ("enc", *layouts)}
     seconds = in_turn(works, rounds, make_timer(torch.device("cpu"), clock))
     memory = {side: extra_bytes(work, torch.device("cpu")) for side, work in works.items()}
     labels = {side: sum(int((b.targets != IGNORE).sum()) for b in batches) for side, batches in layouts.items()}
