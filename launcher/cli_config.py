@@ -1,4 +1,4 @@
-"""`enc config`: check, show, schema, recipes, sites."""
+"""`enc config`: check, show, schema, recipes, sites, from-mpnet."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from enc.encoder.printable import printable
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, load
+from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, load, say
 
 app = typer.Typer(help="Look at configs without running anything.", no_args_is_help=True)
 
@@ -63,6 +63,21 @@ def sites(as_json: JsonOption = False) -> None:
         return
     for name, text, path in found:
         typer.echo(f"{name:<14} {text}{'' if path.parent == SITES else f' [{path}]'}")
+
+
+@app.command("from-mpnet", context_settings={"ignore_unknown_options": True})
+def from_mpnet(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAGS", help="What follows `pretrain-mpnet` in annotated-mpnet.")
+    ] = None,
+) -> None:
+    """Print the config that a command line of annotated-mpnet stands for."""
+    from enc.launcher import mpnet_flags
+
+    command = mpnet_flags.read(words or [])
+    for note in mpnet_flags.notes(command):
+        say(f"Note: {note}")
+    typer.echo(mpnet_flags.config_yaml(command), nl=False)
 
 
 def _first_comment(path: Path) -> str:
