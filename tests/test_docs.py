@@ -19,6 +19,7 @@ TESTED_PAGES = [
     "docs/training.md",
     "docs/parallel.md",
     "docs/checkpoints.md",
+    "docs/mpnet.md",
     "docs/slurm.md",
     "docs/measuring.md",
     "docs/troubleshooting.md",

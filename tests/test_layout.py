@@ -94,6 +94,7 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
         ["render", "fsdp", "smoke"],
         ["render", "slurm", "smoke", "--site", "plain", "--to", "job"],
         ["config", "sites"],
+        ["config", "from-mpnet", "--", "-wd", "0.1"],
         ["plan", "smoke"],
         ["status"],
         ["ls"],
