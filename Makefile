@@ -34,6 +34,7 @@ bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
 	$(BIN)/python -m enc.tools.bench.preprocess
 	$(BIN)/enc bench step
 	$(BIN)/enc bench kernels
+	$(BIN)/python -m enc.tools.bench.two_streams
 	$(BIN)/python -m enc.tools.bench.save
 	$(BIN)/python -m enc.tools.bench.consolidate
 
