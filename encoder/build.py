@@ -37,6 +37,7 @@ class Data:
     tokenizer: EncoderTokenizer
     train: Rows
     eval: Rows | None
+    test: Rows | None
     masker: Masker
 
     @property
@@ -65,6 +66,7 @@ def open_data(config: RunConfig) -> Data:
         tokenizer,
         packed_rows(store, "train", tokenizer, config),
         packed_rows(store, "eval", tokenizer, config) if evaluates else None,
+        packed_rows(store, "test", tokenizer, config) if "test" in store.splits else None,
         Masker.of(tokenizer, config),
     )
 
@@ -79,11 +81,12 @@ def packed_rows(store: TokenStore, split: str, tokenizer: EncoderTokenizer, conf
     return Rows(documents, plan, tokenizer.cls_id, tokenizer.sep_id)
 
 
-def eval_batches(data: Data, config: RunConfig) -> EvalBatches | None:
-    """Return the evaluation batches of a run, or None when it has no evaluation split."""
-    if data.eval is None:
+def eval_batches(data: Data, config: RunConfig, split: str = "eval") -> EvalBatches | None:
+    """Return the batches of the split `eval` or `test` of a run, or None when it has none."""
+    rows = data.test if split == "test" else data.eval
+    if rows is None:
         return None
-    return EvalBatches(data.eval, data.masker, config.seed, config.trainer.per_device_eval_batch_size)
+    return EvalBatches(rows, data.masker, config.seed, config.trainer.per_device_eval_batch_size, split)
 
 
 def train_loader(

@@ -1,4 +1,4 @@
-"""The checkpoint folder: what makes one complete, which one is the latest, which ones may go. No torch.
+"""The checkpoint folder: what makes one complete, which one is the latest or the best, which ones may go. No torch.
 
     <run>/checkpoints/<step>/
         model.safetensors   fp32 weights, portable         state/             moments, fp32, one file a rank
@@ -153,15 +153,23 @@ def newest_complete(run_dir: Path) -> tuple[Path | None, list[CheckpointStatus]]
 
 
 def find_checkpoint(run_dir: Path, which: str | int | bool) -> tuple[Path, list[CheckpointStatus]]:
-    """Return the checkpoint meant by `latest` (or True), a step or a path, and the newer ones passed over.
+    """Return the checkpoint meant by `latest` (or True), `best`, a step or a path, and the newer ones passed over.
 
     Raises UsageError when there is none, or when the one asked for is not complete.
     """
-    if which is True or which in ("latest", "auto"):
+    if which is True or which in ("latest", "auto", "best"):
         found, passed_over = newest_complete(run_dir)
         if found is None:
             raise UsageError(_nothing_to_resume(run_dir, passed_over))
-        return found, passed_over
+        if which != "best":
+            return found, passed_over
+        step = best_step(found)
+        if step is None:
+            raise UsageError(
+                f"{run_dir} has no best checkpoint: none was chosen up to step {found.name}. Set "
+                "trainer.metric_for_best_model before the run evaluates, or name `latest` or a step."
+            )
+        return find_checkpoint(run_dir, step)[0], passed_over
     path = checkpoints_dir(run_dir) / str(which) if _step_of(str(which)) is not None else Path(str(which))
     if not path.is_dir():
         steps = ", ".join(p.name for p in list_checkpoints(run_dir)) or "none"
@@ -195,6 +203,20 @@ def _nothing_to_resume(run_dir: Path, passed_over: list[CheckpointStatus]) -> st
     )
 
 
+def split_name(path: Path) -> tuple[Path, str] | None:
+    """Return (run folder, name) of a path that ends in `latest` or `best`, as `<run>/best`; None for any other."""
+    if path.name not in ("latest", "best") or path.exists():
+        return None
+    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return (run_dir, path.name) if checkpoints_dir(run_dir).is_dir() else None
+
+
+def best_step(folder: Path) -> int | None:
+    """Return the step of the best checkpoint up to this one; None when none was chosen."""
+    best = read_trainer_state(folder).get("best")
+    return best["step"] if best else None
+
+
 def read_trainer_state(folder: Path) -> dict[str, Any]:
     """Return the counters saved with a checkpoint."""
     return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
@@ -217,7 +239,8 @@ def prune(run_dir: Path, keep: int | None) -> list[Path]:
 def prunable(run_dir: Path, keep: int | None) -> list[Path]:
     """Return the checkpoints that `prune` deletes.
 
-    Damaged folders do not count as kept and are left alone, and so is the newest complete one with a finite loss.
+    Damaged folders do not count as kept and are left alone, and so are the newest complete one with a finite loss and
+    the one that the newest complete one knows as the best.
     """
     if not keep:
         return []
@@ -225,6 +248,8 @@ def prunable(run_dir: Path, keep: int | None) -> list[Path]:
     kept = set(complete[-keep:])
     healthy = [p for p in complete if _is_finite(p)]
     kept.update(healthy[-1:])
+    if complete and (best := best_step(complete[-1])) is not None:
+        kept.add(checkpoints_dir(run_dir) / str(best))
     return [p for p in complete if p not in kept]
 
 

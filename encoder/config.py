@@ -207,10 +207,11 @@ class DatasetConfig(Section):
     """Configuration name of a hub dataset."""
     path: str = ""
     """A local source or a finished token store; wins over `name`."""
-    validation_file: Annotated[str | None, NotBuilt("evaluating on a source of its own")] = None
-    """A local source to evaluate on, of its own; wins over `eval_split`, `validation_split` and `eval_samples`."""
-    test_file: Annotated[str | None, NotBuilt("a test at the end")] = None
-    """A local source to test on at the end of a run."""
+    validation_file: Line | None = None
+    """A local source of its own to evaluate on: a file, folder or glob. Excludes `eval_split`, `validation_split` and
+    `eval_samples`."""
+    test_file: Line | None = None
+    """A local source of its own to test on at the end of a run: a file, folder or glob."""
     text_column: str | None = None
     """Column that holds the text; by default the first of text, sentence, content."""
     text_unit: Literal["line", "file"] = "line"
@@ -227,8 +228,9 @@ class DatasetConfig(Section):
     """Share of the documents set aside for evaluation."""
     eval_samples: PositiveInt | None = None
     """Number of first documents set aside for evaluation; also caps an `eval_split`."""
-    test_samples: Annotated[PositiveInt | None, NotBuilt("a test at the end")] = None
-    """Number of documents after those of `eval_samples` set aside for a test at the end of a run."""
+    test_samples: PositiveInt | None = None
+    """Number of documents after those of `eval_samples` set aside for a test at the end of a run. Excludes
+    `test_file`."""
     pre_tokenize: Annotated[Bool, NoEffect("text is always tokenised once, into a token store")] = False
     """Tokenise before training."""
     pre_tokenize_output: str | None = None
@@ -458,21 +460,23 @@ class TrainerConfig(Section):
     eval_on_start: Bool = False
     """Evaluate before the first step."""
     eval_max_batches: PositiveInt | None = None
-    """Evaluate at most so many batches, over all ranks."""
+    """Evaluate at most so many batches, over all ranks. The test at the end takes all."""
     save_strategy: Literal["steps", "epoch", "best", "no"] = "steps"
-    """When to save; `no` saves on a signal and at the end only."""
+    """When to save: every `save_steps`, or `best`: after an evaluation that is the best so far by
+    `metric_for_best_model`, which is then eval_loss by default. On a signal and at the end in any case; with `no` then only."""
     save_steps: PositiveInt = 10000
     """Steps between checkpoints; the last step is always saved."""
     save_total_limit: Count | None = 3
-    """Checkpoints to keep, the newest ones; 0 or null keeps all. The last good one is never deleted."""
+    """Checkpoints to keep, the newest ones; 0 or null keeps all. The last good one and the best one are never
+    deleted."""
     save_model: Annotated[Bool, NoEffect("every checkpoint has portable weights")] = True
     """Save portable weights."""
     min_free_disk_gb: NonNegativeFloat = 0.0
     """GB that must stay free on the disk after a checkpoint is written."""
     resume_from_checkpoint: Annotated[bool | int | str | None, Field(union_mode="left_to_right")] = None
-    """`latest` (or true), a step, or a checkpoint folder."""
-    tensorboard_dir: Annotated[Line | None, NotBuilt("TensorBoard files elsewhere")] = None
-    """Folder of TensorBoard's files; `<output_dir>/tensorboard` by default."""
+    """`latest` (or true), `best`, a step, or a checkpoint folder."""
+    tensorboard_dir: Line | None = None
+    """Folder of TensorBoard's files, from the working directory at launch; `<output_dir>/tensorboard` by default."""
     disable_tqdm: Bool = False
     """No progress bar."""
     enforce_full_packed_batches: Annotated[Bool, NoEffect("every microbatch has the same number of rows")] = True
@@ -481,16 +485,19 @@ class TrainerConfig(Section):
     """GLUE: epochs."""
     early_stopping: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 0
     """GLUE: evaluations without improvement before stopping."""
-    metric_for_best_model: Annotated[
-        Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None, NotBuilt("choosing a best model")
-    ] = None
+    metric_for_best_model: Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None = None
     """Metric of the evaluation whose best checkpoint is saved at once and never deleted; none by default."""
-    greater_is_better: Annotated[Bool, NotBuilt("choosing a best model")] = True
+    greater_is_better: Annotated[Bool, NoEffect("the metric says it")] = True
     """Direction of that metric."""
     load_best_model_at_end: Annotated[Bool, NotBuilt("choosing a best model")] = False
     """Load the best model at the end."""
     dataloader_num_workers: Annotated[Count, NotBuilt("contrastive training")] = 0
     """Contrastive: processes that prepare batches."""
+
+    @property
+    def best_metric(self) -> str | None:
+        """The metric that chooses the best checkpoint, if one is chosen."""
+        return self.metric_for_best_model or ("eval_loss" if self.save_strategy == "best" else None)
 
 
 class WandbConfig(Section):
@@ -504,8 +511,8 @@ class WandbConfig(Section):
     """User or team."""
     name: str | None = None
     """Name of the run."""
-    id: Annotated[Line | None, NotBuilt("choosing the id of a W&B run")] = None
-    """Id of the W&B run; made at the first start by default."""
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] | None = None
+    """Id of the W&B run, letters, digits, - and _; made at the first start by default."""
     tags: list[str] = []
     """Tags of the run."""
     mode: Literal["online", "offline", "disabled"] = "online"
@@ -807,7 +814,8 @@ _FREE_KEYS = {
     "trainer": """output_dir use_cpu overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
         per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
         logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
-        save_strategy save_steps save_total_limit min_free_disk_gb""",
+        save_strategy save_steps save_total_limit min_free_disk_gb metric_for_best_model greater_is_better
+        tensorboard_dir""",
 }
 
 

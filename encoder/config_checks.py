@@ -31,7 +31,7 @@ UNBUILT = {
     },
     "optimizer.name": {"muonclip": "MuonClip"},
     "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
-    "trainer.save_strategy": {"epoch": "saving by epochs", "best": "saving the best model"},
+    "trainer.save_strategy": {"epoch": "saving by epochs"},
 }
 
 
@@ -117,6 +117,17 @@ def _data_rules(config: RunConfig) -> Iterator[Finding]:
             ("dataset.eval_samples", "dataset.validation_split"),
             ("and dataset.validation_split exclude each other; keep one"),
         )
+    for key in ("eval_split", "validation_split", "eval_samples"):
+        if dataset.validation_file and getattr(dataset, key):
+            yield (
+                ("dataset.validation_file", f"dataset.{key}"),
+                f"and dataset.{key} exclude each other; keep one and set the other to null",
+            )
+    if dataset.test_file and dataset.test_samples:
+        yield (
+            ("dataset.test_file", "dataset.test_samples"),
+            "and dataset.test_samples exclude each other; keep one and set the other to null",
+        )
     if not (dataset.name or dataset.path):
         yield ("dataset.name", "dataset.path"), "is empty, and so is dataset.path; name a source"
 
@@ -146,7 +157,13 @@ def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
     if trainer.save_strategy == "steps" and trainer.save_steps == 0:
         yield ("trainer.save_steps",), "is 0; use trainer.save_strategy no to save at the end only"
     if trainer.resume_from_checkpoint == "":
-        yield ("trainer.resume_from_checkpoint",), "is empty; write latest, a step, a checkpoint folder or null"
+        yield ("trainer.resume_from_checkpoint",), "is empty; write latest, best, a step, a checkpoint folder or null"
+    if trainer.best_metric and trainer.eval_strategy == "no":
+        key = "metric_for_best_model" if trainer.metric_for_best_model else "save_strategy"
+        yield (
+            (f"trainer.{key}", "trainer.eval_strategy"),
+            f"is {getattr(trainer, key)}, but trainer.eval_strategy no evaluates nothing; set it to steps",
+        )
 
 
 def _parallel_rules(config: RunConfig) -> Iterator[Finding]:

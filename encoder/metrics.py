@@ -1,7 +1,7 @@
 """What a run tells: `metrics.jsonl`, `events.jsonl`, TensorBoard, W&B, the console. Rank 0 only.
 
-`metrics.jsonl` has one line a logged step and one an evaluation, in step order; what a resumed run repeats is moved to
-`logs/<n>/metrics_repeated.jsonl` first.
+`metrics.jsonl` has one line a logged step, one an evaluation and one for the test at the end, in step order; what a
+resumed run repeats is moved to `logs/<n>/metrics_repeated.jsonl` first.
 """
 
 import json
@@ -76,7 +76,7 @@ class RunLog:
         cut_repeated(run_dir / "metrics.jsonl", start_step, self.log_dir / "metrics_repeated.jsonl")
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
-        self.board = _tensorboard(run_dir, start_step)
+        self.board = _tensorboard(Path(config.trainer.tensorboard_dir or run_dir / "tensorboard"), start_step)
         self.wandb = _wandb(run_dir, config) if config.wandb.enabled else None
         if self.console.is_terminal and not config.trainer.disable_tqdm:
             self.progress = _progress_bar(self.console)
@@ -104,14 +104,18 @@ class RunLog:
         else:
             self.say(line)
 
-    def evaluation(self, record: dict[str, Any]) -> None:
-        """Log an evaluation record; it must have `step`."""
+    def evaluation(self, record: dict[str, Any], kind: str = "eval") -> None:
+        """Log a record of an evaluation, or of the test with `kind` test; it must have `step`."""
         if not self.is_main:
             return
-        self._write(record, "eval")
-        self.say(
-            f"step {record['step']:>7}  eval: loss {record['eval_loss']:.4f}, accuracy {record['eval_accuracy']:.2%}, "
-            f"perplexity {record['eval_perplexity']:.1f}"
+        self._write(record, kind)
+        self.say(evaluation_line(record, kind))
+
+    def has(self, step: int, key: str) -> bool:
+        """Tell whether a record of this step has a key, on rank 0."""
+        return self.is_main and any(
+            record["step"] == step and key in record
+            for record in map(json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         )
 
     def event(self, name: str, **details: Any) -> None:
@@ -168,19 +172,35 @@ def table(lines: list[tuple[str, str]], width: int = 80) -> str:
 
 def train_line(record: dict[str, Any]) -> str:
     """Return a training record as one line of at most 80 characters."""
-    loss = "   nan" if record["loss"] is None else f"{record['loss']:6.4f}"
-    mfu = "" if record["mfu"] is None else f"  mfu {record['mfu']:5.1%}"
+    rate = record["tokens_per_s"]
     return (
-        f"step {record['step']:>7}  loss {loss}  grad {record['grad_norm']:7.3f}  lr {record['learning_rate']:.2e}"
-        f"  {record['tokens_per_s']:>7.0f} tok/s{mfu}"
+        f"step {record['step']:>7}  loss {_loss(record['loss'])}  grad {_fit(record['grad_norm'], 5)}"
+        f"  lr {record['learning_rate']:.1e}  {f'{rate / 1000:.0f}k' if rate >= 10_000 else f'{rate:.0f}':>4} tok/s"
     )
+
+
+def evaluation_line(record: dict[str, Any], kind: str) -> str:
+    """Return a record of an evaluation or a test as one line of at most 80 characters."""
+    loss, accuracy, perplexity = (record[f"{kind}_{name}"] for name in ("loss", "accuracy", "perplexity"))
+    step = record.get("test_step", record["step"])
+    return f"step {step:>7}  {kind} {_loss(loss)}, accuracy {accuracy:.2%}, perplexity {_fit(perplexity, 5).strip()}"
 
 
 def status_line(record: dict[str, Any]) -> str:
     """Return the few numbers that stand beside the progress bar."""
-    loss = "nan" if record["loss"] is None else f"{record['loss']:.3f}"
     mfu = "" if record["mfu"] is None else f" · MFU {record['mfu']:.0%}"
-    return f"loss {loss} · {record['tokens_per_s']:.0f} tok/s{mfu}"
+    return f"{_loss(record['loss'])} · {record['tokens_per_s']:.0f} tok/s{mfu}"
+
+
+def _loss(nats: float | None) -> str:
+    bits = None if nats is None else nats / math.log(2)
+    return f"{_fit(nats, 6)} nats ({_fit(bits, 6)} bits)"
+
+
+def _fit(number: float | None, width: int) -> str:
+    """Return a number in `width` characters, with the decimals that there is room for; None is not a number."""
+    texts = (f"{math.nan if number is None else number:{width}.{decimals}f}" for decimals in range(width - 2, -1, -1))
+    return next((text for text in texts if len(text) <= width), f"{number:.0e}")
 
 
 def cut_repeated(path: Path, start_step: int, moved_to: Path) -> None:
@@ -214,27 +234,32 @@ def _progress_bar(console: Console) -> Progress:
     )
 
 
-def _tensorboard(run_dir: Path, start_step: int) -> Any:
+def _tensorboard(folder: Path, start_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+    return SummaryWriter(str(folder), purge_step=start_step + 1)
 
 
 def _wandb(run_dir: Path, config: RunConfig) -> Any:
-    """Start or continue the run's W&B run: its id lives in the run folder."""
+    """Start or continue the run's W&B run."""
     import wandb
 
-    id_file = run_dir / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
     settings = config.wandb
     folder = Path(settings.dir) if Path(settings.dir).is_absolute() else run_dir / settings.dir
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
-        id=id_file.read_text().strip(), resume="allow", project=settings.project, entity=settings.entity,
+        id=wandb_id(run_dir, settings.id), resume="allow", project=settings.project, entity=settings.entity,
         name=settings.name, tags=settings.tags, mode=settings.mode, dir=str(folder),
         config=config.model_dump(mode="json"),
     )  # fmt: skip
+
+
+def wandb_id(run_dir: Path, asked: str | None) -> str:
+    """Return the id of the run's W&B run, which lives in the run folder: the one asked for, or one made once."""
+    file = run_dir / "wandb_id"
+    if asked or not file.exists():
+        file.write_text(asked or secrets.token_hex(4))
+    return file.read_text().strip()
 
 
 def _now() -> str:

@@ -48,6 +48,9 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
         trainer.min_free_disk_gb,
     )  # fmt: skip
     log = RunLog(run_dir, config, current_attempt(), ranks.is_main, state.step)
+    if state.best and not ranks.from_main((checkpoint.checkpoints_dir(run_dir) / str(state.best.step)).is_dir()):
+        log.say(f"The best checkpoint so far, step {state.best.step}, is not in this run: the next evaluation is best.")
+        state.best = None
     run = Run(
         run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, beat, state
     )
@@ -107,6 +110,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
         ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
                        if config.trainer.eval_strategy != "no" else "off"),
+        *([("test", f"{len(run.data.test)} rows, after the last step")] if run.data.test else []),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),
         ("engine", engine_name(config) + (", one process" if split.world_size == 1 else "")),

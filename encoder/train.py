@@ -1,6 +1,6 @@
 """The training loop.
 
-    [ one training step -> log -> evaluate -> save ] ... -> last evaluation, last checkpoint
+    [ one training step -> log -> evaluate -> save ] ... -> last evaluation, last checkpoint -> test
 
 The global batch, the masks and the dropout of step s are functions of (config, s), so a run that was stopped and
 resumed goes through the same numbers as one that was not. Stop signals are acted on before a step and between
@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.build import Data, train_loader
+from enc.encoder.build import Data, eval_batches, train_loader
 from enc.encoder.checkpoint_io import Saver
 from enc.encoder.config import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch
@@ -47,6 +48,19 @@ class Window:
 
 
 @dataclass
+class Best:
+    """The best evaluation so far, whose checkpoint is kept."""
+
+    metric: str
+    value: float
+    step: int
+
+    def beaten_by(self, value: float) -> bool:
+        """Tell whether another value is strictly better."""
+        return value > self.value if self.metric == "eval_accuracy" else value < self.value
+
+
+@dataclass
 class TrainState:
     """Counters of a run, the same on all ranks. Everything else is a function of the config and `step`."""
 
@@ -56,11 +70,13 @@ class TrainState:
     evaluated_step: int = -1
     loss_is_finite: bool = True
     window: Window = field(default_factory=Window)
+    best: Best | None = None
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "TrainState":
-        known = {name: saved[name] for name in cls.__dataclass_fields__ if name != "window"}
-        return cls(**known, window=Window(**saved["window"]))
+        known = {name: saved[name] for name in cls.__dataclass_fields__ if name not in ("window", "best")}
+        best = Best(**saved["best"]) if saved.get("best") else None  # imported checkpoints have none
+        return cls(**known, window=Window(**saved["window"]), best=best)
 
 
 @dataclass
@@ -166,6 +182,7 @@ def train(run: Run) -> None:
             _log_step(run, watch, learning_rate, grad_norm, int(num_labels))
         _boundary(run)
     _note_saved(run, wait=True)
+    _test(run)
 
 
 def _sizes(microbatches: list[Microbatch]) -> list[int]:
@@ -209,30 +226,85 @@ def _text(number: float) -> float | str:
 
 
 def _boundary(run: Run, before_first_step: bool = False) -> None:
-    """Evaluate and save when this step asks for it; at the last step always."""
+    """Evaluate and save when this step asks for it; at the last step always, and the best so far at once."""
     trainer, state = run.config.trainer, run.state
     _note_saved(run)
     last = state.step == trainer.max_steps
     due = state.step % trainer.eval_steps == 0 if state.step else trainer.eval_on_start
+    best = False
     if run.eval_batches is not None and (due or last) and state.evaluated_step != state.step:
-        _evaluate(run, run.eval_batches)
+        best = _evaluate(run, run.eval_batches)
     due = trainer.save_strategy == "steps" and state.step % trainer.save_steps == 0 and not before_first_step
-    if (due or last) and run.saved_step != state.step:
+    # A step that was saved before it was evaluated, on a signal, is saved again when it proves to be the best.
+    if best or ((due or last) and run.saved_step != state.step):
         _save(run)
 
 
-def _evaluate(run: Run, batches: EvalBatches) -> None:
-    def should_stop() -> bool:
-        run.beat.mark("evaluate")
-        return bool(run.stop)
-
-    metrics = evaluate_mlm(
-        run.engine.module, batches, run.ranks, run.hardware, run.config.trainer.eval_max_batches, should_stop
-    )
+def _evaluate(run: Run, batches: EvalBatches) -> bool:
+    """Evaluate, and tell whether this is the best so far."""
+    metrics = _metrics(run, batches, "eval", run.config.trainer.eval_max_batches)
     if metrics is None:
         _save_and_stop(run)
     run.state.evaluated_step = run.state.step
     run.log.evaluation({"step": run.state.step, "time": time.time(), **metrics})
+    return _note_best(run, metrics)
+
+
+def _metrics(run: Run, batches: EvalBatches, kind: str, count: int | None = None) -> dict[str, float] | None:
+    """Return the metrics of held-out text, their names beginning with `kind`; None after a stop signal."""
+
+    def should_stop() -> bool:
+        run.beat.mark("evaluate")
+        return bool(run.stop)
+
+    return evaluate_mlm(run.engine.module, batches, run.ranks, run.hardware, count, should_stop, kind)
+
+
+def _note_best(run: Run, metrics: dict[str, float]) -> bool:
+    """Take note of an evaluation that is better than all before by the metric that counts, and tell whether it is.
+
+    All ranks have the same metrics and the same state, so they agree.
+    """
+    metric, best = run.config.trainer.best_metric, run.state.best
+    if metric is None or not (math.isfinite(metrics["eval_loss"]) and math.isfinite(metrics[metric])):
+        return False
+    if best is not None and best.metric == metric and not best.beaten_by(metrics[metric]):
+        return False
+    run.state.best = Best(metric, metrics[metric], run.state.step)
+    run.log.event("best", step=run.state.step, **{metric: metrics[metric]})
+    return True
+
+
+def _test(run: Run) -> None:
+    """Evaluate the best checkpoint, or else the last weights, on the text of the test; once, as the metrics tell.
+
+    The last checkpoint is on disk, and nothing is saved after this: the engine may hold other weights now.
+    """
+    batches, step = eval_batches(run.data, run.config, "test"), run.state.step
+    if batches is None or run.ranks.from_main(run.log.has(step, "test_loss")):
+        return
+    tested = _load_best(run)
+    run.log.say(f"Testing {'the last weights' if tested == step else 'the best checkpoint'}, step {tested}.")
+    metrics = _metrics(run, batches, "test")
+    if metrics is None:
+        _stop(run, _note_signal(run))
+    run.log.evaluation({"step": step, "time": time.time(), "test_step": tested, **metrics}, "test")
+    run.log.event("tested", step=step, test_step=tested, test_loss=_text(metrics["test_loss"]))
+
+
+def _load_best(run: Run) -> int:
+    """Load the best checkpoint of the run, if it has one; return the step whose weights the engine now has."""
+    best, step = run.state.best, run.state.step
+    if best is None or best.step == step:
+        return step
+    folder = checkpoint.checkpoints_dir(run.dir) / str(best.step)
+    run.beat.mark("restore")
+    status = run.ranks.from_main(checkpoint.verify(folder) if run.ranks.is_main else None)
+    if status.state != "complete":
+        run.log.say(f"The best checkpoint, {folder}, is {status.state}: {status.problems[0]}.")
+        return step
+    checkpoint_io.load(folder, run.engine)
+    return best.step
 
 
 def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float, num_labels: int) -> None:
@@ -240,10 +312,12 @@ def _log_step(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float
     parts = watch.read()
     run.stragglers.note(run, (parts.get("data_wait", 0.0) + parts.get("forward", 0.0)) / work.steps)
     places = work.steps * run.split.rows_per_step * run.config.row_length
+    loss = window.loss_sum / window.num_labels if window.num_labels else math.nan
     record = {
         "step": state.step,
         "time": time.time(),
-        "loss": window.loss_sum / window.num_labels if window.num_labels else math.nan,
+        "loss": loss,
+        "loss_bits": loss / math.log(2),
         "logsumexp": window.logsumexp_sum / window.num_labels if window.num_labels else math.nan,
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
@@ -305,11 +379,21 @@ def _save_and_stop(run: Run) -> NoReturn:
     """Save the state of the last finished step and raise Stopped on every rank."""
     run.beat.mark("save")
     _note_saved(run, wait=True)
-    name = run.ranks.from_main(run.stop.signal_name) or run.stop.signal_name or "a signal on another rank"
-    run.log.event("signal", signal=name, step=run.state.step)
+    name = _note_signal(run)
     if run.saved_step != run.state.step:
         _save(run)
         _note_saved(run, wait=True)
+    _stop(run, name)
+
+
+def _note_signal(run: Run) -> str:
+    """Record the signal that stops the run and return its name."""
+    name = run.ranks.from_main(run.stop.signal_name) or run.stop.signal_name or "a signal on another rank"
+    run.log.event("signal", signal=name, step=run.state.step)
+    return name
+
+
+def _stop(run: Run, name: str) -> NoReturn:
     raise Stopped(
         f"Stopped by {name} at step {run.state.step}; its checkpoint is saved. Go on with `enc resume latest`."
     )

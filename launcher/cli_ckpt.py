@@ -13,26 +13,27 @@ from enc.launcher.options import say
 app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 
 AnyArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, or a run folder (its latest).")
+    str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, RUN (its latest) or RUN/best.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Return the checkpoint meant by a checkpoint folder or by a run folder. Raises UsageError when there is none."""
-    from enc.encoder.checkpoint import checkpoints_dir, find_checkpoint
+    """Return the checkpoint meant by a checkpoint folder, a run folder or <run>/best. Raises UsageError without one."""
+    from enc.encoder.checkpoint import checkpoints_dir, find_checkpoint, split_name
     from enc.encoder.errors import UsageError
     from enc.launcher.launch import passed_over_text
 
     path = Path(name)
     if path.is_file():
         raise UsageError(f"{path} is a file, not a checkpoint folder of enc. `enc ckpt import` makes one of weights.")
-    if checkpoints_dir(path).is_dir():
-        found, passed_over = find_checkpoint(path, "latest")
-        for status in passed_over:
-            say(passed_over_text(status))
-        return found
-    return find_checkpoint(path, str(path.absolute()))[0]
+    in_run = (path, "latest") if checkpoints_dir(path).is_dir() else split_name(path)
+    if in_run is None:
+        return find_checkpoint(path, str(path.absolute()))[0]
+    found, passed_over = find_checkpoint(*in_run)
+    for status in passed_over:
+        say(passed_over_text(status))
+    return found
 
 
 def any_checkpoint(name: str, only_complete: bool = True) -> Path:
@@ -40,10 +41,13 @@ def any_checkpoint(name: str, only_complete: bool = True) -> Path:
 
     Raises UsageError when ours is damaged, unless `only_complete` is off.
     """
+    from enc.encoder.checkpoint import split_name
     from enc.tools.readers.detect import newest_foreign
     from enc.tools.readers.folders import is_ours
 
     path = Path(name)
+    if split_name(path):
+        return checkpoint_folder(name)
     if found := newest_foreign(path):
         say(f"Reading {found}, the newest checkpoint of {path}.")
         return found
@@ -121,7 +125,7 @@ def verify(
     from enc.encoder.errors import UsageError
     from enc.tools.readers.folders import is_ours
 
-    path = Path(checkpoint)
+    path = checkpoint_folder(checkpoint) if folder.split_name(Path(checkpoint)) else Path(checkpoint)
     if not path.exists():
         raise UsageError(f"There is no checkpoint {path}.")
     paths = folder.list_checkpoints(path) or [path]
@@ -146,7 +150,7 @@ def _verified_foreign(path: Path) -> Any:
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint of any format, or a run folder (its latest).")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint of any format, RUN (its latest) or RUN/best.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -167,7 +171,10 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Newest complete checkpoints to keep.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, delete nothing.")] = False,
 ) -> None:
-    """Delete the older checkpoints of a run and print them; damaged ones and the last healthy one always stay."""
+    """Delete the older checkpoints of a run and print them.
+
+    Damaged ones, the last healthy one and the best one always stay.
+    """
     from enc.encoder import checkpoint as folder
     from enc.launcher.run_folder import RunLock, find_run
 

@@ -131,7 +131,7 @@ def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> N
 
 def resume(
     context: typer.Context,
-    which: Annotated[str, typer.Argument(metavar="WHICH", help="latest, a step, or a checkpoint folder.")],
+    which: Annotated[str, typer.Argument(metavar="WHICH", help="latest, best, a step, or a checkpoint folder.")],
     run: RunOption = None,
     nproc: NprocOption = None,
     nodes: NodesOption = None,
@@ -186,7 +186,7 @@ def _preprocess(config: "RunConfig") -> Any:
 
 @eval_app.command("mlm")
 def eval_mlm(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, RUN (its latest) or RUN/best.")],
     store: Annotated[
         str | None, typer.Option("--store", metavar="DIR", help="Another token store to evaluate on.")
     ] = None,

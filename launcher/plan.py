@@ -84,6 +84,12 @@ def make_plan(config: RunConfig) -> Plan:
         "launch.nproc_per_node": per_node,
         "launch.nodes": config.launch.num_nodes,
     }
+    if manifest and config.trainer.best_metric and "eval" not in manifest["splits"]:
+        raise UsageError(
+            f"The best checkpoint is chosen by {config.trainer.best_metric}, but the token store {store} has no text "
+            "to evaluate on. Set dataset.eval_samples, dataset.validation_split or dataset.validation_file and "
+            "preprocess into another folder, or set trainer.metric_for_best_model null and trainer.save_strategy steps."
+        )
     tokens = manifest["splits"]["train"]["tokens"] if manifest else None
     device = "cuda" if _has_gpus(config) else "cpu"
     asked = config.parallel.engine
@@ -155,11 +161,14 @@ def render(plan: Plan) -> dict[str, str]:
 def self_contained(plan: Plan) -> RunConfig:
     """Return the plan's config with absolute folders, and text and tokenizer taken from the token store.
 
-    A run can then go on from any working directory, whatever became of its source and its site profile.
+    A run can then go on from any working directory, whatever became of its sources and its site profile.
     """
     updates: dict[str, Any] = {
-        "trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store), "launch.site": None,
+        "trainer.output_dir": str(plan.run_dir), "dataset.path": str(plan.store), "dataset.validation_file": None,
+        "dataset.test_file": None, "launch.site": None,
     }  # fmt: skip
+    if plan.config.trainer.tensorboard_dir:
+        updates["trainer.tensorboard_dir"] = str(Path(plan.config.trainer.tensorboard_dir).absolute())
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
     return plan.config.changed(updates)

@@ -18,7 +18,7 @@ import enc
 from enc.encoder import sizes
 from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.config import RunConfig, SlurmConfig
-from enc.encoder.data.corpus import Source, resolve_source
+from enc.encoder.data.corpus import Source, held_out_sources, resolve_source
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import local_folder
 from enc.encoder.errors import UsageError
@@ -42,7 +42,8 @@ def preflight(plan: Plan, for_slurm: bool) -> list[Finding]:
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "SLURM": lambda: check_slurm(plan.config, slurm.is_installed(), dict(os.environ)) if for_slurm else (),
         "time limit": lambda: check_time(plan.config.launch.slurm) if for_slurm else (),
-        "run folder": lambda: [check_run_folder(plan.run_dir)],
+        "run folder": lambda: [check_folder("trainer.output_dir", "run folder", plan.run_dir)],
+        "TensorBoard": lambda: _check_tensorboard(plan.config.trainer.tensorboard_dir),
         "text": lambda: check_text(plan),
         "tokenizer": lambda: check_tokenizer(plan),
         "shared paths": lambda: check_shared(shared_paths(plan), mounts) if for_slurm else (),
@@ -142,15 +143,20 @@ def _check_file(key: str, value: str, is_path: bool) -> Iterator[Finding]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def check_run_folder(run_dir: Path) -> Finding:
-    """The run folder, or the nearest folder above it, must take new files."""
-    parent = machine.existing_parent(run_dir)
+def check_folder(key: str, what: str, folder: Path) -> Finding:
+    """The run folder, or another that a run writes, or the nearest folder above it, must take new files."""
+    parent = machine.existing_parent(folder)
     if not parent.is_dir():
-        return red("run folder", f"{run_dir} cannot be made: {parent} is a file", "choose another trainer.output_dir")
+        return red(what, f"{folder} cannot be made: {parent} is a file", f"choose another {key}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        fix = "choose another trainer.output_dir, or mend its permissions"
-        return red("run folder", f"{run_dir} cannot be written: {parent} does not allow it", fix)
-    return green("run folder", str(run_dir))
+        fix = f"choose another {key}, or mend its permissions"
+        return red(what, f"{folder} cannot be written: {parent} does not allow it", fix)
+    return green(what, str(folder))
+
+
+def _check_tensorboard(folder: str | None) -> Iterator[Finding]:
+    if folder:
+        yield check_folder("trainer.tensorboard_dir", "TensorBoard", Path(folder).absolute())
 
 
 def check_text(plan: Plan) -> Iterator[Finding]:
@@ -160,7 +166,8 @@ def check_text(plan: Plan) -> Iterator[Finding]:
         yield from _unreadable("token store", files)
         return
     source = resolve_source(plan.config.dataset)
-    yield from _unreadable("text", [Path(source.location, file.name) for file in source.files])
+    sources = [source, *held_out_sources(source, plan.config.dataset).values()]
+    yield from _unreadable("text", [path for part in sources for path in part.paths])
     parent = machine.existing_parent(plan.store)
     if not os.access(parent, os.W_OK | os.X_OK):
         yield red("token store", f"{plan.store} cannot be made: {parent} does not allow it",
@@ -203,11 +210,12 @@ def check_disk(plan: Plan, free: int, existing: int) -> Finding:
 
 
 def checkpoints_kept(plan: Plan) -> int:
-    """Return how many checkpoints a run keeps, at most."""
+    """Return how many checkpoints a run keeps, at most: the newest ones, and the best one."""
     trainer = plan.config.trainer
     interval = {"steps": trainer.save_steps, "epoch": _steps_per_epoch(plan), "best": trainer.eval_steps}
     saves = ceil(trainer.max_steps / interval.get(trainer.save_strategy, trainer.max_steps))
-    return min(trainer.save_total_limit or saves, saves)
+    limit = trainer.save_total_limit and trainer.save_total_limit + (trainer.best_metric is not None)
+    return min(limit or saves, saves)
 
 
 def _steps_per_epoch(plan: Plan) -> int:

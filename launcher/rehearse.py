@@ -212,6 +212,7 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
         "trainer.max_steps": _LEAST_STEPS, "trainer.save_steps": _LEAST_STEPS // 8, "trainer.save_strategy": "steps",
         "trainer.logging_steps": 5, "trainer.eval_max_batches": 2, "trainer.eval_steps": 20,
         "trainer.save_total_limit": 2, "trainer.disable_tqdm": True, "trainer.resume_from_checkpoint": None,
+        "trainer.tensorboard_dir": None,
         "trainer.global_batch_size": trainer.per_device_train_batch_size * ranks,
         "trainer.gradient_accumulation_steps": 1, "trainer.use_cpu": gpus == 0,
         "scheduler.total_steps": config.scheduler.total_steps or trainer.max_steps,

@@ -2,7 +2,7 @@
 
 The rows of an epoch stand in an order keyed by (seed, "order", epoch); step s takes the next `global_batch_size` of
 them, over epoch ends if need be, and rank r of W takes the r-th slice of that. Masks are keyed by (seed, "mask", epoch,
-row) in training and (seed, "eval", row) in evaluation.
+row) in training, (seed, "eval", row) in evaluation and (seed, "test", row) in the test at the end.
 
 Legend: N documents of a microbatch, M label places, X rows, T of them keys. Rows are the tokens of the text; with a
 permutation (``enc.encoder.data.permutation``) there are more of them, and not all are keys.
@@ -127,17 +127,18 @@ class TrainBatches(Dataset):
 
 
 class EvalBatches(Dataset):
-    """Batches of the evaluation rows in order, with masks that are the same at every evaluation."""
+    """Batches of held-out rows in order, with masks that are the same at every evaluation for this `purpose`."""
 
-    def __init__(self, rows: Rows, masker: Masker, seed: int, rows_per_batch: int) -> None:
+    def __init__(self, rows: Rows, masker: Masker, seed: int, rows_per_batch: int, purpose: str = "eval") -> None:
         self.rows, self.masker, self.seed, self.rows_per_batch = rows, masker, seed, rows_per_batch
+        self.purpose = purpose
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.rows_per_batch)
 
     def __getitem__(self, index: int) -> Microbatch:
         indices = range(index * self.rows_per_batch, min((index + 1) * self.rows_per_batch, len(self.rows)))
-        return collate([mask_row(self.rows, i, self.masker, numpy_rng(self.seed, "eval", i)) for i in indices])
+        return collate([mask_row(self.rows, i, self.masker, numpy_rng(self.seed, self.purpose, i)) for i in indices])
 
 
 def mask_row(rows: Rows, index: int, masker: Masker, rng: np.random.Generator) -> MaskedRow:

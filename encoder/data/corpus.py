@@ -1,6 +1,6 @@
-"""Where text comes from: every source becomes one stream of documents, each marked "train" or "eval".
+"""Where text comes from: every source becomes one stream of documents, each marked "train", "eval" or "test".
 
-    dataset section ──resolve_source──▶ Source (what is read: value, no text opened)
+    dataset section ──resolve_source, held_out_sources──▶ Source (what is read: value, no text opened)
                     ──read_documents──▶ Document, Document, …  (in one fixed order, a document at a time)
 
 A source is a file, a folder or a glob of text, JSON lines and Parquet files; a folder written by
@@ -35,6 +35,8 @@ JSON_SUFFIXES = (".jsonl", ".json")
 PARQUET_SUFFIXES = (".parquet",)
 FILE_SUFFIXES = tuple(s + z for s in TEXT_SUFFIXES + JSON_SUFFIXES for z in ("", ".gz")) + PARQUET_SUFFIXES
 TEXT_COLUMNS = ("text", "sentence", "content")
+SPLITS = ("train", "eval", "test")
+HELD_OUT_FILES = {"eval": "validation_file", "test": "test_file"}  # split -> key of its own source
 SPLIT_BLOCK = 4096  # documents that share one keyed generator: seeding one for each document costs more than reading it
 
 
@@ -46,7 +48,7 @@ class Text(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A usable document: its split ("train" or "eval"), its text, and how far into the source it ends."""
+    """A usable document: its split (one of SPLITS), its text, and how far into the sources it ends."""
 
     split: str
     text: str
@@ -89,6 +91,11 @@ class Source:
         """Bytes on disk of all files of the source; None when it has no files."""
         return sum(file.size for file in self.files) if self.files else None
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the source."""
+        return [Path(self.location, file.name) for file in self.files]
+
     def describe(self) -> dict[str, Any]:
         """Return the JSON description by which a store recognises its source: files by name, size and time."""
         files = {file.name: [file.size, file.mtime_ns] for file in self.files}
@@ -117,6 +124,35 @@ def resolve_source(dataset: DatasetConfig) -> Source:
     if _looks_local(name):
         return _local_source(name, "dataset.name")
     return Source("hub", name)
+
+
+def held_out_sources(source: Source, dataset: DatasetConfig) -> dict[str, Source]:
+    """Return the sources of their own that "eval" and "test" have: `validation_file` and `test_file`.
+
+    Raises:
+        UsageError: one does not exist, holds nothing that can be read, or is part of what is trained on of `source`.
+    """
+    found = {}
+    for split, key in HELD_OUT_FILES.items():
+        if name := getattr(dataset, key):
+            found[split] = _local_source(name, f"dataset.{key}")
+            if found[split].kind == "store":
+                raise UsageError(f"dataset.{key}: {name} is a token store, which holds no text to read. Name a text.")
+            _refuse_trained(found[split], source, dataset, f"dataset.{key}")
+    return found
+
+
+def _refuse_trained(held_out: Source, source: Source, dataset: DatasetConfig, key: str) -> None:
+    """Raise UsageError when a file that is held out is trained on as well."""
+    if source.kind != "files":
+        return
+    files = _split_files(source, dataset.train_split, dataset.eval_split)
+    trained = {Path(source.location, file.name) for file in files}
+    if shared := sorted(trained.intersection(held_out.paths)):
+        raise UsageError(
+            f"{key}: {shared[0]} is also among the {len(trained)} files to train on, so its numbers would say nothing. "
+            f"Move it out of {source.location}, or name the others alone in dataset.path, with a glob."
+        )
 
 
 def _looks_local(name: str) -> bool:
@@ -202,59 +238,82 @@ def _stat_files(root: Path, paths: Iterable[Path]) -> tuple[SourceFile, ...]:
 
 
 def read_documents(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
-    """Yield the usable documents of a source, each with its split, always in the same order.
+    """Yield the usable documents of a source and of `held_out_sources`, each with its split, always in the same order.
 
-    Which documents are held out is decided by the first of these that is set: `eval_split` (a split of the source),
-    `validation_split` (a fraction, drawn by (seed, "split", index of the document)), `eval_samples` (that many from
-    the head). `eval_samples` also caps an evaluation set chosen in another way. At least one document always stays in
-    train.
+    Sources of their own come first, so that what is wrong with them shows before hours of work. Which documents of
+    `source` are held out for evaluation is decided by the first of these that is set: `eval_split` (a split of the
+    source), `validation_split` (a fraction, drawn by (seed, "split", index of the document)), `eval_samples` (that many
+    from the head). `eval_samples` also caps an evaluation set chosen in another way. The `test_samples` documents that
+    follow are held out for the test. At least one document always stays in train.
 
     Raises:
         UsageError: nothing usable in a split, a missing column or split, or text that cannot be decoded.
     """
-    counts = {"train": 0, "eval": 0}
-    for document in _assign_splits(source, dataset, seed):
-        counts[document.split] += 1
-        yield document
+    start = 0
+    for split, held_out in held_out_sources(source, dataset).items():
+        count = 0
+        for text, position in _usable(_open_split(held_out, dataset, None), dataset):
+            count += 1
+            yield Document(split, text, start + position)
+        if not count:
+            raise UsageError(
+                f"dataset.{HELD_OUT_FILES[split]}: no usable document in {held_out.place}: it is empty, or every text "
+                f"is shorter than dataset.min_text_length={dataset.min_text_length}. Name another text."
+            )
+        start += held_out.total_bytes or 0
+    counts = dict.fromkeys(SPLITS, 0)
+    for split, text, position in _assign_splits(source, dataset, seed):
+        counts[split] += 1
+        yield Document(split, text, start + position)
+    _check_counts(counts, source, dataset)
+
+
+def _check_counts(counts: dict[str, int], source: Source, dataset: DatasetConfig) -> None:
     if not counts["train"]:
         raise UsageError(
             f"No usable document for training in {source.place}: it is empty, or every text is shorter than "
             f"dataset.min_text_length={dataset.min_text_length} or was held out. Lower min_text_length or the "
             "evaluation share, or add text."
         )
-    if (dataset.eval_split or dataset.validation_split) and not counts["eval"]:
-        setting = "eval_split" if dataset.eval_split else "validation_split"
-        raise UsageError(
-            f"dataset.{setting}={getattr(dataset, setting)} holds out none of the {counts['train']} documents of "
-            f"{source.place}. Choose another value, or set dataset.eval_samples to reserve a fixed number."
-        )
+    asked = {"eval": ("eval_split", "validation_split"), "test": ("test_samples",)}
+    for split, keys in asked.items():
+        setting = next((key for key in keys if getattr(dataset, key)), None)
+        if setting and not counts[split]:
+            other = ", or set dataset.eval_samples to reserve a fixed number" if split == "eval" else ""
+            raise UsageError(
+                f"dataset.{setting}={getattr(dataset, setting)} holds out none of the {sum(counts.values())} documents "
+                f"of {source.place}. Choose another value{other}."
+            )
 
 
 def source_total(source: Source, dataset: DatasetConfig) -> int | None:
     """Return the last position that `read_documents` reaches, in `Source.unit`; None when only reading would tell."""
-    return source.total_bytes if source.kind == "files" else None
+    sources = [source, *held_out_sources(source, dataset).values()]
+    if any(part.kind != "files" for part in sources):
+        return None
+    return sum(part.total_bytes or 0 for part in sources)
 
 
 def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
     usable = _usable(_open_split(source, dataset, dataset.train_split, held_out=dataset.eval_split), dataset)
     cap = sys.maxsize if dataset.eval_samples is None else int(dataset.eval_samples)
+    num_test = dataset.test_samples or 0
     if dataset.eval_split:
         end = 0
-        for text, end in usable:
-            yield Document("train", text, end)
+        for document in _reserve_head(usable, 0, num_test):
+            end = document.position
+            yield document
         for index, (text, position) in enumerate(_usable(_open_split(source, dataset, dataset.eval_split), dataset)):
             if index >= cap:
                 return
             yield Document("eval", text, end + position)
     elif dataset.validation_split:
-        yield from _draw_split(usable, float(dataset.validation_split), cap, seed)
-    elif dataset.eval_samples:
-        yield from _reserve_head(usable, cap)
+        yield from _draw_split(usable, float(dataset.validation_split), cap, num_test, seed)
     else:
-        yield from (Document("train", text, position) for text, position in usable)
+        yield from _reserve_head(usable, dataset.eval_samples or 0, num_test)
 
 
-def _draw_split(texts: Iterable[Text], fraction: float, cap: int, seed: int) -> Iterator[Document]:
+def _draw_split(texts: Iterable[Text], fraction: float, cap: int, num_test: int, seed: int) -> Iterator[Document]:
     from enc.encoder.keyed import numpy_rng  # imports torch, which no other way of splitting needs
 
     num_eval = 0
@@ -262,18 +321,22 @@ def _draw_split(texts: Iterable[Text], fraction: float, cap: int, seed: int) -> 
         block, row = divmod(index, SPLIT_BLOCK)
         if row == 0:
             held_out = numpy_rng(seed, "split", block).random(SPLIT_BLOCK) < fraction
+        if index < num_test:
+            yield Document("test", text, position)
+            continue
         is_eval = bool(held_out[row]) and num_eval < cap
         num_eval += is_eval
         yield Document("eval" if is_eval else "train", text, position)
 
 
-def _reserve_head(texts: Iterable[Text], num_eval: int) -> Iterator[Document]:
+def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterator[Document]:
     """Hold out the first documents, but never the last one: it is read one ahead to know which that is."""
     pending: Text | None = None
     index = 0
     for text in texts:
         if pending is not None:
-            yield Document("eval" if index < num_eval else "train", *pending)
+            split = "eval" if index < num_eval else "test" if index < num_eval + num_test else "train"
+            yield Document(split, *pending)
             index += 1
         pending = text
     if pending is not None:

@@ -74,15 +74,17 @@ def store_path(dataset: DatasetConfig) -> Path:
 def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
     """Return what a store must have been made from to serve this config: `store.check_matches` compares it.
 
-    If `dataset.path` is a token store, its source and settings were chosen when it was made, and only the tokenizer
-    counts.
+    If `dataset.path` is a token store, its source and settings were chosen when it was made: the tokenizer counts, and
+    the sources that `validation_file` and `test_file` name now.
 
     Raises:
         UsageError: a local source or tokenizer does not exist.
     """
     source = corpus.resolve_source(dataset)
+    held_out = corpus.held_out_sources(source, dataset)
+    own = {key: held_out[split].describe() if split in held_out else {} for split, key in corpus.HELD_OUT_FILES.items()}
     if source.kind == "store":
-        return {"tokenizer": identity(tokenizer)}
+        return {"tokenizer": identity(tokenizer)} | {key: wanted for key, wanted in own.items() if wanted}
     keys = (
         "config",
         "text_column",
@@ -92,10 +94,11 @@ def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int
         "eval_split",
         "validation_split",
         "eval_samples",
+        "test_samples",
     )
     settings = {key: getattr(dataset, key) for key in keys}
     settings["seed"] = seed if dataset.validation_split else None  # nothing else is drawn
-    return {"tokenizer": identity(tokenizer), "source": source.describe(), "settings": settings}
+    return {"tokenizer": identity(tokenizer), "source": source.describe(), **own, "settings": settings}
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -298,7 +301,7 @@ def cut_chunks(documents: Iterable[corpus.Document], first_bytes: int, full_byte
         if chunk.num_bytes >= size:
             yield open_chunks.pop(split)
             size = min(size + first_bytes // 2, full_bytes)
-    yield from (open_chunks[split] for split in sorted(open_chunks, reverse=True))  # train before eval
+    yield from (open_chunks[split] for split in corpus.SPLITS if split in open_chunks)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -446,7 +449,7 @@ class StoreWriter:
         self.close()
         for name in self._digests:
             self._end(name)
-        splits = sorted(self._shards, reverse=True)  # train before eval
+        splits = [split for split in corpus.SPLITS if split in self._shards]
         store.write_datasets_files(self._folder, {split: self._shards[split] + 1 for split in splits}, self._dtype)
         manifest = {
             "format": store.FORMAT,

@@ -31,6 +31,10 @@ FORMAT = "enc-token-store"
 VERSION = 1
 COLUMN = "input_ids"
 SHARD_BYTES = 512 * 2**20  # a data file is closed once it is this large
+_HELD_OUT_BY = {
+    "eval": "dataset.eval_samples, dataset.validation_split or dataset.validation_file",
+    "test": "dataset.test_samples or dataset.test_file",
+}
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow IPC: continuation marker, then an empty message
 
 
@@ -174,8 +178,11 @@ def check_matches(manifest: dict[str, Any], wanted: dict[str, Any], path: str | 
 
 def _differences(manifest: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for section, asked in wanted.items():
-        was = manifest["request"][section]
+        was = manifest["request"].get(section, {})
         if section == "tokenizer" and _same_tokenizer(manifest, asked):
+            continue
+        if was != asked and not (was and asked):
+            yield f"{section} was {was.get('location', 'none')}, asked is {asked.get('location', 'none')}"
             continue
         for key in sorted({*was, *asked}):
             old, new = was.get(key), asked.get(key)
@@ -293,7 +300,7 @@ class TokenStore:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits: "train" and perhaps "eval"."""
+        """Names of the splits: "train" and perhaps "eval" and "test"."""
         return tuple(self.manifest["splits"])
 
     def split(self, name: str) -> Documents:
@@ -306,7 +313,7 @@ class TokenStore:
             raise UsageError(
                 f"The token store {self.path} has no split {name!r}; it has {', '.join(self.splits)}. To hold "
                 f"documents out, set "
-                "dataset.eval_samples or dataset.validation_split and preprocess into another folder."
+                f"{_HELD_OUT_BY.get(name, 'dataset.eval_samples')} and preprocess into another folder."
             )
         files = sorted(file for file in self.manifest["files"] if file.startswith(f"{name}/data-"))
         return Documents([self.path / file for file in files], token_dtype(self.manifest["tokenizer"]["num_tokens"]))

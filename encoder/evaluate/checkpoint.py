@@ -14,7 +14,8 @@ from enc.encoder.ranks import Ranks
 def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches: int | None) -> dict[str, float]:
     """Return the MLM metrics of a checkpoint on a split of its own token store, or of another one.
 
-    Masks, arithmetic and batches are those of the run's own evaluation, so on its own store the numbers are the same.
+    Masks, arithmetic and batches are those of the run's own evaluation, and of its test for the split `test`, so on its
+    own store the numbers are the same.
     Raises UsageError when the store has no such split or was made with another tokenizer.
     """
     config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
@@ -33,6 +34,8 @@ def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches
     model, objective = build.build_model(config, data.tokenizer.num_tokens)
     model.load_state_dict(checkpoint_io.read_weights(folder))
     objective.to(hardware.device)
-    batches = EvalBatches(rows, data.masker, config.seed, trainer.per_device_eval_batch_size)
+    purpose = "test" if split == "test" else "eval"
+    batches = EvalBatches(rows, data.masker, config.seed, trainer.per_device_eval_batch_size, purpose)
+    count = max_batches or (trainer.eval_max_batches if purpose == "eval" else None)
     ranks = Ranks(rank=0, world_size=1, local_rank=0)
-    return evaluate_mlm(objective, batches, ranks, hardware, max_batches or trainer.eval_max_batches) or {}
+    return evaluate_mlm(objective, batches, ranks, hardware, count, prefix=purpose) or {}

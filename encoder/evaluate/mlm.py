@@ -18,8 +18,11 @@ def evaluate_mlm(
     hardware: Hardware,
     max_batches: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    prefix: str = "eval",
 ) -> dict[str, float] | None:
-    """Return eval_loss (nats a label), eval_accuracy, eval_perplexity, eval_labels and eval_batches over all ranks.
+    """Return eval_loss (nats a label), eval_loss_bits, eval_accuracy, eval_perplexity, eval_labels and eval_batches.
+
+    They are of all ranks; `prefix` stands in the place of `eval`.
 
     Batch i goes to rank i modulo the world size; in the last round a rank without one computes the last batch again and
     drops it, since engines that shard weights need all ranks. Ranks agree on `should_stop` before each round; None
@@ -45,10 +48,12 @@ def evaluate_mlm(
         objective.train()
     loss_sum, num_correct, num_labels = ranks.sum(loss_sum, num_correct, num_labels)
     loss = loss_sum / num_labels
-    return {
-        "eval_loss": loss,
-        "eval_accuracy": num_correct / num_labels,
-        "eval_perplexity": math.exp(min(loss, 700.0)),
-        "eval_labels": int(num_labels),
-        "eval_batches": count,
+    metrics = {
+        "loss": loss,
+        "loss_bits": loss / math.log(2),
+        "accuracy": num_correct / num_labels,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "labels": int(num_labels),
+        "batches": count,
     }
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
