@@ -463,7 +463,8 @@ class TrainerConfig(Section):
     """Evaluate at most so many batches, over all ranks. The test at the end takes all."""
     save_strategy: Literal["steps", "epoch", "best", "no"] = "steps"
     """When to save: every `save_steps`, or `best`: after an evaluation that is the best so far by
-    `metric_for_best_model`, which is then eval_loss by default. On a signal and at the end in any case; with `no` then only."""
+    `metric_for_best_model`, which is then eval_loss by default. On a signal and at the end in any case; with `no` only
+    then."""
     save_steps: PositiveInt = 10000
     """Steps between checkpoints; the last step is always saved."""
     save_total_limit: Count | None = 3

@@ -199,7 +199,8 @@ def _loss(nats: float | None) -> str:
 
 def _fit(number: float | None, width: int) -> str:
     """Return a number in `width` characters, with the decimals that there is room for; None is not a number."""
-    texts = (f"{math.nan if number is None else number:{width}.{decimals}f}" for decimals in range(width - 2, -1, -1))
+    number = math.nan if number is None else number
+    texts = (f"{number:{width}.{decimals}f}" for decimals in range(width - 2, -1, -1))
     return next((text for text in texts if len(text) <= width), f"{number:.0e}")
 
 

@@ -237,3 +237,60 @@ def test_unreachable_hub_is_one_paragraph():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.startswith("Cannot load the dataset 'nobody/no-such-set'"), done
     assert done.stdout.count("\n") == 1
+
+
+def test_evaluation_and_test_have_sources_of_their_own(tmp_path):
+    """`validation_file` and `test_file` are read first, whole, as `path` is; everything in `path` is trained on."""
+    train = write(tmp_path / "train" / "a.jsonl", json_lines(TEXTS))
+    write(tmp_path / "valid" / "b.jsonl.gz", json_lines(["v 1", "v 2"]))
+    write(tmp_path / "valid" / "a.jsonl", json_lines(["v 0"]))
+    test = write(tmp_path / "t.txt", "t 0\n\nt 1")
+    settings = {"path": train, "validation_file": str(tmp_path / "valid"), "test_file": test}
+    held_out = [("eval", "v 0"), ("eval", "v 1"), ("eval", "v 2"), ("test", "t 0"), ("test", "t 1")]
+    assert read(**settings) == held_out + [("train", text) for text in TEXTS]
+    config = DatasetConfig.model_validate(settings)
+    source = resolve_source(config)
+    positions = [document.position for document in read_documents(source, config, 0)]
+    assert positions == sorted(positions)
+    assert positions[-1] == source_total(source, config)
+    assert {split for split, _ in read(name="python-docs", test_file=test)} == {"test", "train"}
+
+
+def test_test_samples_follow_those_of_the_evaluation(hundred):
+    """The head is for evaluation, what follows for the test, and one document always stays in train."""
+    got = [split for split, _ in read(path=hundred, eval_samples=30, test_samples=20)]
+    assert got == ["eval"] * 30 + ["test"] * 20 + ["train"] * 50
+    assert [split for split, _ in read(path=hundred, test_samples=1000)] == ["test"] * 99 + ["train"]
+    drawn = [split for split, _ in read(1, path=hundred, validation_split=0.2, test_samples=20)]
+    assert drawn[:20] == ["test"] * 20
+    assert drawn[20:] == [split for split, _ in read(1, path=hundred, validation_split=0.2)][20:]
+    with pytest.raises(UsageError, match=r"test_samples=5 holds out none of the 100 documents"):
+        read(path=hundred, eval_samples=1000, test_samples=5)
+
+
+def test_held_out_text_is_not_trained_on(tmp_path):
+    """A file of the text to train on is refused as one to test on, unless its split is left out of training."""
+    write(tmp_path / "train-0.txt", "one\ntwo")
+    test = write(tmp_path / "test.txt", "three")
+    with pytest.raises(UsageError, match=r"dataset\.test_file: .*test\.txt is also among the 2 files to train on"):
+        read(path=str(tmp_path), test_file=test)
+    assert read(path=str(tmp_path), train_split="train", test_file=test)[0] == ("test", "three")
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "message"),
+    [
+        ("validation_file", None, r"dataset\.validation_file: .*held\.txt does not exist"),
+        ("test_file", None, r"dataset\.test_file: .*held\.txt does not exist"),
+        ("test_file", "\n \n", r"dataset\.test_file: no usable document in .*held\.txt"),
+    ],
+)
+def test_bad_held_out_sources_are_named(tmp_path, key, content, message):
+    """Before anything of the text to train on is read."""
+    path = write(tmp_path / "a.txt", "one")
+    if content is not None:
+        write(tmp_path / "held.txt", content)
+    config = DatasetConfig.model_validate({"path": path, key: str(tmp_path / "held.txt")})
+    documents = read_documents(resolve_source(config), config, 0)
+    with pytest.raises(UsageError, match=message):
+        next(documents)

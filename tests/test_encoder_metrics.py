@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from enc.encoder.metrics import cut_repeated, table, train_line
+import pytest
+
+from enc.encoder.metrics import _fit, cut_repeated, evaluation_line, table, train_line, wandb_id
 
 RECORD = {
     "step": 1234567,
@@ -31,5 +33,39 @@ def test_lines_fit_80_columns() -> None:
     """The widest numbers that training shows."""
     assert len(train_line(RECORD)) <= 80
     assert len(train_line({**RECORD, "loss": None, "mfu": None})) <= 80
+    evaluation = {"step": 1234567, "eval_loss": 10.123456, "eval_accuracy": 1.0, "eval_perplexity": 24920.7}
+    assert len(evaluation_line(evaluation, "eval")) <= 80
+    assert len(evaluation_line({**evaluation, "eval_loss": None, "eval_perplexity": None}, "eval")) <= 80
     text = table([("attention", "word " * 40), ("a", "b")])
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_losses_have_their_unit() -> None:
+    """A line shows the same loss in nats and in bits, and says which is which."""
+    assert "loss 2.3100 nats (3.3326 bits)" in train_line({**RECORD, "loss": 2.31})
+    record = {"step": 7, "test_step": 4, "test_loss": 2.31, "test_accuracy": 0.5, "test_perplexity": 10.07}
+    text = "step       4  test 2.3100 nats (3.3326 bits), accuracy 50.00%, perplexity 10.07"
+    assert evaluation_line(record, "test") == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (2.31, "2.3100"),
+        (9.99999, "10.000"),
+        (14.6051, "14.605"),
+        (123456.7, "123457"),
+        (1e9, "1e+09"),
+        (None, "   nan"),
+    ],
+)
+def test_numbers_fill_their_place(number: float | None, text: str) -> None:
+    assert _fit(number, 6) == text
+
+
+def test_the_wandb_id_is_made_once_or_asked_for(tmp_path: Path) -> None:
+    """A resumed run has the id of its first start; one that the config names is taken."""
+    made = wandb_id(tmp_path, None)
+    assert wandb_id(tmp_path, None) == made
+    assert wandb_id(tmp_path, "mine") == "mine"
+    assert wandb_id(tmp_path, None) == "mine"

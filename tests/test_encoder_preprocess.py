@@ -358,3 +358,52 @@ def test_memory_does_not_grow_with_the_corpus(inputs, tmp_path):
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert peaks[1] - peaks[0] < 8, peaks  # MB, of 9 MB more text
+
+
+def test_sources_of_the_evaluation_and_the_test_belong_to_the_request(inputs, tmp_path):
+    """A changed, other or missing source of a held-out split is refused and named; the finished store knows them."""
+    for name in ("valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"some {name} words\nand more\n")
+    held_out = {"validation_file": str(tmp_path / "valid.txt"), "test_file": str(tmp_path / "test.txt")}
+    dataset, tokenizer = sections(inputs, tmp_path / "store", **held_out)
+    path = preprocess(dataset, tokenizer, seed=0)
+    assert TokenStore.open(path).splits == ("train", "eval", "test")
+    assert [len(TokenStore.open(path).split(split)) for split in ("eval", "test")] == [2, 2]
+    assert preprocess(dataset, tokenizer, seed=0) == path
+    with pytest.raises(UsageError, match=r"test_file was /.*, asked is none"):
+        preprocess(dataset.model_copy(update={"test_file": None}), tokenizer, seed=0)
+    ready = DatasetConfig(path=str(path), validation_file=held_out["validation_file"])
+    assert preprocess(ready, tokenizer, seed=0) == path
+    with (tmp_path / "valid.txt").open("a") as file:
+        file.write("one more\n")
+    for changed in (dataset, ready):
+        with pytest.raises(UsageError, match=r"validation_file files: 1 changed \(valid\.txt\)"):
+            preprocess(changed, tokenizer, seed=0)
+    with pytest.raises(UsageError, match=r"test_file was none, asked is"):
+        preprocess(*sections(inputs, preprocess(*sections(inputs, tmp_path / "b"), seed=0),
+                             test_file=held_out["test_file"]), seed=0)  # fmt: skip
+
+
+def test_killed_with_held_out_sources_it_goes_on(inputs, tmp_path):
+    """The same bytes as undisturbed, also when it was killed among the held-out documents."""
+    text = (inputs / "text.txt").read_text()
+    for name in ("valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(text[:60_000])
+    extra = f'validation_file="{tmp_path}/valid.txt", test_file="{tmp_path}/test.txt"'
+    command = COMMAND.replace("eval_samples=700", extra)
+
+    def start_here(name: str) -> "subprocess.Popen[str]":
+        words = [sys.executable, "-c", command, inputs / "text.txt", inputs / "tokenizer", tmp_path / name, 2]
+        return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    assert start_here("whole").wait(timeout=120) == 0
+    for num_lines in (3, 25):
+        process = start_here("killed")
+        assert process.stdout is not None
+        for _ in range(num_lines):
+            process.stdout.readline()
+        process.kill()
+        process.communicate()
+        assert (tmp_path / "killed.partial").exists()
+    _, err = start_here("killed").communicate(timeout=120)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), err

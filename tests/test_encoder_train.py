@@ -50,7 +50,7 @@ def test_records_and_events_are_complete(plain: Enc) -> None:
     """Every metric that the docs name is in every record, and the events tell the run's story."""
     keys = {"step", "time", "loss", "grad_norm", "learning_rate", "num_labels", "tokens", "tokens_per_s", "mfu", "fill",
             "logsumexp", "data_wait_s", "forward_s", "backward_s", "optimizer_s", "step_s", "max_memory_mb",
-            "nonfinite_steps", "weight_norm", "save_stall_s"}  # fmt: skip
+            "nonfinite_steps", "weight_norm", "save_stall_s", "loss_bits"}  # fmt: skip
     records = plain.records("run")
     assert all(record.keys() == keys for record in records.values())
     assert list(records) == list(range(1, STEPS + 1))
