@@ -64,7 +64,7 @@ def write_report(run_dir: Path) -> Path:
 def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the run's headline numbers as (name, value)."""
     train = [r for r in records if "tokens_per_s" in r]
-    evals = [r for r in records if "eval_loss" in r]
+    evals = [r for r in records if r.get("eval_loss") is not None]
     facts = [("state", _state(events))]
     if train:
         last = train[-1]
@@ -83,6 +83,8 @@ def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[
             ("accuracy", f"{last['eval_accuracy']:.2%}"),
             ("perplexity", f"{last['eval_perplexity']:.1f}"),
         ]
+    if tests := [r for r in records if r.get("test_loss") is not None]:
+        facts.append(("test loss", f"{tests[-1]['test_loss']:.4f} of step {tests[-1].get('test_step')}"))
     return facts
 
 
