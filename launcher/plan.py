@@ -74,6 +74,7 @@ def make_plan(config: RunConfig) -> Plan:
     split = split_batch(config.trainer, world_size)
     store = store_path(config.dataset).absolute()
     manifest = TokenStore.open(store).manifest if store.exists() else None
+    _check_best(config, store, manifest)
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
@@ -84,12 +85,6 @@ def make_plan(config: RunConfig) -> Plan:
         "launch.nproc_per_node": per_node,
         "launch.nodes": config.launch.num_nodes,
     }
-    if manifest and config.trainer.best_metric and "eval" not in manifest["splits"]:
-        raise UsageError(
-            f"The best checkpoint is chosen by {config.trainer.best_metric}, but the token store {store} has no text "
-            "to evaluate on. Set dataset.eval_samples, dataset.validation_split or dataset.validation_file and "
-            "preprocess into another folder, or set trainer.metric_for_best_model null and trainer.save_strategy steps."
-        )
     tokens = manifest["splits"]["train"]["tokens"] if manifest else None
     device = "cuda" if _has_gpus(config) else "cpu"
     asked = config.parallel.engine
@@ -127,6 +122,18 @@ def _check_ranks(config: RunConfig, per_node: int, world_size: int) -> None:
     gpus = 0 if config.launch.scheduler == "slurm" else num_gpus(config)
     if 0 < gpus < per_node:
         raise UsageError(f"launch.nproc_per_node is {per_node}, but this machine has {gpus} GPUs; a rank needs one.")
+
+
+def _check_best(config: RunConfig, store: Path, manifest: dict[str, Any] | None) -> None:
+    """Raise UsageError when a best checkpoint is to be chosen and the token store has or will have nothing for it."""
+    keys = ("validation_file", "eval_split", "validation_split", "eval_samples")
+    evaluates = "eval" in manifest["splits"] if manifest else any(getattr(config.dataset, key) for key in keys)
+    if config.trainer.best_metric and not evaluates:
+        raise UsageError(
+            f"The best checkpoint is chosen by {config.trainer.best_metric}, but the token store {store} has no text "
+            "to evaluate on. Set dataset.eval_samples, dataset.validation_split or dataset.validation_file and "
+            "preprocess into another folder, or set trainer.metric_for_best_model null and trainer.save_strategy steps."
+        )
 
 
 def _with_engine(config: RunConfig, split: BatchSplit, device_memory: int | None) -> tuple[RunConfig, str]:
