@@ -107,6 +107,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
         ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
                   f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
+        ("objective", _objective(config)),
         ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
         ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
                        if config.trainer.eval_strategy != "no" else "off"),
@@ -121,6 +122,12 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("batch workers", str(num_workers(config, device == "cuda"))),
         ("MFU against", f"{run.hardware.peak_flops / 1e12:.2f} TFLOP/s ({run.hardware.peak_source})"),
     ]  # fmt: skip
+
+
+def _objective(config: RunConfig) -> str:
+    collator, name = config.datacollator, config.trained_objective
+    chosen = {"mlm": "masked", "mpnet": "masked and permuted", "plm": "permuted"}[name]
+    return f"{name}: {collator.mlm_probability:.1%} of the tokens {chosen}{', whole words' * collator.whole_word}"
 
 
 def main(run_dir: Path) -> NoReturn:

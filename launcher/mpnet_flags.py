@@ -139,9 +139,9 @@ def _saves(command: Command) -> dict[str, Any]:
 
 
 def _kept(command: Command) -> dict[str, Any]:
-    return {
-        "trainer.save_total_limit": {-1: None, 0: 1}.get(command["--keep-checkpoints"], command["--keep-checkpoints"])
-    }
+    """Of checkpoints that are saved for being the best only the last is kept, as annotated-mpnet has one file of it."""
+    count = command["--keep-checkpoints"] if command.saves_by_interval else 1
+    return {"trainer.save_total_limit": None if count == -1 else count}
 
 
 def _resumed(command: Command) -> dict[str, Any]:
@@ -233,7 +233,7 @@ FLAGS = (
     ),
     Flag(
         "--keep-checkpoints", int, -1, "trainer.save_total_limit",
-        "-1: `null`, all; 0: 1 and `trainer.save_strategy: best`, as none of an interval would be left", _kept,
+        "-1: `null`, all; 0: `trainer.save_strategy: best`, as none of an interval would be left, and then 1", _kept,
         least=-1,
     ),
     Flag("--save-optimizer-state", bool, False, "", "optimizer and schedule are in every checkpoint"),

@@ -78,7 +78,6 @@ def make_plan(config: RunConfig) -> Plan:
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
-        "objective": config.trained_objective,
         "model.vocab_size": sizes.padded_vocab_size(num_tokens),
         "model.pad_token_id": config.model.pad_token_id if pad_id is None else pad_id,
         "trainer.global_batch_size": split.rows_per_step,
