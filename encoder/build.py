@@ -19,7 +19,7 @@ from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
-from enc.encoder.models import mpnet, neobert
+from enc.encoder.models import mpnet, neobert, pretrained
 from enc.encoder.models.mpnet import MpnetForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
@@ -147,6 +147,13 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[AnyModel, MlmObject
         label_smoothing=trainer.label_smoothing_factor,
     )
     return model, objective
+
+
+def fill_from_pretrained(model: AnyModel, config: RunConfig) -> None:
+    """Give a model the weights that `model.init_from` names, if it names any."""
+    if isinstance(config.model, MpnetConfig) and config.model.init_from:
+        assert isinstance(model, MpnetForMaskedLM)
+        pretrained.load(model, Path(config.model.init_from), model.num_tokens)
 
 
 def build_engine(

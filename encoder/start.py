@@ -13,8 +13,10 @@ import torch
 
 from enc.encoder import checkpoint, checkpoint_io, fast_paths
 from enc.encoder.batch_split import split_batch
-from enc.encoder.build import build_engine, build_model, eval_batches, num_workers, open_data, train_loader
-from enc.encoder.config import RunConfig
+from enc.encoder.build import (
+    build_engine, build_model, eval_batches, fill_from_pretrained, num_workers, open_data, train_loader,
+)
+from enc.encoder.config import MpnetConfig, RunConfig
 from enc.encoder.config_load import load_run
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
@@ -36,6 +38,8 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     data = open_data(config)
     split = split_batch(config.trainer, ranks.world_size)
     model, objective = build_model(config, data.tokenizer.num_tokens)
+    if not trainer.resume_from_checkpoint:
+        fill_from_pretrained(model, config)
     engine = build_engine(config, model, objective, split, hardware.device)
     first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
     beat.mark("warm_up")
@@ -108,6 +112,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
                   f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
         ("objective", _objective(config)),
+        *([("first weights", config.model.init_from)] if _starts_pretrained(run) else []),
         ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
         ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
                        if config.trainer.eval_strategy != "no" else "off"),
@@ -128,6 +133,10 @@ def _objective(config: RunConfig) -> str:
     collator, name = config.datacollator, config.trained_objective
     chosen = {"mlm": "masked", "mpnet": "masked and permuted", "plm": "permuted"}[name]
     return f"{name}: {collator.mlm_probability:.1%} of the tokens {chosen}{', whole words' * collator.whole_word}"
+
+
+def _starts_pretrained(run: Run) -> bool:
+    return isinstance(run.config.model, MpnetConfig) and bool(run.config.model.init_from) and not run.state.step
 
 
 def main(run_dir: Path) -> NoReturn:

@@ -96,11 +96,19 @@ def export(
         str | None, typer.Option("--out", metavar="DIR", help="New folder; by default <run>/hf/<step>.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
+    sentence_transformers: Annotated[
+        bool, typer.Option("--sentence-transformers", help="Also for SentenceTransformer(folder), with mean pooling.")
+    ] = False,
 ) -> None:
-    """Write a folder that transformers loads, after comparing its logits with the training model's; print its path."""
+    """Write a folder that transformers loads, after comparing its logits with the training model's; print its path.
+
+    An MPNet becomes transformers' own where that computes the same, else a folder with the model's code.
+    """
     from enc.tools.export import export_checkpoint
 
-    result = export_checkpoint(checkpoint_folder(checkpoint), Path(out) if out else None, dtype)
+    place = Path(out) if out else None
+    result = export_checkpoint(checkpoint_folder(checkpoint), place, dtype, sentence_transformers)
+    say(result.form)
     say(
         f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "
         f"from the training model's by at most {result.max_difference:.1e} of the largest logit."

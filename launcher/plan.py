@@ -7,7 +7,7 @@ from typing import Any
 
 from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
-from enc.encoder.config import RunConfig, SlurmConfig
+from enc.encoder.config import MpnetConfig, RunConfig, SlurmConfig
 from enc.encoder.config_checks import rule_problems, unused_settings
 from enc.encoder.config_load import Problem, raise_problems
 from enc.encoder.data.preprocess import store_path
@@ -15,6 +15,7 @@ from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.memory import peak_parts
+from enc.encoder.models import pretrained
 from enc.launcher.choose import choose_engine
 from enc.launcher.devices import default_ranks, device_bytes, num_gpus
 
@@ -76,6 +77,8 @@ def make_plan(config: RunConfig) -> Plan:
     manifest = TokenStore.open(store).manifest if store.exists() else None
     _check_best(config, store, manifest)
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
+    if not config.trainer.resume_from_checkpoint:
+        pretrained.check(config, num_tokens if manifest else None, store / "tokenizer" if manifest else None)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
         "model.vocab_size": sizes.padded_vocab_size(num_tokens),
@@ -177,12 +180,14 @@ def self_contained(plan: Plan) -> RunConfig:
         updates["trainer.tensorboard_dir"] = str(Path(plan.config.trainer.tensorboard_dir).absolute())
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
+    if isinstance(plan.config.model, MpnetConfig) and plan.config.model.init_from:
+        updates["model.init_from"] = str(Path(plan.config.model.init_from).absolute())
     return plan.config.changed(updates)
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """Return what a person should know before the run starts: a sentence for each setting without effect."""
-    return [f"Note: {text}" for text in unused_settings(plan.config)]
+    """Return what a person should know before the run starts: settings without effect, weights that are not given."""
+    return [f"Note: {text}" for text in (*unused_settings(plan.config), *pretrained.notes(plan.config))]
 
 
 def store_fingerprint(plan: Plan) -> str | None:

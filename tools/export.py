@@ -1,8 +1,9 @@
-"""Turn trained NeoBERT weights into a folder that `transformers` loads, checked before it gets its name.
+"""Turn trained weights into a folder that `transformers` loads, checked before it gets its name.
 
-The folder holds ``config.json``, ``model.safetensors``, ``modeling_neobert.py`` (the model's code, self-contained), the
-tokenizer's files and ``README.md`` (the model card). It is written beside its final place; only when transformers has
-loaded it and its logits equal the trained model's is it renamed.
+The folder holds ``config.json``, ``model.safetensors``, the tokenizer's files, ``README.md`` (the model card) and, for
+what transformers does not know, the model's code, self-contained. It is written beside its final place; only when
+transformers has loaded it and its logits equal the trained model's is it renamed. What differs between architectures
+is in ``export_neobert`` and ``export_mpnet``.
 """
 
 import json
@@ -17,48 +18,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from enc.encoder.config import NeoBertConfig
+from enc.encoder.build import AnyModel
+from enc.encoder.config import ModelConfig, MpnetConfig, NeoBertConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.store import read_manifest
+from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError, UsageError
-from enc.encoder.models import modeling_neobert
-from enc.encoder.models.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.tools.export_mpnet import mpnet_target
+from enc.tools.export_neobert import neobert_target
+from enc.tools.export_target import ExportTarget
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers.source import damaged, numbers_in
+from enc.tools.sentence_files import write_sentence_files
 
 TOLERANCE = 1e-5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_VOCABULARY = ("model.encoder.weight", "decoder.weight", "decoder.bias")
-_COPIED = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "hidden_act",
-    "rope",
-    "rms_norm",
-    "norm_eps",
-    "dropout_prob",
-    "embedding_init_range",
-    "decoder_init_range",
-    "classifier_init_range",
-    "pad_token_id",
-    "tie_word_embeddings",
-    "decoder_bias",
-    "final_logit_softcapping",
-)
 _METRICS = {
     "eval_loss": "Masked-token loss",
     "eval_accuracy": "Masked-token accuracy",
     "eval_perplexity": "Perplexity",
-}
-_AUTO_CLASSES = {
-    "AutoConfig": "NeoBERTConfig",
-    "AutoModel": "NeoBERTModel",
-    "AutoModelForMaskedLM": "NeoBERTForMaskedLM",
-    "AutoModelForSequenceClassification": "NeoBERTForSequenceClassification",
 }
 
 
@@ -71,12 +49,15 @@ class ExportResult:
     num_bytes: int
     max_difference: float
     """Largest difference of a logit between transformers and the trained model, relative to the largest logit."""
+    form: str
+    """A sentence: as which model of transformers it was written, and why."""
 
 
-def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResult:
+def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_transformers: bool = False) -> ExportResult:
     """Export a checkpoint folder to `out`, by default `<run>/hf/<step>`; `dtype` is "fp32" or "bf16".
 
-    The model card's numbers are those of the run's metrics at the checkpoint's step. Raises as `export_model` does.
+    With `sentence_transformers` it loads there too, with mean pooling. The model card has the numbers of the run's
+    metrics at the checkpoint's step. Raises as `export_model` does.
     """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}.")
@@ -96,11 +77,10 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str) -> ExportResul
         "tokens": counters["tokens"],
         **_measured(run_dir / "metrics.jsonl", step),
     }
-    if not isinstance(config.model, NeoBertConfig):
-        raise UsageError(f"a {config.model.type} model has no export yet.")
-    weights = load_file(folder / "model.safetensors")
-    target = out or run_dir / "hf" / str(step)
-    return export_model(weights, config.model, folder / "tokenizer", num_tokens, target, card, _DTYPES[dtype])
+    return export_model(
+        load_file(folder / "model.safetensors"), config.model, folder / "tokenizer", num_tokens,
+        out or run_dir / "hf" / str(step), card, _DTYPES[dtype], sentence_transformers,
+    )  # fmt: skip
 
 
 def _refuse_incomplete(folder: Path) -> None:
@@ -133,17 +113,18 @@ def _measured(metrics: Path, step: int) -> dict[str, Any]:
 
 def export_model(
     weights: dict[str, Tensor],
-    model_config: NeoBertConfig,
+    model_config: ModelConfig,
     tokenizer_dir: Path,
     num_tokens: int,
     out: Path,
     card: dict[str, Any],
     dtype: torch.dtype = torch.float32,
+    sentence_transformers: bool = False,
 ) -> ExportResult:
     """Write a checked transformers folder.
 
     Args:
-        weights: State dict of ``NeoBertForMaskedLM``, inert vocabulary rows included.
+        weights: State dict of the training model, inert vocabulary rows included.
         model_config: The model section that the weights were trained with.
         tokenizer_dir: Folder whose files are the tokenizer.
         num_tokens: Tokens of the tokenizer; later rows of the vocabulary are left out.
@@ -151,6 +132,7 @@ def export_model(
         card: For the model card: ``name``; and where known ``steps``, ``tokens``, ``loss``, ``dataset``, ``license``,
             ``row_length`` (tokens of the longest text in training), ``metrics`` (name to value).
         dtype: Of the written weights, fp32 or bf16.
+        sentence_transformers: Write the files of sentence-transformers too, with mean pooling.
 
     Raises:
         UsageError: ``out`` is taken, the model is an nGPT, the dtype is another one, the weights do not fit the
@@ -158,90 +140,64 @@ def export_model(
         RunError: Writing failed, or the written model disagrees with the trained one. Nothing is left behind.
     """
     refuse_taken(out)
-    trained = _trained_model(weights, model_config, tokenizer_dir, num_tokens, dtype)
-    tensors = {name: _exported(name, tensor, num_tokens, dtype) for name, tensor in trained.state_dict().items()}
-    with new_output(out, sum(t.nbytes for t in tensors.values())) as partial:
-        _write(partial, tensors, model_config, tokenizer_dir, num_tokens, card, dtype)
-        difference = _check(partial, trained)
-    num_bytes = sum(file.stat().st_size for file in out.iterdir())
-    return ExportResult(out, sum(t.numel() for t in tensors.values()), num_bytes, difference)
-
-
-def _trained_model(
-    weights: dict[str, Tensor],
-    config: NeoBertConfig,
-    tokenizer_dir: Path,
-    num_tokens: int,
-    dtype: torch.dtype,
-) -> NeoBertForMaskedLM:
-    """Return the model with its weights rounded to the exported dtype, or say why nothing can be exported."""
-    if config.ngpt:
-        raise UsageError(
-            "an nGPT model has no transformers counterpart here; only NeoBERT (model.ngpt: false) exports."
-        )
     if dtype not in (torch.float32, torch.bfloat16):
         raise UsageError(f"weights export as float32 or bfloat16, not {dtype}.")
     if not (tokenizer_dir / "tokenizer.json").is_file():
         raise UsageError(f"{tokenizer_dir} holds no tokenizer.json. Give the tokenizer folder of the checkpoint.")
-    model = NeoBertForMaskedLM(config, num_tokens)
+    target = _target(model_config, tokenizer_dir, num_tokens)
+    trained = _filled(target.trained, weights, dtype)
+    tensors = {name: _exported(name, tensor, target, dtype) for name, tensor in trained.state_dict().items()}
+    target.config.dtype = str(dtype).removeprefix("torch.")
+    with new_output(out, sum(t.nbytes for t in tensors.values())) as partial:
+        _write(partial, tensors, target, tokenizer_dir)
+        if sentence_transformers:
+            write_sentence_files(partial, model_config.hidden_size, model_config.max_position_embeddings)
+        num_parameters = sum(t.numel() for t in tensors.values())
+        text = model_card(target, num_parameters, card, sentence_transformers)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        difference = _check(partial, target)
+    num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return ExportResult(out, num_parameters, num_bytes, difference, target.form)
+
+
+def _target(config: ModelConfig, tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
+    if isinstance(config, MpnetConfig):
+        return mpnet_target(config, EncoderTokenizer.load(tokenizer_dir), num_tokens)
+    assert isinstance(config, NeoBertConfig)
+    return neobert_target(config, num_tokens)
+
+
+def _filled(model: AnyModel, weights: dict[str, Tensor], dtype: torch.dtype) -> AnyModel:
+    """Fill the training model with its weights, rounded to the exported dtype."""
     try:
         model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in weights.items()})
     except RuntimeError as error:
-        raise UsageError(f"the weights do not fit the model config and its {num_tokens} tokens: {error}") from None
+        raise UsageError(
+            f"the weights do not fit the model config and its {model.num_tokens} tokens: {error}"
+        ) from None
     return model.eval()
 
 
-def _exported(name: str, tensor: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor:
-    return (tensor[:num_tokens] if name in _VOCABULARY else tensor).to(dtype).contiguous()
+def _exported(name: str, tensor: Tensor, target: ExportTarget, dtype: torch.dtype) -> Tensor:
+    kept = tensor[: target.trained.num_tokens] if name in target.vocabulary else tensor
+    return kept.to(dtype).contiguous()
 
 
-def _write(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: NeoBertConfig,
-    tokenizer_dir: Path,
-    num_tokens: int,
-    card: dict[str, Any],
-    dtype: torch.dtype,
-) -> None:
+def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, tokenizer_dir: Path) -> None:
     for file in tokenizer_dir.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(modeling_neobert.__file__, folder / "modeling_neobert.py")
-    exported = hf_config(config, num_tokens)
-    exported.dtype = str(dtype).removeprefix("torch.")
-    exported.save_pretrained(folder)
-    num_parameters = sum(t.numel() for t in tensors.values())
-    (folder / "README.md").write_text(model_card(exported, num_parameters, card), encoding="utf-8")
+    if target.code:
+        shutil.copyfile(target.code, folder / target.code.name)
+    target.config.save_pretrained(folder)
 
 
-def hf_config(config: NeoBertConfig, num_tokens: int) -> NeoBERTConfig:
-    """Return the transformers config of a model, with the map that makes the Auto classes find its code."""
-    fields = {name: getattr(config, name) for name in _COPIED}
-    auto_map = {auto: f"modeling_neobert.{name}" for auto, name in _AUTO_CLASSES.items()}
-    return NeoBERTConfig(
-        vocab_size=num_tokens,
-        architectures=["NeoBERTForMaskedLM"],
-        auto_map=auto_map,
-        **fields,
-    )
-
-
-def model_card(config: NeoBERTConfig, num_parameters: int, card: dict[str, Any]) -> str:
+def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], sentence_transformers: bool) -> str:
     """Render the README. Rows whose number is unknown are absent."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    architecture = {
-        "Layers": config.num_hidden_layers,
-        "Hidden size": config.hidden_size,
-        "Attention heads": config.num_attention_heads,
-        "Feed-forward": f"{config.hidden_act}, intermediate size {config.intermediate_size}",
-        "Positions": f"{'rotary' if config.rope else 'learned'}, up to {config.max_position_embeddings}",
-        "Norm": "RMSNorm" if config.rms_norm else "LayerNorm",
-        "Vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
-    }
     facts = {
         "Dataset": card.get("dataset"),
         "Steps": _number(card.get("steps")),
@@ -250,11 +206,13 @@ def model_card(config: NeoBERTConfig, num_parameters: int, card: dict[str, Any])
     }
     return environment.get_template("model_card.md.j2").render(
         card={"license": None, "metrics": {}, "row_length": None, **card},
-        config=config,
-        architecture=architecture,
+        tag="mpnet" if target.config.model_type.endswith("mpnet") else target.config.model_type,
+        architecture=target.architecture,
         training={label: value for label, value in facts.items() if value is not None},
         num_parameters=num_parameters,
-        dtype=str(config.dtype).removeprefix("torch."),
+        dtype=str(target.config.dtype).removeprefix("torch."),
+        trust=", trust_remote_code=True" if target.code else "",
+        sentence_transformers=sentence_transformers,
     )
 
 
@@ -264,16 +222,13 @@ def _number(value: float | None) -> str | None:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _check(folder: Path, trained: NeoBertForMaskedLM) -> float:
+def _check(folder: Path, target: ExportTarget) -> float:
     """Return the largest relative difference of a logit between the folder, as transformers loads it, and training."""
     transformers_logging.disable_progress_bar()
-    exported = NeoBERTForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
-    longest = min(exported.config.max_position_embeddings, 512)
-    lengths = sorted({1, min(7, longest), min(100, longest), longest})
-    documents = [torch.randint(trained.num_tokens, (n,), generator=generator) for n in lengths]
+    exported: Any = target.model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    documents = _documents(target)
     with torch.no_grad():
-        expected = _packed_logits(trained, documents)
+        expected = _packed_logits(target.trained, documents)
         found = torch.cat([exported(ids[None]).logits[0] for ids in documents])
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
@@ -284,7 +239,16 @@ def _check(folder: Path, trained: NeoBertForMaskedLM) -> float:
     return difference
 
 
-def _packed_logits(model: NeoBertForMaskedLM, documents: list[Tensor]) -> Tensor:
+def _documents(target: ExportTarget) -> list[Tensor]:
+    """Return random texts of one token up to 512, or to as many as the model has positions for."""
+    generator = torch.Generator().manual_seed(0)
+    longest = min(target.longest, 512)
+    ids = torch.tensor([i for i in range(target.trained.num_tokens) if i not in target.unseen_ids])
+    lengths = sorted({1, min(7, longest), min(100, longest), longest})
+    return [ids[torch.randint(len(ids), (n,), generator=generator)] for n in lengths]
+
+
+def _packed_logits(model: AnyModel, documents: list[Tensor]) -> Tensor:
     cu_seqlens = torch.tensor([0, *map(len, documents)]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(len(ids)) for ids in documents])
     return model.logits(model(torch.cat(documents), cu_seqlens, positions))[:, : model.num_tokens]
