@@ -14,7 +14,13 @@ import torch
 from enc.encoder import checkpoint, checkpoint_io, fast_paths
 from enc.encoder.batch_split import split_batch
 from enc.encoder.build import (
-    build_engine, build_model, eval_batches, fill_from_pretrained, num_workers, open_data, train_loader,
+    build_engine,
+    build_model,
+    eval_batches,
+    fill_from_pretrained,
+    num_workers,
+    open_data,
+    train_loader,
 )
 from enc.encoder.config import MpnetConfig, RunConfig
 from enc.encoder.config_load import load_run
@@ -112,7 +118,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
                   f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
         ("objective", _objective(config)),
-        *([("first weights", config.model.init_from)] if _starts_pretrained(run) else []),
+        *_first_weights(run),
         ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
         ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
                        if config.trainer.eval_strategy != "no" else "off"),
@@ -135,8 +141,10 @@ def _objective(config: RunConfig) -> str:
     return f"{name}: {collator.mlm_probability:.1%} of the tokens {chosen}{', whole words' * collator.whole_word}"
 
 
-def _starts_pretrained(run: Run) -> bool:
-    return isinstance(run.config.model, MpnetConfig) and bool(run.config.model.init_from) and not run.state.step
+def _first_weights(run: Run) -> list[tuple[str, str]]:
+    model = run.config.model
+    folder = model.init_from if isinstance(model, MpnetConfig) and not run.state.step else None
+    return [("first weights", folder)] if folder else []
 
 
 def main(run_dir: Path) -> NoReturn:

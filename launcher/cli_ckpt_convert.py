@@ -12,6 +12,7 @@ from enc.launcher.options import load, load_defaults, say
 if TYPE_CHECKING:
     from enc.encoder.config import RunConfig
     from enc.tools.consolidate import Written
+    from enc.tools.readers.source import Source
 
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")
@@ -62,7 +63,7 @@ def _tell(written: "Written") -> None:
 def import_checkpoint(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="NeoBERT checkpoint. Any config key can follow: section.key=value")
+        str, typer.Argument(metavar="SRC", help="Checkpoint or release. Any config key can follow: section.key=value")
     ],
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="New run folder.")],
     config: Annotated[
@@ -71,23 +72,38 @@ def import_checkpoint(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; by default the checkpoint's own.")
     ] = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Run whatever code a .pt file holds, as old ones may need.")
+    ] = False,
 ) -> None:
-    """Make a run folder from a NeoBERT training checkpoint or release, to go on with `enc resume`; print its path."""
-    from enc.tools.import_run import import_run
+    """Make a run folder from a checkpoint of NeoBERT or annotated-mpnet, or a release; print its path.
 
-    path = any_checkpoint(source)
-    found = import_run(path, Path(out), _config(path, config, context), Path(tokenizer) if tokenizer else None)
+    `enc resume` goes on with it. Of annotated-mpnet name a checkpoint<step>.pt, or its folder for the newest one.
+    """
+    from enc.tools.import_run import import_run
+    from enc.tools.readers.detect import open_source
+
+    if trust_checkpoint:
+        say(f"Warning: {source} may run any code while it is read, as --trust-checkpoint says.")
+    opened = open_source(any_checkpoint(source), trust_checkpoint)
+    tokenizer_dir = Path(tokenizer) if tokenizer else None
+    found = import_run(opened, Path(out), _config(opened, config, tokenizer_dir, context), tokenizer_dir)
     say(f"Imported step {found.step}, weights{' and optimizer moments' if found.has_moments else ' only'}.")
     say("Not carried over:" + "".join(f"\n  {line}" for line in found.not_carried))
     say(f"Go on with: enc resume latest --run {found.run_dir} dataset.path=TEXT")
     typer.echo(str(found.run_dir))
 
 
-def _config(path: Path, config: str | None, context: typer.Context) -> "RunConfig":
-    from enc.tools.import_run import hf_model_keys, nearest_config
+def _config(source: "Source", config: str | None, tokenizer_dir: Path | None, context: typer.Context) -> "RunConfig":
+    """Return the config of an imported run: the one named, or what the checkpoint or a file near it tells."""
+    from enc.tools.import_run import annotated_keys, hf_model_keys, nearest_config
 
-    nearest = config or nearest_config(path)
-    return load(str(nearest), context) if nearest else load_defaults(context, hf_model_keys(path))
+    if config:
+        return load(config, context)
+    if (keys := annotated_keys(source, tokenizer_dir)) is not None:
+        return load_defaults(context, keys)
+    nearest = nearest_config(source.path)
+    return load(str(nearest), context) if nearest else load_defaults(context, hf_model_keys(source.path))
 
 
 def export(

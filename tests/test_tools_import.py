@@ -18,6 +18,7 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
 from enc.tools.import_run import import_run
+from enc.tools.readers.detect import open_source
 
 SOURCE = ACCELERATE / "checkpoints" / "10"
 TOKENIZER = SOURCE / "tokenizer"
@@ -47,7 +48,7 @@ def state_of(run: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, t
 
 def test_a_training_folder_is_carried_over_exactly(tmp_path: Path) -> None:
     """Weights by name, moments by their place in NeoBERT's optimizer, the step and the tokens."""
-    found = import_run(SOURCE, tmp_path / "run", config_of(SOURCE), None)
+    found = import_run(open_source(SOURCE), tmp_path / "run", config_of(SOURCE), None)
     weights, moments = state_of(tmp_path / "run", 10)
     expected = load_file(SOURCE / "model.safetensors")
     assert weights.keys() == expected.keys()
@@ -100,7 +101,7 @@ def test_a_deepspeed_run_is_carried_over(foreign: Path, tmp_path: Path) -> None:
     shutil.copytree(TOKENIZER, run / "tokenizer")
     model = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 100}
     (run / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-    import_run(run / "model_checkpoints", tmp_path / "run", config_of(run), None)
+    import_run(open_source(run / "model_checkpoints"), tmp_path / "run", config_of(run), None)
     weights, moments = state_of(tmp_path / "run", 3)
     expected = load_file(foreign / "neobert.safetensors")
     for name, tensor in {**weights, **moments}.items():
@@ -141,7 +142,7 @@ def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
 def test_released_weights_become_a_run(tmp_path: Path, num_rows: int) -> None:
     """Rows are padded with zeros or, where they are zero, trimmed; bias and head come along, moments are zero."""
     model = release(tmp_path / "hub", num_rows)
-    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
+    import_run(open_source(tmp_path / "hub"), tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
     weights, moments = state_of(tmp_path / "run", 0)
     for name, tensor in model.state_dict().items():
         rows = min(num_rows, 512) if name in ("model.encoder.weight", "decoder.weight", "decoder.bias") else None
@@ -168,7 +169,7 @@ def test_a_head_that_is_a_copy_is_tied(tmp_path: Path) -> None:
     del state["decoder.bias"]
     state["decoder.weight"] = state["model.encoder.weight"].clone()
     save_file(state, tmp_path / "hub" / "model.safetensors")
-    import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
+    import_run(open_source(tmp_path / "hub"), tmp_path / "run", RunConfig(model=NeoBertConfig(**FIELDS)), None)
     assert "decoder.weight" not in state_of(tmp_path / "run", 0)[0]
     assert config_of(tmp_path / "run").model.tie_word_embeddings
 
@@ -199,7 +200,12 @@ REFUSED = {
 def test_a_config_of_another_depth_is_refused(tmp_path: Path) -> None:
     """Of a training folder whose config is gone, the tensors that do not fit the defaults are named."""
     with pytest.raises(UsageError, match=r"does not fit the model section.*transformer_encoder\.2"):
-        import_run(SOURCE, tmp_path / "run", RunConfig(model=NeoBertConfig(**{**FIELDS, "num_hidden_layers": 3})), None)
+        import_run(
+            open_source(SOURCE),
+            tmp_path / "run",
+            RunConfig(model=NeoBertConfig(**{**FIELDS, "num_hidden_layers": 3})),
+            None,
+        )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -209,5 +215,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None:
     release(tmp_path / "hub", num_rows)
     change(tmp_path / "hub")
     with pytest.raises(UsageError, match=message):
-        import_run(tmp_path / "hub", tmp_path / "run", RunConfig(model=NeoBertConfig(**fields)), None)
+        import_run(open_source(tmp_path / "hub"), tmp_path / "run", RunConfig(model=NeoBertConfig(**fields)), None)
     assert [p.name for p in tmp_path.iterdir()] == ["hub"]

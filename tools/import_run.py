@@ -1,4 +1,4 @@
-"""A run folder made from a NeoBERT checkpoint that another program wrote, so that `enc resume` goes on with it."""
+"""A run folder made from a checkpoint that another program wrote, so that `enc resume` goes on with it."""
 
 import json
 import time
@@ -10,13 +10,17 @@ from typing import Any
 import torch
 
 from enc.encoder.checkpoint import write_manifest
-from enc.encoder.config import NeoBertConfig, RunConfig
+from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.pretrained import is_mpnet, mpnet_keys
 from enc.tools.consolidate import write_file
-from enc.tools.neobert_names import Derived, NeoBertState, neobert_state
+from enc.tools.fitting import Derived, ModelState
+from enc.tools.mpnet_args import run_keys
+from enc.tools.mpnet_names import mpnet_state
+from enc.tools.neobert_names import neobert_state
 from enc.tools.output import new_output, refuse_taken
-from enc.tools.readers.detect import open_source
+from enc.tools.readers import annotated
 from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json
 
 # What lies beside a checkpoint and why nothing is taken from it.
@@ -29,6 +33,12 @@ _NOT_CARRIED = {
     "scaler.pt": "the loss scaler; bf16 needs none",
     "custom_checkpoint_*.pkl": "its counters other than steps and tokens",
 }
+# What is in a checkpoint of annotated-mpnet, and why nothing is taken from it.
+_ANNOTATED = (
+    "rng_state, collator_rng_state: states of random generators; every draw follows from the seed here",
+    "data_state: the place in its files; the rows of a step follow from the seed and the step",
+    "samples_processed: it counts texts; the count of tokens begins at 0",
+)
 _HF_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "rope", "rms_norm",
     "norm_eps", "dropout_prob", "embedding_init_range", "decoder_init_range", "classifier_init_range", "ngpt",
@@ -58,23 +68,31 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
     found = read_json(file)
     if not isinstance(found, dict):
         raise damaged(file, "it is not a config")
+    if is_mpnet(found):
+        return {"model.type": "mpnet", **{f"model.{name}": value for name, value in mpnet_keys(found, file).items()}}
     keys = {f"model.{name}": found[name] for name in _HF_FIELDS if name in found}
     keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
     positions = found.get("max_position_embeddings", found.get("max_length"))
     return {**keys, "model.max_position_embeddings": positions} if positions else keys
 
 
-def import_run(path: Path, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
-    """Make the run folder `out` with one complete checkpoint from a NeoBERT checkpoint.
+def annotated_keys(source: Source, tokenizer_dir: Path | None) -> dict[str, Any] | None:
+    """Return the keys of a run config that a checkpoint of annotated-mpnet tells; None for any other."""
+    if source.format != annotated.FORMAT or source.config is None:
+        return None
+    tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
+    return run_keys(source.config, tokenizer)
+
+
+def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
+    """Make the run folder `out` with one complete checkpoint from a checkpoint of another program.
 
     Weights, moments, step and token count are carried over; moments are zero when the source has none. Raises
     UsageError when the source does not fit the config or its tokenizer, or `out` is taken.
     """
     refuse_taken(out)
-    source = open_source(path)
-    tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(path))
-    assert isinstance(config.model, NeoBertConfig)
-    state = neobert_state(source, config.model, tokenizer.num_tokens)
+    tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
+    state = _state(source, config, tokenizer)
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)
     num_bytes = sum(t.spec.num_bytes for t in state.weights.values()) * (1 + len(MOMENTS))
@@ -92,11 +110,18 @@ def import_run(path: Path, out: Path, config: RunConfig, tokenizer_dir: Path | N
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "event": "imported",
             "step": step,
-            "source": str(path.absolute()),
+            "source": str(source.path.absolute()),
         }
         (partial / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
         write_manifest(folder, step)
-    return Imported(out, step, bool(state.moments), _not_carried(path))
+    return Imported(out, step, bool(state.moments), _not_carried(source, bool(state.moments)))
+
+
+def _state(source: Source, config: RunConfig, tokenizer: EncoderTokenizer) -> ModelState:
+    if isinstance(config.model, MpnetConfig):
+        return mpnet_state(source, config.model, tokenizer)
+    assert isinstance(config.model, NeoBertConfig)
+    return neobert_state(source, config.model, tokenizer.num_tokens)
 
 
 def _near(path: Path) -> list[Path]:
@@ -113,14 +138,17 @@ def _nearest_tokenizer(path: Path) -> Path:
 
 
 def _run_config(
-    config: RunConfig, state: NeoBertState, source: Source, tokenizer: EncoderTokenizer, out: Path, step: int
+    config: RunConfig, state: ModelState, source: Source, tokenizer: EncoderTokenizer, out: Path, step: int
 ) -> RunConfig:
     """Return the config of the run: sizes and head from the source, the batch as large as it was, folders absolute."""
     trainer, ranks = config.trainer, int(source.counters.get("world_size") or _num_ranks(source.path))
     rows = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * ranks
     model = {f"model.{name}": value for name, value in state.model.model_dump().items()}
+    if isinstance(state.model, MpnetConfig):
+        model["model.init_from"] = None
     return config.changed({
         **model,
+        "objective": config.trained_objective,
         "model.pad_token_id": tokenizer.pad_id,
         "tokenizer.path": str(out.absolute() / "checkpoints" / str(step) / "tokenizer"),
         "tokenizer.train": None,
@@ -135,7 +163,7 @@ def _num_ranks(folder: Path) -> int:
     return max(1, len(list(folder.glob("random_states_*.pkl"))))
 
 
-def _trainer_state(source: Source, state: NeoBertState, step: int) -> dict[str, Any]:
+def _trainer_state(source: Source, state: ModelState, step: int) -> dict[str, Any]:
     updates = source.counters.get("optimizer_steps")
     return {
         "step": step,
@@ -167,8 +195,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _not_carried(path: Path) -> list[str]:
-    folder = path if path.is_dir() else path.parent
+def _not_carried(source: Source, has_moments: bool) -> list[str]:
+    folder = source.path if source.path.is_dir() else source.path.parent
     found = {pattern: sorted(p.name for p in folder.glob(pattern)) for pattern in _NOT_CARRIED}
     listed = [f"{', '.join(names)}: {_NOT_CARRIED[pattern]}" for pattern, names in found.items() if names]
+    if source.format == annotated.FORMAT:
+        listed = [*_ANNOTATED]
+        if "step" not in source.counters:
+            listed = ["the step: it was saved without data_state, so its weights become a run at step 0"]
+        if not has_moments:
+            listed.append("moments of the optimizer: there are none with this checkpoint; they begin at zero")
     return [*listed, "which text was trained on: the next steps read the rows that the config gives for their numbers"]

@@ -1,16 +1,28 @@
-"""Names of MPNet's parameters in annotated-mpnet (and fairseq), and what they are here.
+"""Tensors of an MPNet of annotated-mpnet (or fairseq), or of Hugging Face, under the names and shapes of the one here.
 
 annotated-mpnet keeps the projections of queries, keys and values in one tensor, and its position table has a row for
 each id up to that of padding before the first position; here the first position is row 2, as in transformers.
 """
 
 import re
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from enc.encoder.config import MpnetConfig
+from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.errors import UsageError
+from enc.encoder.models import pretrained
 from enc.encoder.models.mpnet import POSITION_OFFSET
+from enc.encoder.printable import shown
+from enc.encoder.sizes import padded_vocab_size, parameter_shapes
+from enc.tools.fitting import Derived, Fit, ModelState, unused_rows
+from enc.tools.readers.annotated import FORMAT as ANNOTATED
+from enc.tools.readers.source import MOMENTS, Source, Stored
 
+EMBEDDING, HEAD_BIAS = "mpnet.embeddings.word_embeddings.weight", "lm_head.bias"
 POSITIONS = "mpnet.embeddings.position_embeddings.weight"
 _PLACES = {
     "sentence_encoder.embed_tokens": "mpnet.embeddings.word_embeddings",
@@ -55,3 +67,104 @@ def own_tensors(name: str, tensor: Tensor, pad_id: int) -> dict[str, Tensor]:
         unread = torch.zeros(POSITION_OFFSET, *tensor.shape[1:], dtype=tensor.dtype)
         return {POSITIONS: torch.cat([unread, tensor[pad_id + 1 :]])}
     return dict(zip(names, tensor.chunk(len(names)), strict=True)) if names else {}
+
+
+# --- a checkpoint as a whole -----------------------------------------------------------------------------------------
+
+
+def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer) -> ModelState:
+    """Return the tensors of an MPNet source for its tokenizer.
+
+    Raises UsageError when the tensors do not fit the model section or the tokenizer.
+    """
+    _check_tokenizer(source, tokenizer)
+    model = model.model_copy(update={"vocab_size": padded_vocab_size(tokenizer.num_tokens)})
+    moments: dict[str, Stored] = {}
+    if any(name.startswith("sentence_encoder.") for name in source.weights):
+        weights = _renamed(source.weights, tokenizer.pad_id, source.path)
+        for kind, of_kind in _named(source).items():
+            renamed = _renamed(of_kind, tokenizer.pad_id, source.path)
+            moments |= {f"{kind}.{name}": tensor for name, tensor in renamed.items()}
+    else:
+        weights = {own: tensor for name, tensor in source.weights.items() if (own := pretrained.own_name(name))}
+        for moment, tensor in source.moments.items():
+            kind, name = moment.split(".", 1)
+            if not name.startswith("#") and (own := pretrained.own_name(name)):
+                moments[f"{kind}.{own}"] = tensor
+        if HEAD_BIAS not in weights:
+            raise UsageError(
+                f"{source.path} has no language-model head, so it is no checkpoint to go on with. Start a run from it: "
+                "`enc launch pretrain ... model.init_from=FOLDER`."
+            )
+    if EMBEDDING not in weights:
+        raise UsageError(f"There is no embedding of an MPNet among the tensors of {source.path}: not an MPNet.")
+    fit = Fit(parameter_shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
+    fitted: dict[str, Stored] = {}
+    for kind in MOMENTS if moments else ():
+        of_kind = {name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")}
+        fitted |= {f"{kind}.{name}": tensor for name, tensor in fit.fitted(of_kind).items()}
+    return ModelState(model, fit.fitted(weights), fitted)
+
+
+def _check_tokenizer(source: Source, tokenizer: EncoderTokenizer) -> None:
+    """Raise UsageError unless the tokenizer has the size and the padding that a checkpoint's args tell."""
+    args = source.config or {}
+    for key, ours in (("original_vocab_size", tokenizer.num_tokens), ("pad_token_id", tokenizer.pad_id)):
+        theirs = args.get(key)
+        if source.format == ANNOTATED and theirs is not None and theirs != ours:
+            raise UsageError(
+                f"{source.path} was trained with a tokenizer of {key} {theirs}, the one given has {ours}. Name the "
+                "folder of the right one: --tokenizer DIR."
+            )
+
+
+def _renamed(tensors: dict[str, Stored], pad_id: int, path: Path) -> dict[str, Stored]:
+    renamed: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        names = own_names(name)
+        if not names and name != "lm_head.weight":
+            raise UsageError(
+                f"{path} holds {shown(name)}, for which an MPNet here has no place. It cannot be imported."
+            )
+        for number, own in enumerate(names):
+            shape = _own_shape(own, tensor.spec.shape, len(names), pad_id)
+            renamed[own] = Derived(shape, partial(_own_part, name, tensor, pad_id, number))
+    return renamed
+
+
+def _own_shape(own: str, shape: tuple[int, ...], num_parts: int, pad_id: int) -> tuple[int, ...]:
+    rows = shape[0] // num_parts
+    return (rows - pad_id - 1 + POSITION_OFFSET if own == POSITIONS else rows, *shape[1:])
+
+
+def _own_part(name: str, tensor: Stored, pad_id: int, number: int) -> Tensor:
+    return list(own_tensors(name, tensor.read(), pad_id).values())[number]
+
+
+def _named(source: Source) -> dict[str, dict[str, Stored]]:
+    """Give numbered moments their names, by kind: matrices and tables first, then vectors, each as the model has them.
+
+    annotated-mpnet leaves biases and vectors without weight decay, a group of its own behind the others. The head's
+    matrix is the embedding and has no number.
+    """
+    if not source.moments:
+        return {}
+    parameters = [name for name in source.weights if name != "lm_head.weight"]
+    order = sorted(parameters, key=lambda name: name.endswith(".bias") or len(source.weights[name].spec.shape) == 1)
+    named: dict[str, dict[str, Stored]] = {kind: {} for kind in MOMENTS}
+    for number, name in enumerate(order):
+        for kind in MOMENTS:
+            moment = source.moments.get(f"{kind}.#{number}")
+            if moment is None or moment.spec.shape != source.weights[name].spec.shape:
+                raise _other_order(source.path, number, name)
+            named[kind][name] = moment
+    if len(MOMENTS) * len(order) != len(source.moments):
+        raise _other_order(source.path, len(order), "no parameter")
+    return named
+
+
+def _other_order(path: Path, number: int, name: str) -> UsageError:
+    return UsageError(
+        f"{path}: parameter {number} of its optimizer should be {name}, but is not. It was made by an optimizer other "
+        "than annotated-mpnet's AdamW; move its file out of optimizer/ to import the weights alone."
+    )

@@ -5,8 +5,6 @@ head saved as a copy of the embedding; an optimizer that numbers its parameters;
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
 from enc.encoder.printable import shown
 from enc.encoder.sizes import padded_vocab_size
-from enc.encoder.tensor_file import TensorSpec
+from enc.tools.fitting import Derived, Fit, ModelState, refuse_misfits, unused_rows
 from enc.tools.readers.names import BUFFERS
 from enc.tools.readers.source import MOMENTS, Source, Stored
 
@@ -28,32 +26,7 @@ _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
-@dataclass(frozen=True)
-class Derived:
-    """A tensor that is computed from a stored one when it is asked for, in fp32."""
-
-    shape: tuple[int, ...]
-    compute: Callable[[], Tensor]
-
-    @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(torch.float32, self.shape)
-
-    def read(self) -> Tensor:
-        """Return the tensor, on the CPU and contiguous."""
-        return self.compute().float().contiguous()
-
-
-@dataclass(frozen=True)
-class NeoBertState:
-    """A source's tensors as this package names them; `moments` is empty when the source has none."""
-
-    model: NeoBertConfig
-    weights: dict[str, Stored]
-    moments: dict[str, Stored]
-
-
-def neobert_state(source: Source, model: NeoBertConfig, num_tokens: int) -> NeoBertState:
+def neobert_state(source: Source, model: NeoBertConfig, num_tokens: int) -> ModelState:
     """Return the tensors of a NeoBERT source for a tokenizer of `num_tokens` tokens.
 
     The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
@@ -66,14 +39,14 @@ def neobert_state(source: Source, model: NeoBertConfig, num_tokens: int) -> NeoB
     if tied:
         weights.pop(HEAD, None)
     shapes = _shapes(model, num_tokens)
-    _refuse_misfits(_split(weights), shapes, source.path)
+    refuse_misfits(_split(weights), shapes, _VOCABULARY, source.path)
     numbered = any("#" in name for name in source.moments)
     moments = _named(source, weights, shapes) if numbered else _clean(source.moments)
-    unused = _unused_rows(weights, moments)
-    rows = {kind: _fitted(_of_kind(moments, kind), shapes, unused, source.path) for kind in MOMENTS if moments}
-    return NeoBertState(
+    fit = Fit(shapes, _VOCABULARY, unused_rows(weights, moments, EMBEDDING), source.path)
+    rows = {kind: fit.fitted(_of_kind(moments, kind)) for kind in MOMENTS if moments}
+    return ModelState(
         model,
-        _fitted(_split(weights), shapes, unused, source.path),
+        fit.fitted(_split(weights)),
         {f"{kind}.{name}": tensor for kind, of_kind in rows.items() for name, tensor in of_kind.items()},
     )
 
@@ -156,59 +129,3 @@ def _other_order(path: Path, number: int, name: str) -> UsageError:
         f"{path}: parameter {number} of the optimizer should be {name}, but is not. It was made by an optimizer other "
         "than NeoBERT's AdamW, whose state cannot be carried over; import the weights alone, from model.safetensors."
     )
-
-
-# --- fitting ---------------------------------------------------------------------------------------------------------
-
-
-def _unused_rows(weights: dict[str, Stored], moments: dict[str, Stored]) -> Callable[[int], bool]:
-    """Return a test whether the embedding's rows from one on were never trained: no gradient, or, unknown, all zero."""
-
-    def unused(first: int) -> bool:
-        evidence = moments.get(f"exp_avg_sq.{EMBEDDING}", weights[EMBEDDING])
-        return not evidence.read()[first:].any()
-
-    return unused
-
-
-def _fitted(
-    tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], unused: Callable[[int], bool], path: Path
-) -> dict[str, Stored]:
-    """Return the tensors in the model's shapes; vocabulary rows are added as zeros, or dropped when never trained."""
-    _refuse_misfits(tensors, shapes, path)
-    return {name: _resized(tensors[name], shape, unused, path) for name, shape in shapes.items()}
-
-
-def _refuse_misfits(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    missing, unknown = [n for n in shapes if n not in tensors], [n for n in tensors if n not in shapes]
-    other = [
-        f"{name} {tuple(tensors[name].spec.shape)} (the model has {shape})"
-        for name, shape in shapes.items()
-        if name in tensors and not _can_fit(name, tuple(tensors[name].spec.shape), shape)
-    ]
-    parts = [("missing", missing), ("unknown", unknown), ("of another shape", other)]
-    if any(names for _, names in parts):
-        listed = "; ".join(f"{what}: {', '.join(shown(n) for n in names[:4])}" for what, names in parts if names)
-        raise UsageError(
-            f"{path} does not fit the model section of the config. Tensors {listed}. Give --config or keys."
-        )
-
-
-def _can_fit(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return found == wanted or (name in _VOCABULARY and found[1:] == wanted[1:])
-
-
-def _resized(tensor: Stored, shape: tuple[int, ...], unused: Callable[[int], bool], path: Path) -> Stored:
-    rows, wanted = (tensor.spec.shape or (1,))[0], (shape or (1,))[0]
-    if rows > wanted and not unused(wanted):
-        raise UsageError(
-            f"{path} has {rows} vocabulary rows, its tokenizer needs {wanted}, and the rest were trained. Give the "
-            "tokenizer that it was trained with: --tokenizer DIR."
-        )
-
-    def compute() -> Tensor:
-        whole = torch.zeros(shape)
-        whole[: min(rows, wanted)] = tensor.read()[:wanted]
-        return whole
-
-    return Derived(shape, tensor.read if rows == wanted else compute)

@@ -24,7 +24,7 @@ def write_sentence_files(folder: Path, hidden_size: int, max_seq_length: int) ->
     _write(folder / "modules.json", modules)
     _write(folder / POOLING / "config.json", pooling)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
-    similarity = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    similarity: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write(folder / "config_sentence_transformers.json", similarity)
 
 

@@ -3,23 +3,24 @@
 from pathlib import Path
 
 from enc.encoder.errors import UsageError
-from enc.tools.readers import folders, universal, zero
+from enc.tools.readers import annotated, folders, universal, zero
 from enc.tools.readers.source import Source
 
 FORMATS = (
-    "checkpoints of enc, DeepSpeed folders (ZeRO 0 to 3, universal), torch.distributed.checkpoint folders, Hugging "
-    "Face and Accelerate folders, and files .safetensors, .pt, .pth, .bin, .ckpt"
+    "checkpoints of enc and annotated-mpnet, DeepSpeed folders (ZeRO 0 to 3, universal), torch.distributed.checkpoint "
+    "folders, Hugging Face and Accelerate folders, and files .safetensors, .pt, .pth, .bin, .ckpt"
 )
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, trust: bool = False) -> Source:
     """Return the tensors of a file or folder, without reading their values.
 
-    Raises UsageError when it is of no known format, is incomplete, or holds a pickle that asks for more than tensors.
+    With `trust` a single file's pickle may ask for more than tensors; then it is loaded whole. Raises UsageError when
+    the path is of no known format, is incomplete, or holds a pickle that asks for more than tensors.
     """
     if not path.exists():
         raise UsageError(f"There is no file or folder {path}. Name a checkpoint.")
-    source = folders.read_file(path) if path.is_file() else _open_folder(path)
+    source = folders.read_file(path, trust) if path.is_file() else _open_folder(path)
     if source is None or not source.weights:
         raise UsageError(f"{path} holds no checkpoint that can be read. Read are {FORMATS}.")
     return source
@@ -49,10 +50,11 @@ def _dcp_folders(path: Path) -> list[Path]:
 def newest_foreign(path: Path) -> Path | None:
     """Return the newest checkpoint of a run folder of NeoBERT (`checkpoints/<step>`, earlier `model_checkpoints`).
 
-    None for any other path, run folders of enc among them.
+    In a folder of annotated-mpnet that is `checkpoint<step>.pt`. None for any other path, run folders of enc among
+    them.
     """
     for name in ("checkpoints", "model_checkpoints"):
         steps = [p for p in (path / name).glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
         if steps and not any(folders.is_ours(p) for p in steps):
             return max(steps, key=lambda p: int(p.name))
-    return None
+    return annotated.newest(path)

@@ -7,10 +7,11 @@ from typing import Any
 import yaml
 
 from enc.encoder.errors import DamagedError, UsageError
+from enc.tools.readers import annotated
 from enc.tools.readers.names import split_names
 from enc.tools.readers.safetensors_file import indexed_files, read_shards
 from enc.tools.readers.source import Source, Stored, damaged, merged, numbers_in, read_json
-from enc.tools.readers.torch_file import load_pickle, load_values, optimizer_moments, state_dict_tensors
+from enc.tools.readers.torch_file import load_pickle, load_trusted, load_values, optimizer_moments, state_dict_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MOMENTS_FILE = "optimizer.safetensors"  # of `enc ckpt convert --to safetensors`
@@ -44,13 +45,20 @@ def _own_counters(file: Path) -> dict[str, Any]:
     return {**read_json(file), **numbers}
 
 
-def read_file(path: Path) -> Source:
-    """Read one file of weights: a state dict, or a dictionary with one under `state_dict`, `model` or the like."""
+def read_file(path: Path, trust: bool = False) -> Source:
+    """Read one file of weights: a state dict, or a dictionary with one under `state_dict`, `model` or the like.
+
+    With `trust` a pickle may ask for more than tensors and plain values.
+    """
     if path.suffix == ".safetensors":
         weights, moments, _ = split_names({(name,): tensor for name, tensor in read_shards([path]).items()})
         return Source(path, "safetensors file", weights, moments, files=(path,))
     if path.suffix in TORCH_SUFFIXES:
-        weights = _state_dict(path)
+        load = load_trusted if trust else load_pickle
+        found = load(path)
+        if annotated.is_annotated(found):
+            return annotated.read(path, found, load)
+        weights = _state_dict(path, found)
         if not weights:
             raise UsageError(f"{path} holds no weights. Name the file or folder with the model's state dict.")
         return Source(path, "torch file", weights, files=(path,))
@@ -60,8 +68,7 @@ def read_file(path: Path) -> Source:
     )
 
 
-def _state_dict(path: Path) -> dict[str, Stored]:
-    found = load_pickle(path)
+def _state_dict(path: Path, found: Any) -> dict[str, Stored]:
     if not isinstance(found, dict):
         raise damaged(path, "it holds no dictionary of tensors")
     inner = [found[key] for key in _STATE_DICT_KEYS if isinstance(found.get(key), dict)]
@@ -77,7 +84,7 @@ def read_folder(path: Path) -> Source | None:
     if files[0].suffix == ".safetensors":
         weights, moments, _ = split_names({(name,): tensor for name, tensor in read_shards(files).items()})
     else:
-        weights = merged(*(_state_dict(file) for file in files))
+        weights = merged(*(_state_dict(file, load_pickle(file)) for file in files))
     counters = _counters(path)
     name = "Hugging Face" if (path / "config.json").is_file() else "safetensors files"
     if (path / MOMENTS_FILE).is_file():

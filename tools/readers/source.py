@@ -32,6 +32,21 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
+class Held:
+    """A tensor that is in memory already."""
+
+    tensor: Tensor
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec.of(self.tensor)
+
+    def read(self) -> Tensor:
+        """Return the tensor, contiguous."""
+        return self.tensor.contiguous()
+
+
+@dataclass(frozen=True)
 class Extent:
     """Elements of one dtype that lie one after the other in a file."""
 

@@ -25,7 +25,7 @@ from torch.serialization import safe_globals
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
 from enc.encoder.tensor_file import TensorSpec
-from enc.tools.readers.source import MOMENTS, Extent, Stored, StoredTensor, damaged, unreadable
+from enc.tools.readers.source import MOMENTS, Extent, Held, Stored, StoredTensor, damaged, unreadable
 
 
 class _Record:
@@ -51,6 +51,24 @@ def load_pickle(path: Path) -> Any:
     """
     with _opened(path) as file:
         return _load(path, file)
+
+
+def load_trusted(path: Path) -> Any:
+    """Return what a file of torch.save holds, values included, running whatever its pickle asks for.
+
+    For files of which a person said that they trust them. Raises UsageError when it cannot be loaded.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ImportError as error:
+        raise UsageError(
+            f"{path} needs code that is not here ({error}). Install it, or load the file where it was written and save "
+            "its tensors alone."
+        ) from None
+    except Exception as error:  # a pickle can raise anything
+        raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
 
 def load_values(path: Path) -> Any:
@@ -82,7 +100,7 @@ def _load(path: Path, file: Any) -> Any:
     if start != b"PK\x03\x04":
         raise UsageError(
             f"{path} is not a file of torch.save as torch writes it since 1.6, so nothing of it was read. If you trust "
-            "it, load it and save it again with torch; else remove it."
+            "it, load it and save it again with torch, or `enc ckpt import` it with --trust-checkpoint; else remove it."
         )
     _refuse_compressed(path, file)
     file.seek(0)
@@ -93,7 +111,8 @@ def _load(path: Path, file: Any) -> Any:
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} holds a pickle that asks for more than tensors and plain values ({_asked_for(error)}), which can "
-            "run any code. It was refused and nothing of it was run. Use a checkpoint from a source you trust."
+            "run any code. It was refused and nothing of it was run. Use a checkpoint from a source you trust; if you "
+            "trust this file, `enc ckpt import` takes it with --trust-checkpoint."
         ) from None
     except Exception as error:  # what a broken file raises depends on where it is broken
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
@@ -174,6 +193,10 @@ def stored(path: Path, tensor: Tensor, first: int = 0) -> StoredTensor:
     return StoredTensor(spec, (Extent(path, begin, span),), strides)
 
 
+def _any_stored(path: Path, tensor: Tensor) -> Stored:
+    return stored(path, tensor) if tensor.is_meta else Held(tensor.detach())
+
+
 def flat_part(path: Path, tensor: Tensor, start: int, count: int) -> Extent:
     """Return the place of `count` elements of a flat tensor of `load_pickle`."""
     (extent,) = stored(path, tensor).extents
@@ -183,7 +206,7 @@ def flat_part(path: Path, tensor: Tensor, start: int, count: int) -> Extent:
 def state_dict_tensors(path: Path, found: Mapping[str, Any]) -> dict[str, Stored]:
     """Return the tensors of a state dict by their dotted names; other values are left out."""
     try:
-        return {name: stored(path, tensor) for name, tensor in _flat(found) if tensor.layout == torch.strided}
+        return {name: _any_stored(path, tensor) for name, tensor in _flat(found) if tensor.layout == torch.strided}
     except RecursionError:
         raise damaged(path, "its dictionaries lie too deep in each other") from None
 
@@ -206,7 +229,7 @@ def optimizer_moments(path: Path, optimizer: Any) -> tuple[dict[str, Stored], in
     for number, entry in state.items():
         if not isinstance(entry, Mapping):
             continue
-        moments.update({f"{kind}.#{number}": stored(path, entry[kind]) for kind in MOMENTS if kind in entry})
+        moments.update({f"{kind}.#{number}": _any_stored(path, entry[kind]) for kind in MOMENTS if kind in entry})
         step = number_of(path, entry.get("step", step))
     return moments, step
 
@@ -214,7 +237,7 @@ def optimizer_moments(path: Path, optimizer: Any) -> tuple[dict[str, Stored], in
 def number_of(path: Path, value: Any) -> int | None:
     """Return a step, which is a number or a tensor of one, as a whole number."""
     if isinstance(value, Tensor) and value.numel() == 1:
-        value = stored(path, value).read().item()
+        value = _any_stored(path, value).read().item()
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
