@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from enc.encoder.checkpoint import write_manifest
-from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
+from enc.encoder.config import DatasetConfig, MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.pretrained import is_mpnet, mpnet_keys
@@ -69,7 +69,9 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise damaged(file, "it is not a config")
     if is_mpnet(found):
-        return {"model.type": "mpnet", **{f"model.{name}": value for name, value in mpnet_keys(found, file).items()}}
+        keys = {f"model.{name}": value for name, value in mpnet_keys(found, file).items()}
+        longest = min(keys["model.max_position_embeddings"], DatasetConfig().max_seq_length)
+        return {"model.type": "mpnet", **keys, "dataset.max_seq_length": longest}
     keys = {f"model.{name}": found[name] for name in _HF_FIELDS if name in found}
     keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
     positions = found.get("max_position_embeddings", found.get("max_length"))
