@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from enc.encoder import pretrained
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
@@ -19,7 +20,7 @@ from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
-from enc.encoder.models import mpnet, neobert, pretrained
+from enc.encoder.models import mpnet, neobert
 from enc.encoder.models.mpnet import MpnetForMaskedLM
 from enc.encoder.models.neobert import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective

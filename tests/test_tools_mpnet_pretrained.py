@@ -14,9 +14,9 @@ from tiny_mpnet import ANNOTATED, NUM_TOKENS, tiny_mpnet
 from transformers import MPNetConfig, MPNetForMaskedLM, MPNetModel
 
 import enc as package
+from enc.encoder import pretrained
 from enc.encoder.config import MpnetConfig, RunConfig
 from enc.encoder.errors import UsageError
-from enc.encoder.models import pretrained
 from enc.encoder.models.mpnet import MpnetForMaskedLM, init_weights
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -10,7 +10,7 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.models import modeling_mpnet
 from enc.encoder.models.modeling_mpnet import EncMPNetConfig, EncMPNetForMaskedLM
 from enc.encoder.models.mpnet import POSITION_OFFSET, MpnetForMaskedLM
-from enc.encoder.models.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID
+from enc.encoder.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID
 from enc.tools.export_target import ExportTarget
 
 _COPIED = (
