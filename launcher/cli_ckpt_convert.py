@@ -87,21 +87,23 @@ def import_checkpoint(
         say(f"Warning: {source} may run any code while it is read, as --trust-checkpoint says.")
     opened = open_source(any_checkpoint(source), trust_checkpoint)
     tokenizer_dir = Path(tokenizer) if tokenizer else None
-    found = import_run(opened, Path(out), _config(opened, config, tokenizer_dir, context), tokenizer_dir)
+    found = import_run(opened, Path(out), _config(opened, config, context), tokenizer_dir)
     say(f"Imported step {found.step}, weights{' and optimizer moments' if found.has_moments else ' only'}.")
     say("Not carried over:" + "".join(f"\n  {line}" for line in found.not_carried))
     say(f"Go on with: enc resume latest --run {found.run_dir} dataset.path=TEXT")
     typer.echo(str(found.run_dir))
 
 
-def _config(source: "Source", config: str | None, tokenizer_dir: Path | None, context: typer.Context) -> "RunConfig":
+def _config(source: "Source", config: str | None, context: typer.Context) -> "RunConfig":
     """Return the config of an imported run: the one named, or what the checkpoint or a file near it tells."""
-    from enc.tools.import_run import annotated_keys, hf_model_keys, nearest_config
+    from enc.launcher.mpnet_flags import keys_of_args
+    from enc.tools.import_run import hf_model_keys, nearest_config
+    from enc.tools.readers import annotated
 
     if config:
         return load(config, context)
-    if (keys := annotated_keys(source, tokenizer_dir)) is not None:
-        return load_defaults(context, keys)
+    if source.format == annotated.FORMAT:
+        return load_defaults(context, keys_of_args(source.config or {}))
     nearest = nearest_config(source.path)
     return load(str(nearest), context) if nearest else load_defaults(context, hf_model_keys(source.path))
 

@@ -412,6 +412,30 @@ def config_keys(command: Command) -> dict[str, Any]:
     return {key: keys[key] for key, _ in all_fields() if key in keys}
 
 
+# What belongs to one start, folders of another machine among them; and a best checkpoint needs text to evaluate on.
+_OF_ONE_START = (
+    "dataset.path", "dataset.validation_file", "dataset.test_file", "tokenizer.name", "model.init_from",
+    "trainer.output_dir", "trainer.tensorboard_dir", "trainer.resume_from_checkpoint", "trainer.save_strategy",
+    "trainer.metric_for_best_model",
+)  # fmt: skip
+
+
+def keys_of_args(args: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{dotted key: value}`` of the arguments that a checkpoint of annotated-mpnet keeps, to go on with it.
+
+    Rows stay one document each, as they were. Raises UsageError when an argument has a value that no flag takes.
+    """
+    values, problems = {}, []
+    for flag in FLAGS:
+        given = args.get(flag.name.removeprefix("--").replace("-", "_"))
+        value, wrong = (flag.default, "") if given is None or given is False else _value(flag, str(given))
+        values[flag.name] = value
+        problems += [Problem(flag.name, wrong)] if wrong else []
+    raise_problems("The arguments in the checkpoint", problems)
+    keys = config_keys(Command(values, frozenset()))
+    return {key: keys[key] for key in keys if key not in _OF_ONE_START} | {"datacollator.pack_sequences": False}
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists in one line, and quotes around text that a config's reader would take for something else."""
 

@@ -21,7 +21,8 @@ from enc.encoder.config import MpnetConfig, RunConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.errors import UsageError
-from enc.tools.import_run import Imported, annotated_keys, import_run
+from enc.launcher.mpnet_flags import keys_of_args
+from enc.tools.import_run import Imported, import_run
 from enc.tools.mpnet_names import own_tensors
 from enc.tools.readers.detect import open_source
 
@@ -40,8 +41,7 @@ def copied(tmp_path: Path) -> Path:
 
 def imported(path: Path, out: Path, trust: bool = False, **more) -> tuple[Imported, RunConfig]:
     source = open_source(path, trust)
-    keys = annotated_keys(source, None)
-    assert keys is not None
+    keys = keys_of_args(source.config or {})
     found = import_run(source, out, load_text("{}", "the default config", keys | more).config, None)
     return found, load_text((out / "config.yaml").read_text(), "config.yaml").config
 

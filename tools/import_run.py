@@ -16,7 +16,6 @@ from enc.encoder.errors import UsageError
 from enc.encoder.pretrained import is_mpnet, mpnet_keys
 from enc.tools.consolidate import write_file
 from enc.tools.fitting import Derived, ModelState
-from enc.tools.mpnet_args import run_keys
 from enc.tools.mpnet_names import mpnet_state
 from enc.tools.neobert_names import neobert_state
 from enc.tools.output import new_output, refuse_taken
@@ -76,14 +75,6 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
     keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
     positions = found.get("max_position_embeddings", found.get("max_length"))
     return {**keys, "model.max_position_embeddings": positions} if positions else keys
-
-
-def annotated_keys(source: Source, tokenizer_dir: Path | None) -> dict[str, Any] | None:
-    """Return the keys of a run config that a checkpoint of annotated-mpnet tells; None for any other."""
-    if source.format != annotated.FORMAT or source.config is None:
-        return None
-    tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
-    return run_keys(source.config, tokenizer)
 
 
 def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
