@@ -61,15 +61,15 @@ def open_data(config: RunConfig) -> Data:
             f"The token store {store.path} was made with a tokenizer of {tokenizer.num_tokens} tokens, the model of "
             f"this run has {config.model.vocab_size} embedding rows. Use the store that the run was started with."
         )
+    masker = Masker.of(tokenizer, config)
     evaluates = config.trainer.eval_strategy != "no" and "eval" in store.splits
-    return Data(
-        store,
-        tokenizer,
-        packed_rows(store, "train", tokenizer, config),
-        packed_rows(store, "eval", tokenizer, config) if evaluates else None,
-        packed_rows(store, "test", tokenizer, config) if "test" in store.splits else None,
-        Masker.of(tokenizer, config),
-    )
+    wanted = {"train": True, "eval": evaluates, "test": "test" in store.splits}
+    rows = {split: packed_rows(store, split, tokenizer, config) if there else None for split, there in wanted.items()}
+    for split, found in rows.items():
+        if found is not None and not any(masker.can_mask(found.row(index)[0]) for index in range(len(found))):
+            raise UsageError(f"The {split} split of the token store {store.path} has no token that can be predicted.")
+    assert rows["train"] is not None
+    return Data(store, tokenizer, rows["train"], rows["eval"], rows["test"], masker)
 
 
 def packed_rows(store: TokenStore, split: str, tokenizer: EncoderTokenizer, config: RunConfig) -> Rows:

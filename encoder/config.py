@@ -87,6 +87,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 SbatchOption = Annotated[Line, AfterValidator(_sbatch_option)]
 SrunOption = Annotated[Line, AfterValidator(_srun_option)]
+WANDB_ID = r"^[A-Za-z0-9_-]{1,128}$"
 _TIME_LIMIT = r"^[0-9]+(:[0-9]{1,2}){0,2}$|^[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}$"
 
 
@@ -512,7 +513,7 @@ class WandbConfig(Section):
     """User or team."""
     name: str | None = None
     """Name of the run."""
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] | None = None
+    id: Annotated[str, Field(pattern=WANDB_ID)] | None = None
     """Id of the W&B run, letters, digits, - and _; made at the first start by default."""
     tags: list[str] = []
     """Tags of the run."""

@@ -208,6 +208,11 @@ def unused_settings(config: RunConfig) -> Iterator[str]:
             yield f"parallel.{name} has no effect with engine {parallel.engine}."
     if "bucket_size" in changed and parallel.engine == "deepspeed" and parallel.zero_stage == 0:
         yield "parallel.bucket_size has no effect with parallel.zero_stage 0."
+    collator = config.datacollator
+    if collator.mask_all and (collator.mask_replace_prob, collator.random_replace_prob) != (0.8, 0.1):
+        yield "datacollator.mask_replace_prob and random_replace_prob have no effect with datacollator.mask_all."
+    if config.optimizer.name == "adam" and config.optimizer.decay_embeddings:
+        yield "optimizer.decay_embeddings has no effect with adam, whose decay is of all parameters."
     for name in ("activation_checkpointing", "activation_checkpointing_every"):
         if name in changed and not config.trainer.gradient_checkpointing:
             yield f"parallel.{name} has no effect without trainer.gradient_checkpointing."

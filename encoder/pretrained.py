@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from enc.encoder.config import MpnetConfig, RunConfig
@@ -90,7 +91,10 @@ def mpnet_keys(found: dict[str, Any], where: Path) -> dict[str, Any]:
             f"{where} says hidden_act {act!r}, but the head of transformers' MPNet has gelu; here both have the same. "
             "Name an MPNet with gelu."
         )
-    positions = found.get("max_position_embeddings", 512) - _HF_OFFSET
+    rows = found.get("max_position_embeddings", 512)
+    if not isinstance(rows, int) or rows <= _HF_OFFSET:
+        raise UsageError(f"{where} says max_position_embeddings {rows!r}, must be a whole number above {_HF_OFFSET}.")
+    positions = rows - _HF_OFFSET
     relative = {
         "relative_attention_num_buckets": HF_BUCKETS,
         "relative_attention_max_distance": HF_MAX_DISTANCE,
@@ -151,8 +155,9 @@ def open_pretrained(folder: Path) -> Pretrained:
 def _section(keys: dict[str, Any], num_tokens: int) -> MpnetConfig:
     try:
         return MpnetConfig(**keys).model_copy(update={"vocab_size": num_tokens})
-    except ValueError as error:
-        raise UsageError(f"The config.json of model.init_from has values that no MPNet has: {error}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"The config.json of model.init_from has values that no MPNet has: {wrong}.") from None
 
 
 # --- before a launch -------------------------------------------------------------------------------------------------
@@ -228,9 +233,10 @@ def _check_vocabulary(theirs: Path, ours: Path) -> None:
 
 def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
     """Return the ids of a tokenizer.json's tokens; none for a kind of model that does not name them so."""
-    vocab = tokenizer.get("model", {}).get("vocab")
-    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    return vocab | added if isinstance(vocab, dict) else {}
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return vocab | {token.get("content"): token.get("id") for token in tokens} if isinstance(vocab, dict) else {}
 
 
 def notes(config: RunConfig) -> list[str]:

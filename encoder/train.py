@@ -295,7 +295,7 @@ def _test(run: Run) -> None:
 def _load_best(run: Run) -> int:
     """Load the best checkpoint of the run, if it has one; return the step whose weights the engine now has."""
     best, step = run.state.best, run.state.step
-    if best is None or best.step == step:
+    if best is None or best.step == step or best.metric != run.config.trainer.best_metric:
         return step
     folder = checkpoint.checkpoints_dir(run.dir) / str(best.step)
     run.beat.mark("restore")

@@ -8,13 +8,14 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
 
 import yaml
 
-from enc.encoder.config import MpnetConfig
+from enc.encoder.config import WANDB_ID, MpnetConfig
 from enc.encoder.config_load import Problem, all_fields, did_you_mean, parse_value, raise_problems
 from enc.encoder.errors import UsageError
 
@@ -279,6 +280,8 @@ def _parser() -> _Parser:
 
 def read(words: list[str]) -> Command:
     """Read the words after `pretrain-mpnet`. Raises UsageError that lists every problem of them."""
+    if "--" in words:
+        raise UsageError("A second -- stands among the flags; write one, right after from-mpnet.")
     found, unknown = _parser().parse_known_args(words)
     given = vars(found)
     problems = list(_unknown_words(unknown))
@@ -322,6 +325,8 @@ def _value(flag: Flag, given: Any) -> tuple[Any, str]:
 def _wrong_text(flag: Flag, text: str) -> str:
     if not text.isprintable():
         return f"is {text!r}, must be one line of printable characters"
+    if flag.keys == "wandb.id" and not re.fullmatch(WANDB_ID, text):
+        return f"is {text!r}, must be letters, digits, - and _"
     return "is empty; give it a value" if not text and flag.default is not None else ""
 
 
@@ -475,6 +480,8 @@ def notes(command: Command) -> Iterator[str]:
             "--keep-checkpoints 0 deletes interval checkpoints as soon as they are written, so none are: "
             "--checkpoint-interval decides evaluations only."
         )
+    if command["--hf-model-path"]:
+        yield "--hf-model-path must be a folder here: `hf download NAME --local-dir FOLDER` makes one of a hub name."
     if command["--resume"]:
         yield (
             f"--resume goes on with a run of enc in {command['--checkpoint-dir']}; a .pt of annotated-mpnet goes "

@@ -212,14 +212,11 @@ def check_disk(plan: Plan, free: int, existing: int) -> Finding:
 def checkpoints_kept(plan: Plan) -> int:
     """Return how many checkpoints a run keeps, at most: the newest ones, and the best one."""
     trainer = plan.config.trainer
-    interval = {"steps": trainer.save_steps, "epoch": _steps_per_epoch(plan), "best": trainer.eval_steps}
-    saves = ceil(trainer.max_steps / interval.get(trainer.save_strategy, trainer.max_steps))
+    interval = trainer.save_steps if trainer.save_strategy == "steps" else trainer.max_steps
+    evaluations = ceil(trainer.max_steps / trainer.eval_steps) if trainer.best_metric else 0
+    saves = min(ceil(trainer.max_steps / interval) + evaluations, trainer.max_steps)
     limit = trainer.save_total_limit and trainer.save_total_limit + (trainer.best_metric is not None)
     return min(limit or saves, saves)
-
-
-def _steps_per_epoch(plan: Plan) -> int:
-    return max(1, (plan.train_tokens or plan.tokens_per_step) // plan.tokens_per_step)
 
 
 def _free_bytes(run_dir: Path) -> int:

@@ -33,9 +33,14 @@ from enc.tools.sentence_files import write_sentence_files
 
 TOLERANCE = 1e-5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_OBJECTIVES = {
+    "mlm": "masked language modelling",
+    "mpnet": "masked and permuted language modelling",
+    "plm": "permuted language modelling",
+}
 _METRICS = {
-    "eval_loss": "Masked-token loss",
-    "eval_accuracy": "Masked-token accuracy",
+    "eval_loss": "Loss of predicted tokens",
+    "eval_accuracy": "Accuracy of predicted tokens",
     "eval_perplexity": "Perplexity",
 }
 
@@ -73,6 +78,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
         "name": f"{run_dir.name}-{step}",
         "dataset": _dataset_name(Path(config.dataset.path)),
         "row_length": config.row_length,
+        "objective": _OBJECTIVES[config.trained_objective],
         "steps": step,
         "tokens": counters["tokens"],
         **_measured(run_dir / "metrics.jsonl", step),
@@ -151,7 +157,8 @@ def export_model(
     with new_output(out, sum(t.nbytes for t in tensors.values())) as partial:
         _write(partial, tensors, target, tokenizer_dir)
         if sentence_transformers:
-            write_sentence_files(partial, model_config.hidden_size, model_config.max_position_embeddings)
+            seen = min(card.get("row_length") or target.longest, target.longest)  # further positions are untrained
+            write_sentence_files(partial, model_config.hidden_size, seen)
         num_parameters = sum(t.numel() for t in tensors.values())
         text = model_card(target, num_parameters, card, sentence_transformers)
         (partial / "README.md").write_text(text, encoding="utf-8")
@@ -187,10 +194,18 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
     for file in tokenizer_dir.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    _limit_length(folder / "tokenizer_config.json", target.longest)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if target.code:
         shutil.copyfile(target.code, folder / target.code.name)
     target.config.save_pretrained(folder)
+
+
+def _limit_length(path: Path, longest: int) -> None:
+    """Let the tokenizer cut at what the model has positions for, when it is asked to truncate."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["model_max_length"] = longest
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], sentence_transformers: bool) -> str:
@@ -205,7 +220,7 @@ def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], 
         "Final training loss": _number(card.get("loss")),
     }
     return environment.get_template("model_card.md.j2").render(
-        card={"license": None, "metrics": {}, "row_length": None, **card},
+        card={"license": None, "objective": _OBJECTIVES["mlm"], "metrics": {}, "row_length": None, **card},
         tag="mpnet" if target.config.model_type.endswith("mpnet") else target.config.model_type,
         architecture=target.architecture,
         training={label: value for label, value in facts.items() if value is not None},

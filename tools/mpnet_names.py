@@ -133,6 +133,8 @@ def _renamed(tensors: dict[str, Stored], pad_id: int, path: Path) -> dict[str, S
 
 
 def _own_shape(own: str, shape: tuple[int, ...], num_parts: int, pad_id: int) -> tuple[int, ...]:
+    if not shape:
+        raise UsageError(f"The checkpoint holds a single number for {own}. Copy it again.")
     rows = shape[0] // num_parts
     return (rows - pad_id - 1 + POSITION_OFFSET if own == POSITIONS else rows, *shape[1:])
 

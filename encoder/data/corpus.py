@@ -147,8 +147,8 @@ def _refuse_trained(held_out: Source, source: Source, dataset: DatasetConfig, ke
     if source.kind != "files":
         return
     files = _split_files(source, dataset.train_split, dataset.eval_split)
-    trained = {Path(source.location, file.name) for file in files}
-    if shared := sorted(trained.intersection(held_out.paths)):
+    trained = {Path(source.location, file.name).resolve() for file in files}
+    if shared := sorted(trained.intersection(path.resolve() for path in held_out.paths)):
         raise UsageError(
             f"{key}: {shared[0]} is also among the {len(trained)} files to train on, so its numbers would say nothing. "
             f"Move it out of {source.location}, or name the others alone in dataset.path, with a glob."

@@ -63,6 +63,10 @@ class Masker:
         known = tokenizer.mask_id, is_special, ordinary, tokenizer.continues_word
         return cls(*known, collator.mlm_probability, *replaced, collator.whole_word, config.trained_objective)
 
+    def can_mask(self, ids: np.ndarray) -> bool:
+        """Tell whether any of some tokens may be a label."""
+        return not self.is_special[ids].all()
+
     def num_labels(self, num_ordinary: int) -> int:
         """Return how many of so many ordinary tokens become labels."""
         return min(max(1, round(self.probability * num_ordinary)), num_ordinary)

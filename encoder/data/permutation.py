@@ -27,10 +27,12 @@ def permuted_row(
     index: int, ids: np.ndarray, lengths: np.ndarray, masker: Masker, rng: np.random.Generator, placeholders: bool
 ) -> MaskedRow:
     """Permute each piece of a row; `ids` (n,) are its tokens, special ones too, `lengths` (pieces,) their numbers."""
-    pieces, parts = np.split(ids, np.cumsum(lengths)[:-1]), []  # type: ignore[var-annotated]
-    for number, piece in enumerate(pieces, start=1):
-        nothing_yet = number == len(pieces) and not any(part[-1] for part in parts)
-        parts.append(_piece(piece, masker.permute(piece, rng, least=int(nothing_yet)), masker, rng, placeholders))
+    pieces = np.split(ids, np.cumsum(lengths)[:-1])
+    orders = [masker.permute(piece, rng) for piece in pieces]
+    if not any(map(len, orders)):
+        fullest = int(np.argmax([(~masker.is_special[piece]).sum() for piece in pieces]))
+        orders[fullest] = masker.permute(pieces[fullest], rng, least=1)
+    parts = [_piece(piece, order, masker, rng, placeholders) for piece, order in zip(pieces, orders, strict=True)]
     joined = [np.concatenate(arrays) for arrays in zip(*(part[:-1] for part in parts), strict=True)]
     shown, positions, labels, stages, key_stages, is_key = joined
     predicted = np.array([part[-1] for part in parts], np.int64)

@@ -47,13 +47,14 @@ def evaluate_mlm(
     finally:
         objective.train()
     loss_sum, num_correct, num_labels = ranks.sum(loss_sum, num_correct, num_labels)
+    num_labels = num_labels or math.nan  # batches of trainer.eval_max_batches without any
     loss = loss_sum / num_labels
     metrics = {
         "loss": loss,
         "loss_bits": loss / math.log(2),
         "accuracy": num_correct / num_labels,
         "perplexity": math.exp(min(loss, 700.0)),
-        "labels": int(num_labels),
+        "labels": 0 if math.isnan(num_labels) else int(num_labels),
         "batches": count,
     }
     return {f"{prefix}_{name}": value for name, value in metrics.items()}

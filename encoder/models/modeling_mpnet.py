@@ -194,6 +194,7 @@ class EncMPNetPreTrainedModel(PreTrainedModel):
     config_class = EncMPNetConfig
     base_model_prefix = "mpnet"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means: Trainer has to divide them when it accumulates
     _supports_sdpa = True
     _no_split_modules = ["EncMPNetLayer"]  # noqa: RUF012
 
@@ -297,9 +298,16 @@ class EncMPNetForMaskedLM(EncMPNetPreTrainedModel):
         self.lm_head.bias = new_embeddings.bias
 
     @can_return_tuple
-    def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
         """Score every token of the vocabulary at every position; ``labels`` (B, S) with -100 for ignored."""
-        output = self.mpnet(input_ids, **kwargs)
+        output = self.mpnet(input_ids, attention_mask, **kwargs)
         logits = self.lm_head(output.last_hidden_state)  # (B, S, V)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
@@ -321,10 +329,15 @@ class EncMPNetForSequenceClassification(EncMPNetPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify each row; ``labels`` is (B,) classes, (B,) floats to regress, or (B, num_labels) 0/1 floats."""
-        output = self.mpnet(input_ids, **kwargs)
+        output = self.mpnet(input_ids, attention_mask, **kwargs)
         first = self.dropout(output.last_hidden_state[:, 0])  # (B, E)
         logits = self.classifier(self.dropout(torch.tanh(self.dense(first))))  # (B, num_labels)
         loss = None if labels is None else self._loss(logits, labels)

@@ -137,6 +137,7 @@ class NeoBERTPreTrainedModel(PreTrainedModel):
     config_class = NeoBERTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means: Trainer has to divide them when it accumulates
     _supports_sdpa = True
     _no_split_modules = ["NeoBERTBlock"]  # noqa: RUF012
 
@@ -231,9 +232,16 @@ class NeoBERTForMaskedLM(NeoBERTPreTrainedModel):
         self.decoder = new_embeddings
 
     @can_return_tuple
-    def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
         """Score every token of the vocabulary at every position; ``labels`` (B, S) with -100 for ignored."""
-        output = self.model(input_ids, **kwargs)
+        output = self.model(input_ids, attention_mask, **kwargs)
         logits = self.decoder(output.last_hidden_state)  # (B, S, V)
         if cap := self.config.final_logit_softcapping:
             logits = cap * torch.tanh(logits / cap)
@@ -264,10 +272,15 @@ class NeoBERTForSequenceClassification(NeoBERTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify each row; ``labels`` is (B,) classes, (B,) floats to regress, or (B, num_labels) 0/1 floats."""
-        output = self.model(input_ids, **kwargs)
+        output = self.model(input_ids, attention_mask, **kwargs)
         first = self.dropout(output.last_hidden_state[:, 0])  # (B, E)
         logits = self.classifier(self.dropout(torch.tanh(self.dense(first))))  # (B, num_labels)
         loss = None if labels is None else self._loss(logits, labels)

@@ -1,5 +1,6 @@
 """Checkpoints of annotated-mpnet: `checkpoint<step>.pt`, and the optimizer in a file of its own in `optimizer/`."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ def read(path: Path, found: dict[str, Any], load: Callable[[Path], Any]) -> Sour
     a training that could be gone on with, and annotated-mpnet itself starts again at 0 from it.
     """
     args = found["args"]
-    args = args if isinstance(args, dict) else vars(args)  # a Namespace, in a trusted file
+    args = vars(args) if isinstance(args, Namespace) else args  # in a trusted file
+    if not isinstance(args, dict) or not isinstance(found["model_states"], dict):
+        raise damaged(path, "its arguments or weights are no dictionary")
     weights = state_dict_tensors(path, found["model_states"])
     weights = {name.removeprefix(_COMPILED): tensor for name, tensor in weights.items()}
     step, optimizer_file = found.get("steps"), _optimizer_file(path)
-    if not found.get("data_state") or not isinstance(step, int):
+    if not found.get("data_state") or type(step) is not int or step < 0:
         return Source(path, FORMAT, weights, config=args, files=(path,))
     counters = {"step": step, "samples": found.get("samples_processed")}
     if not optimizer_file.is_file():
