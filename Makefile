@@ -28,7 +28,7 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itself, so it gets a link
 	mkdir -p build/typing && ln -sfn "$(CURDIR)" build/typing/enc
 	MYPYPATH=build/typing $(BIN)/mypy --namespace-packages --explicit-package-bases \
-	  -p enc.launcher -p enc.encoder -p enc.kernels -p enc.tools
+	  $$($(BIN)/python -c 'import enc; print(*(f"-p enc.{room}" for room in enc.ROOMS))')
 
 bench: $(VENV)/installed-dev  ## throughput against other tools, on this machine
 	$(BIN)/python -m enc.tools.bench.preprocess
