@@ -20,4 +20,4 @@ def packages() -> list[str]:
     return ["enc", *(".".join(["enc", *folder.parts]) for folder in sorted(folders))]
 
 
-setup(packages=packages())
+setup(packages=packages(), script_name="setup.py")  # by its name it is kept out of the package that lies beside it
