@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from enc.encoder import pretrained
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
@@ -20,9 +19,11 @@ from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
-from enc.encoder.models import mpnet, neobert
-from enc.encoder.models.mpnet import MpnetForMaskedLM
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.models.mpnet import model as mpnet
+from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.neobert import model as neobert
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
 from enc.encoder.sizes import padded_vocab_size

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from enc.encoder import checkpoint, checkpoint_io, fast_paths
+from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import split_batch
 from enc.encoder.build import (
     build_engine,
@@ -30,6 +30,7 @@ from enc.encoder.faults import StopFlag, die_with_parent
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.metrics import RunLog, table
+from enc.encoder.models import fast_paths
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.sizes import num_parameters
 from enc.encoder.train import Run, TrainState, train

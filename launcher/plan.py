@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enc.encoder import pretrained, sizes
+from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config import MpnetConfig, RunConfig, SlurmConfig
 from enc.encoder.config_checks import rule_problems, unused_settings
@@ -15,6 +15,7 @@ from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.memory import peak_parts
+from enc.encoder.models.mpnet import pretrained
 from enc.launcher.choose import choose_engine
 from enc.launcher.devices import default_ranks, device_bytes, num_gpus
 

@@ -6,7 +6,7 @@ import torch
 from enc.encoder import memory
 from enc.encoder.config import NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_config
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.sizes import num_parameters
 
 CONFIG = load_config("neobert-250m").config

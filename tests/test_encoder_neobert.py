@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enc.encoder.config import NeoBertConfig
 from enc.encoder.data.batches import Microbatch
-from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizes import num_parameters
 from enc.kernels.masked_ce import masked_ce

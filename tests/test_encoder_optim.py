@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from enc.encoder.config import MpnetConfig, OptimizerConfig, SchedulerConfig
-from enc.encoder.models.mpnet import MpnetForMaskedLM
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.optim.adamw import decays, make_optimizer
 from enc.encoder.optim.schedule import make_schedule
 

@@ -5,8 +5,8 @@ import pytest
 from enc.encoder import sizes
 from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_config
-from enc.encoder.models.mpnet import MpnetForMaskedLM
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def test_every_folder_of_the_checkout_is_a_room_or_known_to_be_none() -> None:
 def test_every_data_file_is_in_package_data() -> None:
     """Recipes and templates reach the wheel."""
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
-    files = [p for room in enc.ROOMS for p in (ROOT / room).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    files = [
+        p for room in enc.ROOMS for p in (ROOT / room).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")
+    ]
     for path in files:
         assert any(path.match(pattern) for pattern in patterns["*"]), f"{path} is not installed"
         assert list(path.parent.glob("*.py")), f"{path.parent} is no package: give it an empty __init__.py"

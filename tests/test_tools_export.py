@@ -17,7 +17,7 @@ from transformers import (
 
 from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import RunError, UsageError
-from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.tools import export
 from enc.tools.export import export_model
 

@@ -16,7 +16,7 @@ from enc.encoder.config import NeoBertConfig, RunConfig
 from enc.encoder.config_load import load_text
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
-from enc.encoder.models.neobert import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.tools.import_run import import_run
 from enc.tools.readers.detect import open_source
 

@@ -14,10 +14,10 @@ from tiny_mpnet import ANNOTATED, NUM_TOKENS, tiny_mpnet
 from transformers import MPNetConfig, MPNetForMaskedLM, MPNetModel
 
 import enc as package
-from enc.encoder import pretrained
 from enc.encoder.config import MpnetConfig, RunConfig
 from enc.encoder.errors import UsageError
-from enc.encoder.models.mpnet import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

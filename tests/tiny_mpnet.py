@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from enc.encoder.config import MpnetConfig
-from enc.encoder.models.mpnet import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 
 ANNOTATED = Path(__file__).with_name("golden") / "annotated-mpnet"
 NUM_TOKENS = 700

@@ -13,7 +13,7 @@ from enc.encoder.checkpoint import write_manifest
 from enc.encoder.config import DatasetConfig, MpnetConfig, NeoBertConfig, RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
-from enc.encoder.pretrained import is_mpnet, mpnet_keys
+from enc.encoder.models.mpnet.pretrained import is_mpnet, mpnet_keys
 from enc.tools.consolidate import write_file
 from enc.tools.fitting import Derived, ModelState
 from enc.tools.mpnet_names import mpnet_state

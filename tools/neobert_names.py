@@ -13,7 +13,7 @@ from torch import Tensor
 
 from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import UsageError
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
 from enc.encoder.printable import shown
 from enc.encoder.sizes import padded_vocab_size

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
-from enc.encoder.models.mpnet import MpnetForMaskedLM
-from enc.encoder.models.neobert import NeoBertForMaskedLM
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.kernels.masked_ce import MaskedCE, from_logits, masked_ce
 
 

@@ -19,7 +19,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.sizes import padded_vocab_size, parameter_shapes
 
 if TYPE_CHECKING:
-    from enc.encoder.models.mpnet import MpnetForMaskedLM
+    from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 
 HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID = 32, 128, 1  # of transformers' MPNet, whatever its config says
 _HF_OFFSET = 2  # its max_position_embeddings counts the rows of the table, two of which are of no position
