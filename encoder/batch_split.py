@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from enc.encoder.config import TrainerConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.run.config import TrainerConfig
 
 
 @dataclass(frozen=True)

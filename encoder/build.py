@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.config import MpnetConfig, NeoBertConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
@@ -21,8 +21,10 @@ from enc.encoder.errors import UsageError
 from enc.encoder.faults import die_with_parent, shield_worker
 from enc.encoder.models.mpnet import model as mpnet
 from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.neobert import model as neobert
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks

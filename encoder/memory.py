@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder import sizes
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 
 MOMENTS = 2  # of Adam
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded

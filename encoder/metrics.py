@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 
 _NOT_PLOTTED = ("step", "time")
 

@@ -5,7 +5,10 @@ Legend: H hidden size, F feed-forward width, L layers, V vocabulary rows, P toke
 
 from math import prod
 
-from enc.encoder.config import ModelConfig, MpnetConfig, NeoBertConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models.neobert.config import NeoBertConfig
 
 VOCAB_MULTIPLE = 128
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from enc.encoder.config import NeoBertConfig
 from enc.encoder.models import fast_paths
+from enc.encoder.models.neobert.config import NeoBertConfig
 
 
 def describe() -> dict[str, Any]:

@@ -22,8 +22,8 @@ from enc.encoder.build import (
     open_data,
     train_loader,
 )
-from enc.encoder.config import MpnetConfig, RunConfig
-from enc.encoder.config_load import load_run
+from enc.encoder.config.load import load_run
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
 from enc.encoder.faults import StopFlag, die_with_parent
@@ -31,6 +31,7 @@ from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.metrics import RunLog, table
 from enc.encoder.models import fast_paths
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.sizes import num_parameters
 from enc.encoder.train import Run, TrainState, train

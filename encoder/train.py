@@ -19,7 +19,7 @@ from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.batch_split import BatchSplit
 from enc.encoder.build import Data, eval_batches, train_loader
 from enc.encoder.checkpoint_io import Saver
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch
 from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import RunError, Stopped

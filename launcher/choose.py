@@ -1,7 +1,8 @@
 """What `parallel.engine: auto` stands for. No torch."""
 
 from enc.encoder.batch_split import split_batch
-from enc.encoder.config import ParallelConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.memory import device_bytes as needed_bytes
 
 # Settings that only one engine has, or is taken for: (key of the parallel section, value) -> engine; the first counts.

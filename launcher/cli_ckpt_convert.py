@@ -10,7 +10,7 @@ from enc.launcher.cli_ckpt import AnyArgument, any_checkpoint, checkpoint_folder
 from enc.launcher.options import load, load_defaults, say
 
 if TYPE_CHECKING:
-    from enc.encoder.config import RunConfig
+    from enc.encoder.config.schema import RunConfig
     from enc.tools.consolidate import Written
     from enc.tools.readers.source import Source
 

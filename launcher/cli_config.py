@@ -35,7 +35,7 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
 ) -> None:
     """Print the JSON schema of a config, for editors."""
-    from enc.encoder.config import RunConfig
+    from enc.encoder.config.schema import RunConfig
     from enc.launcher.config_page import configuration_page
 
     typer.echo(
@@ -46,7 +46,7 @@ def schema(
 @app.command()
 def recipes() -> None:
     """List the built-in configs: name and what each is for."""
-    from enc.encoder.config_load import RECIPES
+    from enc.encoder.config.sites import RECIPES
 
     for path in sorted(RECIPES.glob("*.yaml")):
         typer.echo(f"{path.stem:<14} {path.read_text().splitlines()[0].removeprefix('# ')}")
@@ -55,7 +55,7 @@ def recipes() -> None:
 @app.command()
 def sites(as_json: JsonOption = False) -> None:
     """List the site profiles: name, what each is for, and where an own one lies."""
-    from enc.encoder.config_load import SITES, site_files
+    from enc.encoder.config.sites import SITES, site_files
 
     found = [(name, _first_comment(path), path) for name, path in sorted(site_files().items())]
     if as_json:

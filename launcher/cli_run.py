@@ -10,7 +10,7 @@ import typer
 from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
-    from enc.encoder.config import RunConfig
+    from enc.encoder.config.schema import RunConfig
 
 launch_app = typer.Typer(help="Start a run.", no_args_is_help=True)
 eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)

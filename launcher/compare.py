@@ -5,7 +5,7 @@ from typing import Any
 
 from enc.encoder import memory, sizes
 from enc.encoder.batch_split import split_batch
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import Gpu
 from enc.launcher.choose import USABLE
 

@@ -6,9 +6,10 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from enc.encoder.config import NoEffect, NotBuilt, RunConfig
-from enc.encoder.config_checks import UNBUILT
-from enc.encoder.config_load import section_classes
+from enc.encoder.config.checks import UNBUILT
+from enc.encoder.config.fields import section_classes
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.section import NoEffect, NotBuilt
 
 _INTRO = """# Configuration
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError
 from enc.launcher import machine, probe_machine, probe_slurm, probe_software, slurm, surroundings
 from enc.launcher.findings import Finding, green, red, yellow

@@ -14,8 +14,8 @@ from typing import Any
 
 from enc.encoder import checkpoint
 from enc.encoder.checkpoint import CheckpointStatus, read_trainer_state
-from enc.encoder.config import RunConfig, differences, keeps_numbers
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
+from enc.encoder.config.schema import RunConfig, differences, keeps_numbers
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.settings import engine_name

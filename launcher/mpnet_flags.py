@@ -15,9 +15,12 @@ from typing import Any, NoReturn, get_args
 
 import yaml
 
-from enc.encoder.config import WANDB_ID, MpnetConfig
-from enc.encoder.config_load import Problem, all_fields, did_you_mean, parse_value, raise_problems
+from enc.encoder.config.fields import all_fields
+from enc.encoder.config.messages import did_you_mean, raise_problems
+from enc.encoder.config.yaml_source import Problem, parse_value
 from enc.encoder.errors import UsageError
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.run.config import WANDB_ID
 
 DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
 

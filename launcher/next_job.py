@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from enc.encoder.config_load import load_run
+from enc.encoder.config.load import load_run
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
 from enc.launcher.run_folder import append_event, read_events, since_submitted

@@ -8,8 +8,8 @@ import typer
 from enc.encoder.errors import UsageError
 
 if TYPE_CHECKING:
-    from enc.encoder.config import RunConfig
-    from enc.encoder.config_load import Loaded
+    from enc.encoder.config.load import Loaded
+    from enc.encoder.config.schema import RunConfig
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigArgument = Annotated[
@@ -34,21 +34,21 @@ def say(text: str) -> None:
 
 def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) -> "RunConfig":
     """Load a config with the overrides among the command's words, and say its warnings."""
-    from enc.encoder.config_load import load_config
+    from enc.encoder.config.load import load_config
 
     return _told(load_config(name, overrides_among(context) | (more or {})))
 
 
 def load_defaults(context: typer.Context, keys: dict[str, Any]) -> "RunConfig":
     """Load the default config with `keys` and, over them, the overrides among the command's words."""
-    from enc.encoder.config_load import load_text
+    from enc.encoder.config.load import load_text
 
     return _told(load_text("{}", "the default config", keys | overrides_among(context)))
 
 
 def overrides_among(context: typer.Context) -> dict[str, Any]:
     """Return the overrides among the command's words."""
-    from enc.encoder.config_load import parse_overrides
+    from enc.encoder.config.overrides import parse_overrides
 
     _refuse_unknown_options(context)
     return parse_overrides(context.args)
@@ -67,7 +67,7 @@ def ranks_given(nproc: int | None) -> dict[str, Any]:
 
 def _refuse_unknown_options(context: typer.Context) -> None:
     """Raise UsageError on a mistyped option, which would otherwise be taken for an override."""
-    from enc.encoder.config_load import top_level_names
+    from enc.encoder.config.old_names import top_level_names
 
     options = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
     for word in context.args:

@@ -7,15 +7,18 @@ from typing import Any
 
 from enc.encoder import sizes
 from enc.encoder.batch_split import BatchSplit, split_batch
-from enc.encoder.config import MpnetConfig, RunConfig, SlurmConfig
-from enc.encoder.config_checks import rule_problems, unused_settings
-from enc.encoder.config_load import Problem, raise_problems
+from enc.encoder.config.checks import rule_problems, unused_settings
+from enc.encoder.config.launch import SlurmConfig
+from enc.encoder.config.messages import raise_problems
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.config.yaml_source import Problem
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.memory import peak_parts
 from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.launcher.choose import choose_engine
 from enc.launcher.devices import default_ranks, device_bytes, num_gpus
 

@@ -15,7 +15,7 @@ Each cause has a budget, and none goes on for ever: attempts that end at the sam
 from dataclasses import dataclass, field
 from typing import Any
 
-from enc.encoder.config import LaunchConfig
+from enc.encoder.config.launch import LaunchConfig
 
 _STARTING = ("start", "build", "warm_up", "restore")
 _STOP = ("finished", "config", "cancelled")

@@ -17,13 +17,14 @@ from pathlib import Path
 import enc
 from enc.encoder import sizes
 from enc.encoder.checkpoint import list_checkpoints
-from enc.encoder.config import RunConfig, SlurmConfig
+from enc.encoder.config.launch import SlurmConfig
+from enc.encoder.config.launch_checks import time_limit_s
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.corpus import Source, held_out_sources, resolve_source
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import local_folder
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
-from enc.encoder.launch_checks import time_limit_s
 from enc.encoder.memory import largest_rows, peak_parts, static_bytes
 from enc.launcher import machine, slurm, surroundings
 from enc.launcher.choose import USABLE

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher import machine, surroundings
 from enc.launcher.devices import ram_bytes

@@ -6,9 +6,9 @@ A probe observes; what it makes of that is a function of what was observed, whic
 import os
 from collections.abc import Iterator
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.launch_checks import time_limit_s
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.encoder.launch_checks import time_limit_s
 from enc.launcher import slurm
 from enc.launcher.findings import Finding, green, red, yellow
 

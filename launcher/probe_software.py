@@ -18,7 +18,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from enc import __version__
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.launcher import machine, surroundings
 from enc.launcher.findings import Finding, green, red, yellow

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.checkpoint import checkpoints_dir
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.sizes import checkpoint_bytes

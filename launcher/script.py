@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.preprocess import store_path
 from enc.encoder.errors import UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import enc
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.launcher import slurm
 from enc.launcher.devices import device_bytes

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from enc.encoder import checkpoint
-from enc.encoder.config import LaunchConfig, RunConfig
-from enc.encoder.config_load import load_run
+from enc.encoder.config.launch import LaunchConfig
+from enc.encoder.config.load import load_run
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError, RunError, UsageError
 from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.heartbeat import read_rank_files

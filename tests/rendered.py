@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.batch_split import split_batch
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_files
 
 GOLDEN = Path(__file__).parent / "golden" / "rendered"

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from enc.encoder.config import RunConfig
-from enc.encoder.config_load import SITES, load_config
+from enc.encoder.config.load import load_config
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.config.sites import SITES
 from enc.launcher.script import job_script
 
 GOLDEN = Path(__file__).parent / "golden" / "scripts"

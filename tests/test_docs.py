@@ -9,7 +9,8 @@ from running import Enc
 from typer.main import get_command
 
 import enc as package
-from enc.encoder.config_load import RECIPES, load_config
+from enc.encoder.config.load import load_config
+from enc.encoder.config.sites import RECIPES
 from enc.launcher.cli import app
 
 ROOT = Path(package.__file__).parent

@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 from running import Enc
 
-from enc.encoder.config import NotBuilt, RunConfig, differences, flatten, keeps_numbers
-from enc.encoder.config_checks import UNBUILT
-from enc.encoder.config_load import (
-    RECIPES,
-    all_fields,
-    load_config,
-    load_text,
-    parse_overrides,
-    parse_value,
-    section_classes,
-)
+from enc.encoder.config.checks import UNBUILT
+from enc.encoder.config.fields import all_fields, section_classes
+from enc.encoder.config.load import load_config, load_text
+from enc.encoder.config.overrides import parse_overrides
+from enc.encoder.config.schema import RunConfig, differences, flatten, keeps_numbers
+from enc.encoder.config.sites import RECIPES
+from enc.encoder.config.yaml_source import parse_value
 from enc.encoder.errors import UsageError
+from enc.encoder.section import NotBuilt
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from enc.encoder.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.corpus import read_documents, resolve_source, source_total
 from enc.encoder.errors import UsageError
 
@@ -228,7 +228,7 @@ def test_missing_sources_are_named(tmp_path, monkeypatch):
 def test_unreachable_hub_is_one_paragraph():
     """An unknown hub name without a network is a UsageError that says what else would work."""
     code = (
-        "from enc.encoder.config import DatasetConfig; from enc.encoder.data.corpus import *\n"
+        "from enc.encoder.config.schema import DatasetConfig; from enc.encoder.data.corpus import *\n"
         "c = DatasetConfig(name='nobody/no-such-set')\n"
         "try: next(read_documents(resolve_source(c), c, 0))\n"
         "except UsageError as e: print(e)"

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from enc.encoder import memory
-from enc.encoder.config import NeoBertConfig, RunConfig
-from enc.encoder.config_load import load_config
+from enc.encoder.config.load import load_config
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.sizes import num_parameters
 

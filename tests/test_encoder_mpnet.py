@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from enc.encoder.build import packed_rows
-from enc.encoder.config import MpnetConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import Microbatch, collate, mask_row
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.kernels.attention_rules import relative_buckets

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from enc.encoder.config import NeoBertConfig
 from enc.encoder.data.batches import Microbatch
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizes import num_parameters

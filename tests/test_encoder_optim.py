@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from enc.encoder.config import MpnetConfig, OptimizerConfig, SchedulerConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.optim.adamw import decays, make_optimizer
+from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.optim.schedule import make_schedule
 
 

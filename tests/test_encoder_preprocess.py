@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from enc.encoder.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data import preprocess as module
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.corpus import Document
 from enc.encoder.data.preprocess import cut_chunks, preprocess, reusable, store_path, wanted_request
 from enc.encoder.data.store import TokenStore, verify

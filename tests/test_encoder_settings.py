@@ -11,7 +11,7 @@ import pytest
 from rendered import CASES, GOLDEN, rendered
 
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.config import RunConfig, flatten
+from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.engine.settings import BASES, deepspeed_settings, fsdp_settings, own_settings
 from enc.encoder.engine.user_json import KEYS
 from enc.encoder.errors import UsageError

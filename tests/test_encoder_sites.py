@@ -8,8 +8,10 @@ import pytest
 from running import Enc
 from scripts import CASES
 
-from enc.encoder.config import LaunchConfig
-from enc.encoder.config_load import SITES, find_site, load_config, parse_overrides, site_files
+from enc.encoder.config.launch import LaunchConfig
+from enc.encoder.config.load import load_config
+from enc.encoder.config.overrides import parse_overrides
+from enc.encoder.config.sites import SITES, find_site, site_files
 from enc.encoder.errors import UsageError
 
 SITE = """\

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from enc.encoder.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data import preprocess as preprocess_module
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import (
     END_OF_STREAM,

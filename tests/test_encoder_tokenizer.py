@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from enc.encoder.config import TokenizerConfig, TokenizerTrainConfig
+from enc.encoder.data.config import TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.tokenizer import (
     DocumentEncoder,
     EncoderTokenizer,

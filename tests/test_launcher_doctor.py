@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from running import ENC, Enc
 
-from enc.encoder.config_load import load_config
+from enc.encoder.config.load import load_config
 from enc.launcher import doctor, probe_machine, probe_slurm, probe_software
 from enc.launcher.findings import Finding
 from enc.launcher.probe_machine import DiskSpeed, Interface

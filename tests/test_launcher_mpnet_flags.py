@@ -10,8 +10,8 @@ import yaml
 from running import Enc
 
 import enc as package
-from enc.encoder.config import RunConfig
-from enc.encoder.config_load import load_config, load_text
+from enc.encoder.config.load import load_config, load_text
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.launcher import mpnet_flags
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from running import Enc
 
-from enc.encoder.config import RunConfig
-from enc.encoder.config_checks import unused_settings
-from enc.encoder.config_load import load_config
+from enc.encoder.config.checks import unused_settings
+from enc.encoder.config.load import load_config
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu, gpu_of_device
 from enc.launcher.choose import choose_engine

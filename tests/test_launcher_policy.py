@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from enc.encoder.config import LaunchConfig, RestartsConfig
+from enc.encoder.config.launch import LaunchConfig, RestartsConfig
 from enc.launcher.policy import Ending, RankEnd, classify, decide, evidence
 
 LAUNCH = LaunchConfig()

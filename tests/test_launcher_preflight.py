@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from enc.encoder.config import SlurmConfig
-from enc.encoder.config_load import load_config
+from enc.encoder.config.launch import SlurmConfig
+from enc.encoder.config.load import load_config
 from enc.encoder.sizes import checkpoint_bytes
 from enc.launcher import machine, preflight, surroundings
 from enc.launcher.findings import Finding

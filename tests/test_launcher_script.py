@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from running import Enc
 from scripts import CASES, CWD, GOLDEN, PYTHON, RUN_DIR, config_of, script
 
-from enc.encoder.config import RunConfig
-from enc.encoder.config_checks import rule_problems
+from enc.encoder.config.checks import rule_problems
+from enc.encoder.config.launch_checks import WRITTEN
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.encoder.launch_checks import WRITTEN
 from enc.launcher.script import job_script, ranks_per_node
 
 

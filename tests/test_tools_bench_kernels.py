@@ -15,7 +15,7 @@ from torch import Tensor
 from typer.main import get_command
 
 import enc as package
-from enc.encoder.config_load import load_config
+from enc.encoder.config.load import load_config
 from enc.encoder.errors import UsageError
 from enc.launcher import cli_bench
 from enc.tools.bench import clocks

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.tools import export
 from enc.tools.export import export_model

@@ -12,10 +12,11 @@ from running import Enc
 from safetensors.torch import load_file, save_file
 
 from enc.encoder.checkpoint import read_trainer_state, verify
-from enc.encoder.config import NeoBertConfig, RunConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.tools.import_run import import_run
 from enc.tools.readers.detect import open_source

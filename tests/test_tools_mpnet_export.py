@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from enc.encoder.build import fill_from_pretrained
-from enc.encoder.config import MpnetConfig, RunConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 from enc.tools.export import ExportResult, export_checkpoint, export_model
 from enc.tools.import_run import hf_model_keys, import_run

@@ -14,9 +14,10 @@ from tiny_mpnet import ANNOTATED, NUM_TOKENS, tiny_mpnet
 from transformers import MPNetConfig, MPNetForMaskedLM, MPNetModel
 
 import enc as package
-from enc.encoder.config import MpnetConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from enc.encoder.config import MpnetConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 
 ANNOTATED = Path(__file__).with_name("golden") / "annotated-mpnet"

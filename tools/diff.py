@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from enc.encoder.config import flatten
+from enc.encoder.config.schema import flatten
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import shown
 from enc.tools.readers.source import Source

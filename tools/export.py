@@ -19,11 +19,13 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from enc.encoder.build import AnyModel
-from enc.encoder.config import ModelConfig, MpnetConfig, NeoBertConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.tools.export_mpnet import mpnet_target
 from enc.tools.export_neobert import neobert_target
 from enc.tools.export_target import ExportTarget

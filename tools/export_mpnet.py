@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import MPNetConfig, MPNetForMaskedLM, PreTrainedConfig
 
-from enc.encoder.config import MpnetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.models.mpnet import modeling_mpnet
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import POSITION_OFFSET, MpnetForMaskedLM
 from enc.encoder.models.mpnet.modeling_mpnet import EncMPNetConfig, EncMPNetForMaskedLM
 from enc.encoder.models.mpnet.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID

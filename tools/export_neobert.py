@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert import modeling_neobert
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.models.neobert.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
 from enc.tools.export_target import ExportTarget

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from enc.encoder.checkpoint import write_manifest
-from enc.encoder.config import DatasetConfig, MpnetConfig, NeoBertConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.pretrained import is_mpnet, mpnet_keys
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.tools.consolidate import write_file
 from enc.tools.fitting import Derived, ModelState
 from enc.tools.mpnet_names import mpnet_state

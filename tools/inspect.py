@@ -7,8 +7,8 @@ from typing import Any
 
 from enc.encoder.build import packed_rows
 from enc.encoder.checkpoint import verify
-from enc.encoder.config import RunConfig
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError

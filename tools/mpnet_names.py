@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from enc.encoder.config import MpnetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import POSITION_OFFSET
 from enc.encoder.printable import shown
 from enc.encoder.sizes import padded_vocab_size, parameter_shapes

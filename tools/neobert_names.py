@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from enc.encoder.config import NeoBertConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.optim.adamw import decays
 from enc.encoder.printable import shown

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from enc.encoder.errors import UsageError
 
 if TYPE_CHECKING:
-    from enc.encoder.config import DatasetConfig
+    from enc.encoder.data.config import DatasetConfig
 
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")

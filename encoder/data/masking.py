@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 
 

@@ -45,7 +45,7 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import file_checksum, fsync_directory
 
 if TYPE_CHECKING:
-    from enc.encoder.config import DatasetConfig, TokenizerConfig
+    from enc.encoder.data.config import DatasetConfig, TokenizerConfig
 
 Progress = Callable[[int, int | None, int], None]
 

@@ -32,7 +32,7 @@ from tokenizers import (
 from enc.encoder.errors import UsageError
 
 if TYPE_CHECKING:
-    from enc.encoder.config import TokenizerConfig, TokenizerTrainConfig
+    from enc.encoder.data.config import TokenizerConfig, TokenizerTrainConfig
 
 TRAINED_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA_SPECIALS = {"cls": "<s>", "sep": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}

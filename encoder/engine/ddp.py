@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from enc.encoder.config import OptimizerConfig
 from enc.encoder.engine.torch_engine import TorchEngine
+from enc.encoder.optim.config import OptimizerConfig
 
 
 class DdpEngine(TorchEngine):

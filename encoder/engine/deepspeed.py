@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.config import OptimizerConfig
 from enc.encoder.engine.interface import MOMENTS
 from enc.encoder.optim.adamw import make_optimizer
+from enc.encoder.optim.config import OptimizerConfig
 
 
 class DeepSpeedEngine:

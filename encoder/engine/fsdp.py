@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from enc.encoder.config import OptimizerConfig
 from enc.encoder.engine.torch_engine import TorchEngine
+from enc.encoder.optim.config import OptimizerConfig
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.batch_split import BatchSplit
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from enc.encoder.config import RunConfig, flatten
-from enc.encoder.config_load import Problem, Source, did_you_mean, raise_problems, read_yaml
+from enc.encoder.config.messages import did_you_mean, raise_problems
+from enc.encoder.config.schema import RunConfig, flatten
+from enc.encoder.config.yaml_source import Problem, Source, read_yaml
 from enc.encoder.errors import UsageError
 
 KEYS = Path(__file__).parents[2] / "ds_configs" / "keys.json"

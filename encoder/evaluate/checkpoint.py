@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from enc.encoder import build, checkpoint_io
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
 from enc.encoder.data.batches import EvalBatches
 from enc.encoder.errors import UsageError
 from enc.encoder.evaluate.mlm import evaluate_mlm

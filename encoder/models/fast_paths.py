@@ -2,8 +2,10 @@
 
 import torch
 
-from enc.encoder.config import ModelConfig, MpnetConfig, NeoBertConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.kernels import chips, masked_ce, norms, varlen_attention
 
 

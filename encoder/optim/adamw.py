@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from enc.encoder.config import OptimizerConfig
+from enc.encoder.optim.config import OptimizerConfig
 
 
 def decays(name: str, parameter: nn.Parameter, embeddings: bool = False) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from enc.encoder.config import SchedulerConfig
+from enc.encoder.optim.config import SchedulerConfig
 
 _WARMUP_START = 1e-4
 _DEFAULT_STABLE_DECAY_PERCENT = 10.0

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config_load import load_config, parse_overrides
+from enc.encoder.config.load import load_config
+from enc.encoder.config.overrides import parse_overrides
 from enc.launcher.plan import make_plan, render
 
 SCRIPT = Path(__file__).with_name("runs.py")

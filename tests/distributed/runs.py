@@ -18,7 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from enc.encoder.build import build_model, train_loader
-from enc.encoder.config_load import load_text
+from enc.encoder.config.load import load_text
 from enc.encoder.engine.interface import state_names
 from enc.encoder.errors import RunError
 from enc.encoder.faults import StopFlag

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scripts import CASES
 from scripts import config_of as config_of_site
 
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.launcher.script import job_script
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from enc.encoder.config_load import did_you_mean
+from enc.encoder.config.messages import did_you_mean
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from enc.encoder.config_load import did_you_mean
+from enc.encoder.config.messages import did_you_mean
 from enc.encoder.errors import UsageError
 from enc.kernels import masked_ce, rope, swiglu
 from enc.kernels.attention_rules import relative_buckets

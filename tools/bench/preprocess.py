@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data import corpus
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer, obtain_tokenizer

@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config_load import load_config, parse_overrides
+from enc.encoder.config.load import load_config
+from enc.encoder.config.overrides import parse_overrides
 from enc.encoder.sizes import checkpoint_bytes, num_parameters, padded_vocab_size
 
 _SAVE_STEPS = 4

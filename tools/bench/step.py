@@ -57,8 +57,8 @@ from typing import Any
 import torch
 
 from enc.encoder.build import num_workers
-from enc.encoder.config import RunConfig
-from enc.encoder.config_load import load_config
+from enc.encoder.config.load import load_config
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.corpus import python_docs
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.store import TokenStore

@@ -15,7 +15,7 @@ import torch
 
 from enc.encoder import train
 from enc.encoder.build import num_workers, open_data
-from enc.encoder.config import RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.faults import StopFlag

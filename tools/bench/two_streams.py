@@ -37,13 +37,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enc.encoder.config import MpnetConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import IGNORE, collate
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizes import padded_vocab_size

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.config import MpnetConfig
 from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, attend, matmul_dtype, recomputed
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.sizes import padded_vocab_size
 from enc.kernels.attention_rules import RelativeBias
 from enc.kernels.dropout import dropout

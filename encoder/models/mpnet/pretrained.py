@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from enc.encoder.config import MpnetConfig, RunConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.sizes import padded_vocab_size, parameter_shapes
 
 if TYPE_CHECKING:

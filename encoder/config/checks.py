@@ -5,8 +5,11 @@ Each rule yields (keys involved, what is wrong and what to do); the first key is
 
 from collections.abc import Iterator
 
-from enc.encoder.config import MpnetConfig, NeoBertConfig, ParallelConfig, RunConfig
-from enc.encoder.launch_checks import launch_rules
+from enc.encoder.config.launch_checks import launch_rules
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.engine.config import ParallelConfig
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models.neobert.config import NeoBertConfig
 
 Finding = tuple[tuple[str, ...], str]
 

@@ -8,7 +8,8 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from enc.encoder.config import ContainerConfig, LaunchConfig, RunConfig, SlurmConfig
+from enc.encoder.config.launch import ContainerConfig, LaunchConfig, SlurmConfig
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import GPUS
 
 Finding = tuple[tuple[str, ...], str]

@@ -1,0 +1,144 @@
+"""The config sections `dataset`, `tokenizer` and `datacollator`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from enc.encoder.section import (
+    Bool,
+    Count,
+    Fraction,
+    Line,
+    NoEffect,
+    NotBuilt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+
+class DatasetConfig(Section):
+    """Where text comes from, how it is split, and how it is loaded."""
+
+    name: str = "refinedweb"
+    """Source: `python-docs` (built in), a local file, folder or glob, or a `datasets` hub name."""
+    config: str | None = None
+    """Configuration name of a hub dataset."""
+    path: str = ""
+    """A local source or a finished token store; wins over `name`."""
+    validation_file: Line | None = None
+    """A local source of its own to evaluate on: a file, folder or glob. Excludes `eval_split`, `validation_split` and
+    `eval_samples`."""
+    test_file: Line | None = None
+    """A local source of its own to test on at the end of a run: a file, folder or glob."""
+    text_column: str | None = None
+    """Column that holds the text; by default the first of text, sentence, content."""
+    text_unit: Literal["line", "file"] = "line"
+    """What one document is in plain text files."""
+    min_text_length: PositiveInt = 1
+    """Documents of fewer characters are left out."""
+    max_seq_length: PositiveInt = 512
+    """Row length in tokens; longer documents are cut into pieces, nothing is dropped."""
+    train_split: str | None = None
+    """Split to train on; `train` when the source has several."""
+    eval_split: str | None = None
+    """Split to evaluate on; wins over `validation_split` and `eval_samples`."""
+    validation_split: OpenFraction | None = None
+    """Share of the documents set aside for evaluation."""
+    eval_samples: PositiveInt | None = None
+    """Number of first documents set aside for evaluation; also caps an `eval_split`."""
+    test_samples: PositiveInt | None = None
+    """Number of documents after those of `eval_samples` set aside for a test at the end of a run. Excludes
+    `test_file`."""
+    pre_tokenize: Annotated[Bool, NoEffect("text is always tokenised once, into a token store")] = False
+    """Tokenise before training."""
+    pre_tokenize_output: str | None = None
+    """Folder of the token store; `tokenized_data/<name>` by default."""
+    num_proc: Count = 4
+    """Processes that tokenise; at most one a core is used, 0 means all cores."""
+    num_workers: Count | None = None
+    """Processes a rank that prepare batches, 0 for none; by default 1 on the CPU, on GPUs 16 or one a core if fewer."""
+    pin_memory: Bool = False
+    """Copy batches into page-locked memory; always done on CUDA."""
+    persistent_workers: Annotated[Bool, NoEffect("batch workers live as long as the run")] = True
+    """Keep batch workers between epochs."""
+    prefetch_factor: PositiveInt | None = None
+    """Microbatches each worker prepares ahead; 4 by default."""
+    cache_dir: str | None = None
+    """Cache folder of `datasets` for hub sources."""
+    trust_remote_code: Annotated[Bool, NoEffect("`datasets` no longer runs dataset scripts")] = False
+    """Run a hub dataset's own script."""
+    streaming: Annotated[Bool, NotBuilt("streaming")] = False
+    """Read the source while training instead of from a token store."""
+    shuffle_buffer_size: Annotated[PositiveInt, NoEffect("rows are shuffled over the whole epoch")] = 10000
+    """Shuffle buffer of a streamed source, in documents."""
+    load_all_from_disk: Annotated[Bool, NotBuilt("contrastive training")] = False
+    """Contrastive: use the prepared sets only."""
+    force_redownload: Annotated[Bool, NotBuilt("contrastive training")] = False
+    """Contrastive: fetch the sets again."""
+    min_length: Annotated[PositiveInt, NotBuilt("contrastive training")] = 5
+    """Contrastive: shortest text, in tokens."""
+    alpha: Annotated[PositiveFloat, NotBuilt("contrastive training")] = 1.0
+    """Contrastive: sets are drawn with probability rows^alpha."""
+
+
+class TokenizerTrainConfig(Section):
+    """How to train a tokenizer on the corpus."""
+
+    model: Literal["wordpiece", "bpe"] = "wordpiece"
+    """WordPiece with BERT's normaliser, or byte-level BPE."""
+    vocab_size: Annotated[int, Field(ge=128)] = 30522
+    """Number of tokens, special ones included."""
+    min_frequency: PositiveInt = 2
+    """A merge needs at least this many occurrences."""
+    lowercase: Bool = True
+    """Lower-case the text (WordPiece only)."""
+    max_documents: PositiveInt | None = None
+    """Train on the first so many documents; all by default."""
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: named, from a folder, or trained on the corpus."""
+
+    name: str = "bert-base-uncased"
+    """Hub name or folder."""
+    path: str | None = None
+    """Folder of a tokenizer; wins over `name`."""
+    train: TokenizerTrainConfig | None = None
+    """Train one on the corpus; wins over `path` and `name`."""
+    revision: str | None = None
+    """Revision of a hub tokenizer."""
+    trust_remote_code: Bool = False
+    """Allow a hub tokenizer's own code."""
+    allow_special_token_rewrite: Bool = False
+    """Add the special tokens that masked-language-model training needs to a tokenizer without them."""
+    max_length: Annotated[PositiveInt, NoEffect("documents are cut at dataset.max_seq_length")] = 512
+    """Longest tokenised text."""
+    padding: Annotated[str, NoEffect("training has no padding")] = "max_length"
+    """Padding mode."""
+    truncation: Annotated[Bool, NoEffect("long documents are cut into pieces, never truncated")] = True
+    """Truncate long documents."""
+    vocab_size: Annotated[int | None, NoEffect("the size is the tokenizer's own")] = None
+    """Size of the tokenizer."""
+
+
+class DataCollatorConfig(Section):
+    """How rows become masked batches."""
+
+    mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of a row's ordinary tokens that are labels; with a permutation, of each document piece."""
+    mask_all: Bool = False
+    """Every label becomes the mask token."""
+    mask_replace_prob: Fraction = 0.8
+    """Share of the labels that become the mask token."""
+    random_replace_prob: Fraction = 0.1
+    """Share of the labels that become a random token; the rest stays as it is."""
+    whole_word: Bool = False
+    """Choose whole words instead of single tokens. With a permutation, words are permuted, and one may be cut."""
+    pack_sequences: Bool = False
+    """Fill each row with whole documents; otherwise one document a row."""
+    max_length: PositiveInt | None = None
+    """Row length in tokens when packing; `dataset.max_seq_length` by default."""
+    pad_to_multiple_of: Annotated[PositiveInt | None, NoEffect("training has no padding")] = None
+    """Pad rows to a multiple of this."""
