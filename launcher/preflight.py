@@ -20,9 +20,10 @@ from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.corpus import Source, held_out_sources, resolve_source
+from enc.encoder.data.obtain import local_folder
+from enc.encoder.data.sources.find import held_out_sources, resolve_source
+from enc.encoder.data.sources.source import Source
 from enc.encoder.data.store import read_manifest
-from enc.encoder.data.tokenizer import local_folder
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
 from enc.encoder.memory import largest_rows, peak_parts, static_bytes

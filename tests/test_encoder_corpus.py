@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from enc.encoder.data.config import DatasetConfig
-from enc.encoder.data.corpus import read_documents, resolve_source, source_total
+from enc.encoder.data.sources.documents import read_documents, source_total
+from enc.encoder.data.sources.find import resolve_source
 from enc.encoder.errors import UsageError
 
 TEXTS = ["The first text.", "Zweiter Text: äöü", "第三の文書", "a fourth, with\ttab", "the fifth"]
@@ -228,7 +229,7 @@ def test_missing_sources_are_named(tmp_path, monkeypatch):
 def test_unreachable_hub_is_one_paragraph():
     """An unknown hub name without a network is a UsageError that says what else would work."""
     code = (
-        "from enc.encoder.config.schema import DatasetConfig; from enc.encoder.data.corpus import *\n"
+        "from enc.encoder.config.schema import DatasetConfig; from enc.encoder.data.sources.documents import *\n"
         "c = DatasetConfig(name='nobody/no-such-set')\n"
         "try: next(read_documents(resolve_source(c), c, 0))\n"
         "except UsageError as e: print(e)"

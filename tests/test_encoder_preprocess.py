@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from enc.encoder.data import preprocess as module
+from enc.encoder.data.chunks import cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
-from enc.encoder.data.corpus import Document
-from enc.encoder.data.preprocess import cut_chunks, preprocess, reusable, store_path, wanted_request
+from enc.encoder.data.preprocess import _lock, preprocess, reusable, store_path, wanted_request
+from enc.encoder.data.sources.documents import Document
 from enc.encoder.data.store import TokenStore, verify
-from enc.encoder.data.tokenizer import EncoderTokenizer, train_tokenizer
+from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.data.tokenizer_train import train_tokenizer
+from enc.encoder.data.workers import _send, _start_worker
 from enc.encoder.errors import RunError, UsageError
 
 # run as its own process; small chunks and data files, so that there are many moments to be killed at
@@ -230,7 +233,7 @@ def test_changed_text_is_noticed_where_files_look_the_same(inputs, tmp_path):
 def test_two_at_once_are_refused(inputs, tmp_path):
     """While one process holds the lock of a store, another is turned away."""
     dataset, tokenizer = sections(inputs, tmp_path / "store")
-    with module._lock(tmp_path / "store"), pytest.raises(UsageError, match="Another preprocess is writing"):
+    with _lock(tmp_path / "store"), pytest.raises(UsageError, match="Another preprocess is writing"):
         preprocess(dataset, tokenizer, seed=0)
     assert preprocess(dataset, tokenizer, seed=0).is_dir()
 
@@ -286,10 +289,10 @@ def test_text_without_tokens_is_left_out(inputs, tmp_path):
 
 def test_worker_ends_with_its_parent_in_the_middle_of_a_text(inputs):
     """A worker that is busy for long with one text ends as soon as the other end of its pipe closes."""
-    worker = module._start_worker(inputs / "tokenizer")
+    worker = _start_worker(inputs / "tokenizer")
     assert worker.stdin is not None
     assert worker.stdout is not None
-    module._send(worker.stdin, [" ".join(map(str, range(2_000_000))).encode()])
+    _send(worker.stdin, [" ".join(map(str, range(2_000_000))).encode()])
     time.sleep(0.5)
     assert worker.poll() is None
     worker.stdin.close()

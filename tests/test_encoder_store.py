@@ -14,7 +14,7 @@ import pytest
 
 from enc.encoder.data import preprocess as preprocess_module
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
-from enc.encoder.data.preprocess import preprocess
+from enc.encoder.data.preprocess import preprocess, wanted_request
 from enc.encoder.data.store import (
     END_OF_STREAM,
     Documents,
@@ -208,8 +208,6 @@ def test_mismatches_are_named(built, section, key, value, message):
 def test_the_same_tokenizer_by_another_name_matches(built):
     """A trained tokenizer matches itself when it is later named by its folder, by fingerprint."""
     manifest = read_manifest(built)
-    wanted = preprocess_module.wanted_request(
-        DatasetConfig(path=str(built)), TokenizerConfig(path=str(built / "tokenizer")), seed=0
-    )
+    wanted = wanted_request(DatasetConfig(path=str(built)), TokenizerConfig(path=str(built / "tokenizer")), seed=0)
     check_matches(manifest, wanted, built)
     assert set(wanted) == {"tokenizer"}

@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from enc.encoder.data.config import TokenizerConfig, TokenizerTrainConfig
-from enc.encoder.data.tokenizer import (
-    DocumentEncoder,
-    EncoderTokenizer,
-    describe,
-    fingerprint,
-    identity,
-    obtain_tokenizer,
-    train_tokenizer,
-)
+from enc.encoder.data.encoding import DocumentEncoder
+from enc.encoder.data.obtain import identity, obtain_tokenizer
+from enc.encoder.data.tokenizer import EncoderTokenizer, describe, fingerprint
+from enc.encoder.data.tokenizer_train import train_tokenizer
 from enc.encoder.errors import UsageError
 
 TRAIN = """

@@ -18,11 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.data import corpus
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
+from enc.encoder.data.obtain import obtain_tokenizer
 from enc.encoder.data.preprocess import preprocess
+from enc.encoder.data.sources.documents import read_documents
+from enc.encoder.data.sources.find import resolve_source
+from enc.encoder.data.sources.python_docs import python_docs
 from enc.encoder.data.store import TokenStore
-from enc.encoder.data.tokenizer import EncoderTokenizer, obtain_tokenizer
+from enc.encoder.data.tokenizer import EncoderTokenizer
 
 
 def dataset_config(source: str, output: str, num_proc: int) -> DatasetConfig:
@@ -50,8 +53,8 @@ def run_datasets(source: str, tokenizer: str, output: str, num_proc: int) -> dic
         return {"input_ids": [e.ids for e in fast.encode_batch_fast(batch["text"], add_special_tokens=False)]}
 
     start = time.perf_counter()
-    found = corpus.resolve_source(config)
-    texts = [document.text for document in corpus.read_documents(found, config, 0)]
+    found = resolve_source(config)
+    texts = [document.text for document in read_documents(found, config, 0)]
     rows = datasets.Dataset.from_dict({"text": texts})
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16"))})
     mapped = rows.map(
@@ -96,16 +99,14 @@ def compare(source: str, tokenizer: str, num_proc: int, repeats: int) -> None:
 def train_for(source: str, model: str, vocab_size: int, folder: str) -> None:
     """Train the tokenizer of the comparison on the source itself."""
     config = dataset_config(source, "", 1)
-    found = corpus.resolve_source(config)
+    found = resolve_source(config)
     section = TokenizerConfig(train=TokenizerTrainConfig.model_validate({"model": model, "vocab_size": vocab_size}))
-    obtain_tokenizer(section, lambda: (document.text for document in corpus.read_documents(found, config, 0))).save(
-        folder
-    )
+    obtain_tokenizer(section, lambda: (document.text for document in read_documents(found, config, 0))).save(folder)
 
 
 def python_docs_file(path: Path, copies: int = 10) -> str:
     """Write the built-in source ten times over, about 30 MB, so that start-up does not decide; return the path."""
-    documents = [json.dumps({"text": text}) + "\n" for text in corpus.python_docs()]
+    documents = [json.dumps({"text": text}) + "\n" for text in python_docs()]
     path.write_text("".join(documents * copies))
     return str(path)
 

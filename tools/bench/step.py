@@ -59,8 +59,8 @@ import torch
 from enc.encoder.build import num_workers
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.corpus import python_docs
 from enc.encoder.data.preprocess import preprocess
+from enc.encoder.data.sources.python_docs import python_docs
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError

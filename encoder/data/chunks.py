@@ -1,0 +1,56 @@
+"""Runs of documents that a worker tokenises at a time."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from enc.encoder.data.sources.documents import Document
+from enc.encoder.data.sources.source import SPLITS
+
+if TYPE_CHECKING:
+    pass
+
+
+CHUNK_BYTES = 4 * 2**20  # UTF-8 bytes of text that go to a worker at once and become one record batch
+FIRST_CHUNK_BYTES = 2**18  # chunks grow to the full size, so that small corpora are shared out evenly too
+LENGTH = struct.Struct("<Q")
+
+
+# ------------------------------------------------------------------------------------------------------------- chunks
+@dataclass
+class Chunk:
+    """Consecutive documents of one split, as UTF-8, and the position in the source after the last of them."""
+
+    split: str
+    texts: list[bytes] = field(default_factory=list)
+    num_bytes: int = 0
+    position: int = 0
+
+    def digest(self) -> str:
+        """Return the xxh3_64 of the texts, by which a resumed run knows that the source is still the same."""
+        digest = xxhash.xxh3_64()
+        for text in self.texts:
+            digest.update(LENGTH.pack(len(text)))
+            digest.update(text)
+        return digest.hexdigest()
+
+
+def cut_chunks(documents: Iterable[Document], first_bytes: int, full_bytes: int) -> Iterator[Chunk]:
+    """Gather documents into chunks of one split each, by their size alone; what is left over comes last."""
+    size = first_bytes
+    open_chunks: dict[str, Chunk] = {}
+    for split, text, position in documents:
+        chunk = open_chunks.setdefault(split, Chunk(split))
+        encoded = text.encode()
+        chunk.texts.append(encoded)
+        chunk.num_bytes += len(encoded)
+        chunk.position = position
+        if chunk.num_bytes >= size:
+            yield open_chunks.pop(split)
+            size = min(size + first_bytes // 2, full_bytes)
+    yield from (open_chunks[split] for split in SPLITS if split in open_chunks)

@@ -1,0 +1,129 @@
+"""Getting the tokenizer that a config names: a folder, a hub name, or one trained on the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+)
+
+from enc.encoder.errors import UsageError
+
+if TYPE_CHECKING:
+    from enc.encoder.data.config import TokenizerConfig
+from enc.encoder.data.tokenizer import (
+    ALLOW_REWRITE,
+    ROBERTA_SPECIALS,
+    ROLE_KEYS,
+    TOKENIZER_FILES,
+    EncoderTokenizer,
+    describe,
+    find_roles,
+    fingerprint,
+    read_folder,
+    special_tokens_template,
+)
+from enc.encoder.data.tokenizer_train import train_tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ getting a tokenizer
+def obtain_tokenizer(config: TokenizerConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
+    """Return the tokenizer that a tokenizer section asks for: trained on the texts, from a folder, or from the hub.
+
+    Raises:
+        UsageError: it cannot be found or read, or it has no mask token and may not be given one.
+    """
+    if config.train is not None:
+        return train_tokenizer(config.train, read_texts)
+    folder = local_folder(config)
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        tokenizer, roles = read_folder(folder)
+    else:
+        tokenizer, roles = _fetch(config, folder)
+    name = str(folder.absolute()) if folder is not None else str(config.name)
+    tokenizer, roles = complete_specials(tokenizer, roles, name, bool(config.allow_special_token_rewrite))
+    return describe(tokenizer, roles, name)
+
+
+def local_folder(config: TokenizerConfig) -> Path | None:
+    """Return the folder that a tokenizer section names, or None for a name of the hub.
+
+    Raises:
+        UsageError: `tokenizer.path` is set and is no folder.
+    """
+    if config.path:
+        folder = Path(config.path).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"tokenizer.path: {folder} is not a folder. Give the folder that holds tokenizer.json.")
+        return folder
+    folder = Path(str(config.name)).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def identity(config: TokenizerConfig) -> dict[str, Any]:
+    """Return the JSON description of the tokenizer that a section asks for, without loading or fetching it.
+
+    A local folder is known by the checksums of its files, a hub tokenizer by name and revision, a trained one by how
+    it is trained. Where a tokenizer.json is at hand, its fingerprint is added.
+    """
+    if config.train is not None:
+        return {"train": dict(config.train)}
+    rewrite = bool(config.allow_special_token_rewrite)
+    folder = local_folder(config)
+    if folder is None:
+        return {"name": config.name, "revision": config.revision, "allow_special_token_rewrite": rewrite}
+    contents = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    files = {name: hashlib.blake2b(content, digest_size=16).hexdigest() for name, content in contents.items()}
+    described: dict[str, Any] = {"files": files, "allow_special_token_rewrite": rewrite}
+    if "tokenizer.json" in contents:
+        try:
+            described["fingerprint"] = fingerprint(contents["tokenizer.json"].decode())
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{folder / 'tokenizer.json'} is not a readable tokenizer: {error}.") from error
+    return described
+
+
+def _fetch(config: TokenizerConfig, folder: Path | None) -> tuple[Tokenizer, dict[str, str]]:
+    """Get a tokenizer through transformers, which downloads it or converts its older formats."""
+    from transformers import AutoTokenizer
+
+    source = str(folder) if folder is not None else config.name
+    try:
+        fetched = AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code, use_fast=True
+        )
+        tokenizer = fetched.backend_tokenizer
+    except Exception as error:  # hub client, network libraries and converters each raise their own
+        raise UsageError(
+            f"Cannot get the tokenizer {source!r}: {' '.join(str(error).split())} Check the name and the network, "
+            f"give a "
+            "folder with tokenizer.json in tokenizer.path, or train one on the corpus with "
+            "tokenizer.train.model=wordpiece."
+        ) from error
+    named = {key: getattr(fetched, key, None) for keys in ROLE_KEYS.values() for key in keys}
+    return tokenizer, find_roles(tokenizer, named)
+
+
+def complete_specials(
+    tokenizer: Tokenizer, roles: dict[str, str], name: str, allow_rewrite: bool
+) -> tuple[Tokenizer, dict[str, str]]:
+    """Add what is missing: a padding token always; a mask token, with the whole RoBERTa-style set, only if allowed.
+
+    Raises:
+        UsageError: there is no mask token and `allow_rewrite` is false.
+    """
+    if "mask" not in roles:
+        if not allow_rewrite:
+            raise UsageError(f"The tokenizer {name} has no mask token. {ALLOW_REWRITE}")
+        roles = dict(ROBERTA_SPECIALS)
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in roles.values()])
+        tokenizer.post_processor = special_tokens_template(tokenizer, roles["cls"], roles["sep"])
+    if "pad" not in roles:
+        roles = {**roles, "pad": ROBERTA_SPECIALS["pad"]}
+        tokenizer.add_special_tokens([AddedToken(roles["pad"], special=True, normalized=False)])
+    return tokenizer, roles

@@ -1,0 +1,113 @@
+"""Documents of Parquet and Arrow files and of hub datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enc.encoder.errors import UsageError
+
+if TYPE_CHECKING:
+    from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.sources.source import PYTHON_DOCS, TEXT_COLUMNS, Source, Text, listed
+from enc.encoder.data.sources.splits import refuse_splits
+
+
+def read_parquet(path: Path, dataset: DatasetConfig) -> Iterator[Text]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        column = text_column(file.schema_arrow.names, dataset.text_column, str(path))
+        size, rows, seen = path.stat().st_size, max(1, file.metadata.num_rows), 0
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                seen += 1
+                if (text := as_text(value, column, f"{path}, row {seen - 1}")) is not None:
+                    yield Text(text, size * seen // rows)
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def as_text(value: object, column: str, where: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise UsageError(f"{where}: column {column!r} holds {type(value).__name__}, not text. Set dataset.text_column.")
+
+
+def text_column(columns: Iterable[str], asked: str | None, where: str) -> str:
+    """Return the column that holds the text: the asked one, else the first of text, sentence, content.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    names = list(columns)
+    for name in (asked,) if asked else TEXT_COLUMNS:
+        if name in names:
+            return name
+    looked_for = repr(asked) if asked else "any of " + listed(TEXT_COLUMNS)
+    raise UsageError(
+        f"{where}: no column {looked_for}; it has {listed(names)}. Set dataset.text_column to the one with text."
+    )
+
+
+# --------------------------------------------------------------------------------------------- datasets: disk and hub
+def arrow_split(location: str, split: str | None) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(location)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{location} cannot be opened as a datasets.save_to_disk folder: {error}") from error
+    if isinstance(loaded, datasets.Dataset):
+        if split and split != "train":
+            refuse_splits(Source("arrow", location), split)
+        return loaded
+    wanted = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else "train")
+    base, _, piece = wanted.partition("[")
+    if base not in loaded:
+        raise UsageError(
+            f"{location} has no split {base!r}; it has {listed(loaded)}. Set dataset.train_split and "
+            f"dataset.eval_split."
+        )
+    return _slice_rows(loaded[base], wanted, location) if piece else loaded[base]
+
+
+def _slice_rows(rows: Any, split: str, location: str) -> Any:
+    """Apply the slice of a name like train[:90%], with the rules of `datasets`."""
+    from datasets import ReadInstruction
+
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: len(rows)})
+    except (AssertionError, ValueError) as error:
+        raise UsageError(f"Cannot take {split!r} from {location}: {error}") from error
+    picked = [index for part in parts for index in range(part.from_ or 0, len(rows) if part.to is None else part.to)]
+    return rows.select(picked)
+
+
+def hub_split(name: str, dataset: DatasetConfig, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, dataset.config, split=split, cache_dir=dataset.cache_dir)
+    except (
+        Exception
+    ) as error:  # the hub's client raises errors of several network libraries; each one means the same here
+        raise UsageError(
+            f"Cannot load the dataset {name!r}{f' ({dataset.config})' if dataset.config else ''}, split {split!r}, "
+            f"from the "
+            f"hub or its cache: {' '.join(str(error).split())} Check the name, the config and the network, or give a "
+            f"local file or folder in dataset.path, or use dataset.name={PYTHON_DOCS}, which needs neither."
+        ) from error
+
+
+def read_table(rows: Any, dataset: DatasetConfig, location: str) -> Iterator[Text]:
+    column = text_column(rows.column_names, dataset.text_column, location)
+    index = 0
+    for batch in rows.select_columns([column]).iter(batch_size=256):
+        for value in batch[column]:
+            index += 1
+            if (text := as_text(value, column, f"{location}, row {index - 1}")) is not None:
+                yield Text(text, index)

@@ -1,0 +1,116 @@
+"""Training a tokenizer on documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+from enc.encoder.errors import UsageError
+
+if TYPE_CHECKING:
+    from enc.encoder.data.config import TokenizerTrainConfig
+from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
+
+MAX_ALPHABET = (
+    1000  # characters of a WordPiece vocabulary, as in BERT, or a quarter of a small one: the rest become [UNK]
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+def train_tokenizer(train: TokenizerTrainConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
+    """Train a WordPiece (BERT's normaliser) or byte-level BPE tokenizer; the same texts give the same tokenizer.
+
+    `train.model` is "wordpiece" or "bpe"; a small corpus may give fewer than `train.vocab_size` tokens. The special
+    tokens come first: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4. Each call of `read_texts` starts the texts from
+    the first; WordPiece reads them twice, because its alphabet has to be known before its pieces.
+
+    Raises:
+        UsageError: there is no text, or `train.model` is unknown.
+    """
+    build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}.get(train.model)
+    if build is None:
+        raise UsageError(f"tokenizer.train.model: {train.model!r} is not one of wordpiece, bpe.")
+    tokenizer = build(train, lambda: islice(read_texts(), train.max_documents))
+    specials = TRAINED_SPECIALS
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
+    tokenizer.post_processor = special_tokens_template(tokenizer, specials["cls"], specials["sep"])
+    return describe(tokenizer, dict(specials), f"{train.model}-{tokenizer.get_vocab_size()}")
+
+
+def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """Train WordPiece so that it does not depend on the order of a hash table.
+
+    The trainer numbers the pieces `##x` of single characters as it meets them in a randomly seeded hash map, and
+    breaks ties between merges by these numbers. So they are given to it in sorted order, as if special, and the
+    vocabulary alone is kept.
+    """
+    scratch = _wordpiece_pipeline(models.WordPiece(unk_token=TRAINED_SPECIALS["unk"]), train.lowercase)
+    alphabet = _alphabet(scratch, read_texts(), limit=min(MAX_ALPHABET, train.vocab_size // 4))
+    assert scratch.pre_tokenizer is not None
+    joined = [c for c in alphabet if len(scratch.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
+    first = [*TRAINED_SPECIALS.values(), *alphabet, *(f"##{c}" for c in joined)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=train.vocab_size,
+        min_frequency=train.min_frequency,
+        special_tokens=first,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    scratch.train_from_iterator(read_texts(), trainer)
+    vocab = scratch.get_vocab(with_added_tokens=False)
+    model = models.WordPiece(vocab=vocab, unk_token=TRAINED_SPECIALS["unk"], max_input_chars_per_word=100)
+    return _wordpiece_pipeline(model, train.lowercase)
+
+
+def _wordpiece_pipeline(model: models.WordPiece, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], limit: int) -> list[str]:
+    """Return the most frequent characters of the normalised texts, at most `limit`, sorted."""
+    assert tokenizer.normalizer is not None
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(tokenizer.normalizer.normalize_str(text))
+    characters = [c for c in counts if not c.isspace()]
+    if not characters:
+        raise UsageError("There is no text to train a tokenizer on. Check dataset.name and dataset.min_text_length.")
+    return sorted(sorted(characters, key=lambda c: (-counts[c], c))[:limit])
+
+
+def _train_bpe(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(TRAINED_SPECIALS)
+    if train.vocab_size < smallest:
+        raise UsageError(
+            f"tokenizer.train.vocab_size={train.vocab_size} has no room for the bytes and special tokens of byte-level "
+            f"BPE: give {smallest} or more, or use tokenizer.train.model=wordpiece."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=train.vocab_size,
+        min_frequency=train.min_frequency,
+        special_tokens=list(TRAINED_SPECIALS.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(read_texts(), trainer)
+    return tokenizer
