@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
@@ -28,7 +27,8 @@ from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
-from enc.encoder.sizes import padded_vocab_size
+from enc.encoder.sizing.batch_split import BatchSplit
+from enc.encoder.sizing.sizes import padded_vocab_size
 
 _MAX_WORKERS = 16
 

@@ -12,7 +12,6 @@ from typing import NoReturn
 import torch
 
 from enc.encoder import checkpoint, checkpoint_io
-from enc.encoder.batch_split import split_batch
 from enc.encoder.build import (
     build_engine,
     build_model,
@@ -33,7 +32,8 @@ from enc.encoder.metrics import RunLog, table
 from enc.encoder.models import fast_paths
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.ranks import Ranks, is_lost_peer
-from enc.encoder.sizes import num_parameters
+from enc.encoder.sizing.batch_split import split_batch
+from enc.encoder.sizing.sizes import num_parameters
 from enc.encoder.train import Run, TrainState, train
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from enc.encoder import checkpoint, checkpoint_io
-from enc.encoder.batch_split import BatchSplit
 from enc.encoder.build import Data, eval_batches, train_loader
 from enc.encoder.checkpoint_io import Saver
 from enc.encoder.config.schema import RunConfig
@@ -31,7 +30,8 @@ from enc.encoder.keyed import set_global_seed
 from enc.encoder.metrics import RunLog, Stopwatch
 from enc.encoder.optim.schedule import make_schedule
 from enc.encoder.ranks import Ranks
-from enc.encoder.sizes import training_flops
+from enc.encoder.sizing.batch_split import BatchSplit
+from enc.encoder.sizing.sizes import training_flops
 
 _STRAGGLER_RATIO, _STRAGGLER_S = 1.5, 0.02
 _STRAGGLER_LINES, _STRAGGLER_STEPS = 3, 100

@@ -1,9 +1,9 @@
 """What `parallel.engine: auto` stands for. No torch."""
 
-from enc.encoder.batch_split import split_batch
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
-from enc.encoder.memory import device_bytes as needed_bytes
+from enc.encoder.sizing.batch_split import split_batch
+from enc.encoder.sizing.memory import device_bytes as needed_bytes
 
 # Settings that only one engine has, or is taken for: (key of the parallel section, value) -> engine; the first counts.
 _ASKS: dict[tuple[str, object], str] = {

@@ -54,8 +54,8 @@ def render_fsdp(
 
 
 def _render(engine: str, context: typer.Context, config: str, nproc: int | None, nodes: int, to: Path | None) -> None:
-    from enc.encoder.batch_split import split_batch
     from enc.encoder.engine.settings import engine_files
+    from enc.encoder.sizing.batch_split import split_batch
     from enc.launcher.devices import default_ranks
 
     loaded = load(config, context, {"parallel.engine": engine, **ranks_given(nproc)})

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from enc.encoder import memory, sizes
-from enc.encoder.batch_split import split_batch
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import Gpu
+from enc.encoder.sizing import memory, sizes
+from enc.encoder.sizing.batch_split import split_batch
 from enc.launcher.choose import USABLE
 
 

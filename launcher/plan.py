@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enc.encoder import sizes
-from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.config.checks import rule_problems, unused_settings
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.messages import raise_problems
@@ -16,9 +14,11 @@ from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
-from enc.encoder.memory import peak_parts
 from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.sizing import sizes
+from enc.encoder.sizing.batch_split import BatchSplit, split_batch
+from enc.encoder.sizing.memory import peak_parts
 from enc.launcher.choose import choose_engine
 from enc.launcher.devices import default_ranks, device_bytes, num_gpus
 

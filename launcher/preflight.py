@@ -15,7 +15,6 @@ from math import ceil
 from pathlib import Path
 
 import enc
-from enc.encoder import sizes
 from enc.encoder.checkpoint import list_checkpoints
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.launch_checks import time_limit_s
@@ -26,7 +25,8 @@ from enc.encoder.data.sources.source import Source
 from enc.encoder.data.store import read_manifest
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
-from enc.encoder.memory import largest_rows, peak_parts, static_bytes
+from enc.encoder.sizing import sizes
+from enc.encoder.sizing.memory import largest_rows, peak_parts, static_bytes
 from enc.launcher import machine, slurm, surroundings
 from enc.launcher.choose import USABLE
 from enc.launcher.devices import device_bytes, ram_bytes

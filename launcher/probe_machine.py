@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.sizes import checkpoint_bytes
+from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher import machine, surroundings
 from enc.launcher.devices import ram_bytes
 from enc.launcher.findings import Finding, green, red, size, yellow

@@ -22,7 +22,7 @@ from enc.encoder.checkpoint import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
-from enc.encoder.sizes import checkpoint_bytes
+from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.devices import num_gpus
 from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import make_plan, render

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.batch_split import split_batch
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_files
+from enc.encoder.sizing.batch_split import split_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "rendered"
 RANKS = 4

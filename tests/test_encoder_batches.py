@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from enc.encoder.batch_split import BatchSplit, split_batch
 from enc.encoder.data.batches import IGNORE, EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
 from enc.encoder.errors import UsageError
 from enc.encoder.run.config import TrainerConfig
+from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 
 VOCABULARY = 50
 SPECIAL = np.arange(VOCABULARY) < 5

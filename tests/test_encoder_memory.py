@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from enc.encoder import memory
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
-from enc.encoder.sizes import num_parameters
+from enc.encoder.sizing import memory
+from enc.encoder.sizing.sizes import num_parameters
 
 CONFIG = load_config("neobert-250m").config
 

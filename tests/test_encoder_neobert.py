@@ -16,7 +16,7 @@ from enc.encoder.data.batches import Microbatch
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
-from enc.encoder.sizes import num_parameters
+from enc.encoder.sizing.sizes import num_parameters
 from enc.kernels.masked_ce import masked_ce
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rendered import CASES, GOLDEN, rendered
 
-from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.engine.settings import BASES, deepspeed_settings, fsdp_settings, own_settings
 from enc.encoder.engine.user_json import KEYS
 from enc.encoder.errors import UsageError
+from enc.encoder.sizing.batch_split import BatchSplit
 
 SPLIT = BatchSplit(world_size=4, accumulation=2, rows_per_microbatch=8)
 HERE = Path(__file__).parent

@@ -2,13 +2,13 @@
 
 import pytest
 
-from enc.encoder import sizes
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.sizing import sizes
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
-from enc.encoder.sizes import checkpoint_bytes
+from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher import machine, preflight, surroundings
 from enc.launcher.findings import Finding
 from enc.launcher.machine import Mount, parse_mounts

@@ -13,7 +13,7 @@ from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
-from enc.encoder.sizes import parameter_shapes
+from enc.encoder.sizing.sizes import parameter_shapes
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours
 from enc.tools.readers.source import Source, Stored, damaged

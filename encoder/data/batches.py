@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from enc.encoder.batch_split import BatchSplit
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.packing import PackingPlan
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.sizing.batch_split import BatchSplit
 
 IGNORE = -100
 _LABEL_BLOCK = 64

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.batch_split import BatchSplit
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
+from enc.encoder.sizing.batch_split import BatchSplit
 
 BASES = Path(__file__).parents[2] / "ds_configs"
 DEEPSPEED_FILE, FSDP_FILE = "ds_config.json", "fsdp.json"

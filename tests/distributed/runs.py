@@ -22,8 +22,8 @@ from enc.encoder.config.load import load_text
 from enc.encoder.engine.interface import state_names
 from enc.encoder.errors import RunError
 from enc.encoder.faults import StopFlag
-from enc.encoder.memory import device_bytes, static_bytes
 from enc.encoder.ranks import Ranks
+from enc.encoder.sizing.memory import device_bytes, static_bytes
 from enc.encoder.start import announce, build, open_heartbeat
 from enc.encoder.train import Run, train
 

@@ -21,7 +21,7 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.faults import StopFlag
 from enc.encoder.metrics import RunLog
 from enc.encoder.ranks import Ranks
-from enc.encoder.sizes import feed_forward_width, training_flops
+from enc.encoder.sizing.sizes import feed_forward_width, training_flops
 from enc.encoder.start import build, open_heartbeat
 
 PARTS = ("data_wait", "forward", "backward", "optimizer")

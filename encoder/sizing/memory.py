@@ -10,8 +10,8 @@ Where the numbers come from: DeepSpeed 0.19.8, `runtime/zero/stage_1_and_2.py`, 
 from dataclasses import dataclass, fields
 from math import ceil, prod
 
-from enc.encoder import sizes
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.sizing import sizes
 
 MOMENTS = 2  # of Adam
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded
