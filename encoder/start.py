@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import torch
 
-from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.build import (
     build_engine,
     build_model,
@@ -21,6 +20,8 @@ from enc.encoder.build import (
     open_data,
     train_loader,
 )
+from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint
+from enc.encoder.checkpoints.io import Saver, load
 from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_name
@@ -54,20 +55,20 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     engine.warm_up(next(iter(first)).to(hardware.device))
     beat.mark("restore")
     found = _checkpoint_to_resume(run_dir, config, ranks)
-    state = TrainState.from_dict(checkpoint_io.load(found, engine)) if found else TrainState()
-    saver = checkpoint_io.Saver(
+    state = TrainState.from_dict(load(found, engine)) if found else TrainState()
+    saver = Saver(
         run_dir, ranks, [run_dir / "config.yaml", *data.tokenizer_files], trainer.save_total_limit,
         trainer.min_free_disk_gb,
     )  # fmt: skip
     log = RunLog(run_dir, config, current_attempt(), ranks.is_main, state.step)
-    if state.best and not ranks.from_main((checkpoint.checkpoints_dir(run_dir) / str(state.best.step)).is_dir()):
+    if state.best and not ranks.from_main((checkpoints_dir(run_dir) / str(state.best.step)).is_dir()):
         log.say(f"The best checkpoint so far, step {state.best.step}, is not in this run: the next evaluation is best.")
         state.best = None
     run = Run(
         run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, beat, state
     )
     beat.step = state.step
-    if found and found.parent == checkpoint.checkpoints_dir(run_dir):
+    if found and found.parent == checkpoints_dir(run_dir):
         run.saved_step = state.step
     return run
 
@@ -95,7 +96,7 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
     found, error = None, None
     if ranks.is_main:
         try:
-            found, passed_over = checkpoint.find_checkpoint(run_dir, which)
+            found, passed_over = find_checkpoint(run_dir, which)
             for status in passed_over:
                 print(f"Passed over checkpoint {status.path}: {status.state}, {status.problems[0]}.", file=sys.stderr)
         except EncError as problem:

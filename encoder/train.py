@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from enc.encoder import checkpoint, checkpoint_io
 from enc.encoder.build import Data, eval_batches, train_loader
-from enc.encoder.checkpoint_io import Saver
+from enc.encoder.checkpoints.folder import checkpoints_dir, verify
+from enc.encoder.checkpoints.io import Saver, load
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch
 from enc.encoder.engine.interface import Engine
@@ -297,13 +297,13 @@ def _load_best(run: Run) -> int:
     best, step = run.state.best, run.state.step
     if best is None or best.step == step or best.metric != run.config.trainer.best_metric:
         return step
-    folder = checkpoint.checkpoints_dir(run.dir) / str(best.step)
+    folder = checkpoints_dir(run.dir) / str(best.step)
     run.beat.mark("restore")
-    status = run.ranks.from_main(checkpoint.verify(folder) if run.ranks.is_main else None)
+    status = run.ranks.from_main(verify(folder) if run.ranks.is_main else None)
     if status.state != "complete":
         run.log.say(f"The best checkpoint, {folder}, is {status.state}: {status.problems[0]}.")
         return step
-    checkpoint_io.load(folder, run.engine)
+    load(folder, run.engine)
     return best.step
 
 

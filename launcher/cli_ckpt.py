@@ -20,7 +20,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def checkpoint_folder(name: str) -> Path:
     """Return the checkpoint meant by a checkpoint folder, a run folder or <run>/best. Raises UsageError without one."""
-    from enc.encoder.checkpoint import checkpoints_dir, find_checkpoint, split_name
+    from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint, split_name
     from enc.encoder.errors import UsageError
     from enc.launcher.launch import passed_over_text
 
@@ -41,7 +41,7 @@ def any_checkpoint(name: str, only_complete: bool = True) -> Path:
 
     Raises UsageError when ours is damaged, unless `only_complete` is off.
     """
-    from enc.encoder.checkpoint import split_name
+    from enc.encoder.checkpoints.folder import split_name
     from enc.tools.readers.detect import newest_foreign
     from enc.tools.readers.folders import is_ours
 
@@ -65,7 +65,7 @@ def list_all(
     as_json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a run: step, state, size, tokens seen."""
-    from enc.encoder.checkpoint import list_checkpoints, verify
+    from enc.encoder.checkpoints.folder import list_checkpoints, verify
     from enc.launcher.run_folder import find_run
 
     statuses = [verify(path) for path in list_checkpoints(find_run(run))]
@@ -91,7 +91,7 @@ def _tokens(folder: Path) -> int | None:
 
 
 def _trainer_state(folder: Path) -> dict[str, Any] | None:
-    from enc.encoder.checkpoint import read_trainer_state
+    from enc.encoder.checkpoints.folder import read_trainer_state
 
     try:
         found = read_trainer_state(folder)
@@ -121,7 +121,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file with its checksum, as far as the format has any; exit code 3 when something is wrong."""
-    from enc.encoder import checkpoint as folder
+    from enc.encoder.checkpoints import folder as folder
     from enc.encoder.errors import UsageError
     from enc.tools.readers.folders import is_ours
 
@@ -175,7 +175,7 @@ def prune(
 
     Damaged ones, the last healthy one and the best one always stay.
     """
-    from enc.encoder import checkpoint as folder
+    from enc.encoder.checkpoints import folder as folder
     from enc.launcher.run_folder import RunLock, find_run
 
     run_dir = find_run(run)
@@ -194,7 +194,7 @@ def prune(
 
 def _refuse_unknown_health(run_dir: Path) -> None:
     """Raise UsageError when a complete checkpoint does not say whether its loss was finite."""
-    from enc.encoder.checkpoint import list_checkpoints, verify
+    from enc.encoder.checkpoints.folder import list_checkpoints, verify
     from enc.encoder.errors import UsageError
 
     for path in list_checkpoints(run_dir):

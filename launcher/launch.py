@@ -12,8 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enc.encoder import checkpoint
-from enc.encoder.checkpoint import CheckpointStatus, read_trainer_state
+from enc.encoder.checkpoints.folder import (
+    CheckpointStatus,
+    find_checkpoint,
+    read_trainer_state,
+    remove_leftovers,
+    set_aside_newer,
+)
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig, differences, keeps_numbers
 from enc.encoder.data.store import read_manifest
@@ -77,7 +82,7 @@ def settled(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> R
 
     Raises UsageError when it cannot go on, or when a new run would meet the checkpoints of an older one.
     """
-    checkpoint.remove_leftovers(run_dir)
+    remove_leftovers(run_dir)
     if config.trainer.resume_from_checkpoint:
         return resumed(run_dir, config, allow_change, say)
     if not config.trainer.overwrite_output_dir:
@@ -93,7 +98,7 @@ def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> R
 
     Raises UsageError when there is no complete checkpoint, or when the change would not continue the same run.
     """
-    folder, passed_over = checkpoint.find_checkpoint(run_dir, config.trainer.resume_from_checkpoint or "latest")
+    folder, passed_over = find_checkpoint(run_dir, config.trainer.resume_from_checkpoint or "latest")
     for status in passed_over:
         say(passed_over_text(status))
     old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
@@ -123,7 +128,7 @@ def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> R
 
 def set_aside(run_dir: Path, folder: Path, say: Any) -> None:
     """Take checkpoints that lie after the one to go on from out of the run's way."""
-    aside = checkpoint.set_aside_newer(run_dir, read_trainer_state(folder)["step"])
+    aside = set_aside_newer(run_dir, read_trainer_state(folder)["step"])
     if aside:
         say(f"Newer checkpoints of this run are set aside: {', '.join(path.name for path in aside)}.")
 

@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 import enc
-from enc.encoder.checkpoint import list_checkpoints
+from enc.encoder.checkpoints.folder import list_checkpoints
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig

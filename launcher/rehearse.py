@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.checkpoint import checkpoints_dir
+from enc.encoder.checkpoints.folder import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from enc import __version__
-from enc.encoder.checkpoint import list_checkpoints
+from enc.encoder.checkpoints.folder import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from enc.encoder import checkpoint
+from enc.encoder.checkpoints.folder import find_checkpoint, list_checkpoints, read_trainer_state, remove_leftovers
 from enc.encoder.config.launch import LaunchConfig
 from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
@@ -211,10 +211,10 @@ def _with_checkpoint(run_dir: Path, config: RunConfig) -> RunConfig:
 
     Raises UsageError when there are checkpoints but none is complete: a run never starts from scratch by itself.
     """
-    checkpoint.remove_leftovers(run_dir)
-    if not checkpoint.list_checkpoints(run_dir):
+    remove_leftovers(run_dir)
+    if not list_checkpoints(run_dir):
         return config
-    folder, passed_over = checkpoint.find_checkpoint(run_dir, "latest")
+    folder, passed_over = find_checkpoint(run_dir, "latest")
     for status in passed_over:
         say(f"Passed over checkpoint {status.path}: it is {status.state} ({'; '.join(status.problems[:2])}).")
     return config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
@@ -251,7 +251,7 @@ def _record_attempt(run_dir: Path, host: Host, config: RunConfig) -> Attempt:
     plan = make_plan(config)
     number = written(lambda: record_launch(run_dir, render(plan), sys.argv, plan.as_dict(), host.job))
     resumes = config.trainer.resume_from_checkpoint
-    step = checkpoint.read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
+    step = read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
     details = {"nodes": host.nodes, "restart_count": host.restart_count, "from_step": step}
     written(lambda: append_event(run_dir, "attempt", attempt=number, job=host.job, **details))
     _compare_code(run_dir, number)
@@ -401,7 +401,7 @@ def _how(launch: LaunchConfig, decision: Decision) -> str:
 
 
 def _newest_step(run_dir: Path) -> int:
-    return max((int(path.name) for path in checkpoint.list_checkpoints(run_dir)), default=-1)
+    return max((int(path.name) for path in list_checkpoints(run_dir)), default=-1)
 
 
 def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how: str) -> None:

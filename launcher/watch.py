@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.checkpoint import checkpoints_dir, list_checkpoints, verify
+from enc.encoder.checkpoints.folder import checkpoints_dir, list_checkpoints, verify
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher.history import History, tell
 from enc.launcher.run_files import (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from enc.encoder import checkpoint
-from enc.encoder.checkpoint_io import Saver, read_weights
+from enc.encoder.checkpoints.folder import list_checkpoints, newest_complete, verify
+from enc.encoder.checkpoints.io import Saver, read_weights
 from enc.encoder.engine.interface import state_names
 from enc.encoder.ranks import Ranks
 
@@ -47,13 +47,13 @@ def save_for_ever(run: Path, first: int) -> None:
 def newest(run: Path) -> int:
     """Return the step of the newest checkpoint after checking every one; 0 when there is none."""
     steps = [0]
-    for folder in checkpoint.list_checkpoints(run):
-        status = checkpoint.verify(folder)
+    for folder in list_checkpoints(run):
+        status = verify(folder)
         assert status.state == "complete", status
         values = {tensor.unique().item() for tensor in read_weights(folder).values()}
         assert values == {float(folder.name)}, (folder, values)
         steps.append(int(folder.name))
-    found, passed_over = checkpoint.newest_complete(run)
+    found, passed_over = newest_complete(run)
     assert passed_over == []
     assert steps[-1] == (int(found.name) if found else 0)
     return steps[-1]

@@ -21,7 +21,7 @@ from foreign import hostile_pickle, hostile_torch_file
 from running import Enc
 from safetensors.torch import save_file
 
-from enc.encoder.checkpoint import write_manifest
+from enc.encoder.checkpoints.folder import write_manifest
 
 MAX_LINES = 12
 

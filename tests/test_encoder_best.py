@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from running import Enc, exact
 
-from enc.encoder import checkpoint
+from enc.encoder.checkpoints.folder import find_checkpoint, list_checkpoints, read_trainer_state
 
 STEPS = 24
 # A learning rate that grows until things get worse: the best evaluation is neither the first nor the last.
@@ -64,7 +64,7 @@ def steps_of(enc: Enc, event: str, run: str = "run") -> list[int]:
 
 
 def best_of(run: Path) -> Any:
-    return checkpoint.read_trainer_state(checkpoint.find_checkpoint(run, "latest")[0])["best"]
+    return read_trainer_state(find_checkpoint(run, "latest")[0])["best"]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -87,7 +87,7 @@ def test_the_best_is_saved_at_once_and_kept(whole: Enc) -> None:
     assert expected[-1] < STEPS
     assert steps_of(whole, "best") == expected
     assert steps_of(whole, "saved") == sorted({*expected, 8, 16, STEPS})
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == [str(expected[-1]), str(STEPS)]
+    assert [path.name for path in list_checkpoints(run)] == [str(expected[-1]), str(STEPS)]
     value = whole.records("run", "eval_loss")[expected[-1]]["eval_loss"]
     assert best_of(run) == {"metric": "eval_loss", "value": value, "step": expected[-1]}
 
@@ -149,9 +149,9 @@ def test_killed_runs_have_the_same_best(enc: Enc, words: Words, parallel: list[s
     assert best_of(enc.folder / "killed") == best_of(enc.folder / "whole")
     for key in ("loss", "eval_loss", "test_loss"):
         assert exact(enc.records("killed", key)) == exact(enc.records("whole", key))
-    found = [checkpoint.find_checkpoint(enc.folder / run, "best")[0] for run in ("whole", "killed")]
+    found = [find_checkpoint(enc.folder / run, "best")[0] for run in ("whole", "killed")]
     assert (found[0] / "model.safetensors").read_bytes() == (found[1] / "model.safetensors").read_bytes()
-    kept = [path.name for path in checkpoint.list_checkpoints(enc.folder / "killed")]
+    kept = [path.name for path in list_checkpoints(enc.folder / "killed")]
     assert kept == list(dict.fromkeys([found[0].name, str(STEPS)]))
     assert enc.records("killed", "test_loss")[STEPS]["test_step"] == int(found[0].name)
 
@@ -166,8 +166,8 @@ def test_a_signal_in_the_best_evaluation(enc: Enc, words: Words, whole: Enc) -> 
     assert process.wait(timeout=120) == 75
     enc("resume", "latest", "--run", "run")
     assert best_of(run) == best_of(whole.folder / "run")
-    folder = checkpoint.find_checkpoint(run, "best")[0]
-    assert checkpoint.read_trainer_state(folder)["best"]["step"] == best
+    folder = find_checkpoint(run, "best")[0]
+    assert read_trainer_state(folder)["best"]["step"] == best
     assert exact(enc.records("run", "test_loss")) == exact(whole.records("run", "test_loss"))
 
 
@@ -181,7 +181,7 @@ def test_a_signal_in_the_test(enc: Enc, words: Words, nproc: int) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 75, (enc.folder / "background.log").read_text()
     assert enc.records("run", "test_loss") == {}
-    assert checkpoint.find_checkpoint(run, "latest")[0].name == str(STEPS)
+    assert find_checkpoint(run, "latest")[0].name == str(STEPS)
     before = enc.records("run")
     enc("resume", "latest", "--run", "run")
     assert enc.records("run") == before
@@ -202,7 +202,7 @@ def test_going_back_to_the_best(enc: Enc, words: Words, whole: Enc) -> None:
 def test_a_best_checkpoint_that_is_gone_is_told(enc: Enc, words: Words, whole: Enc) -> None:
     """The next evaluation begins a new best, and without one the last weights are tested."""
     shutil.copytree(whole.folder / "run", enc.folder / "run")
-    shutil.rmtree(checkpoint.find_checkpoint(enc.folder / "run", "best")[0])
+    shutil.rmtree(find_checkpoint(enc.folder / "run", "best")[0])
     assert "There is no checkpoint" in enc("ckpt", "verify", "run/best", code=2).stderr
     more = ["trainer.max_steps=26", "--allow-change"]
     done = enc("resume", "latest", "--run", "run", *more)

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 from running import Enc
 
-from enc.encoder import checkpoint
+from enc.encoder.checkpoints.folder import (
+    _manifest_text,
+    find_checkpoint,
+    list_checkpoints,
+    newest_complete,
+    prune,
+    remove_leftovers,
+    verify,
+    write_manifest,
+)
 from enc.encoder.errors import UsageError
 
 
@@ -52,11 +61,11 @@ def test_every_flipped_bit_is_found(run: Path) -> None:
         path = files(folder)[number % len(files(folder))]
         whole = path.read_bytes()
         flip_bit(path, rng)
-        status = checkpoint.verify(folder)
+        status = verify(folder)
         assert status.state == "damaged", path
         assert path.name in status.problems[0]
         path.write_bytes(whole)
-    assert checkpoint.verify(folder).state == "complete"
+    assert verify(folder).state == "complete"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "renamed", "extra"])
@@ -75,8 +84,8 @@ def test_damaged_files_are_found_and_passed_over(run: Path, damage: str) -> None
             path.rename(folder / "model2.safetensors")
         case "extra":
             (folder / "notes.txt").write_text("hello")
-    assert checkpoint.verify(folder).state == "damaged"
-    found, passed_over = checkpoint.newest_complete(run)
+    assert verify(folder).state == "damaged"
+    found, passed_over = newest_complete(run)
     assert found == run / "checkpoints" / "4"
     assert [status.step for status in passed_over] == [6]
 
@@ -84,16 +93,16 @@ def test_damaged_files_are_found_and_passed_over(run: Path, damage: str) -> None
 def test_without_a_manifest_a_folder_is_unverifiable(run: Path) -> None:
     folder = run / "checkpoints" / "6"
     (folder / "manifest.json").unlink()
-    assert checkpoint.verify(folder).state == "unverifiable"
+    assert verify(folder).state == "unverifiable"
     with pytest.raises(UsageError, match="unverifiable"):
-        checkpoint.find_checkpoint(run, "6")
+        find_checkpoint(run, "6")
 
 
 def test_unfinished_folders_are_never_found(run: Path) -> None:
     """A temporary folder is no checkpoint, and the next clean-up removes it."""
     shutil.copytree(run / "checkpoints" / "6", run / "checkpoints" / ".8.tmp")
-    assert checkpoint.newest_complete(run)[0] == run / "checkpoints" / "6"
-    checkpoint.remove_leftovers(run)
+    assert newest_complete(run)[0] == run / "checkpoints" / "6"
+    remove_leftovers(run)
     assert not (run / "checkpoints" / ".8.tmp").exists()
 
 
@@ -102,8 +111,8 @@ def test_a_checkpoint_that_was_being_replaced_comes_back(run: Path) -> None:
     folder = run / "checkpoints"
     shutil.copytree(folder / "6", folder / ".6.tmp")
     (folder / "6").rename(folder / ".6.replaced")
-    checkpoint.remove_leftovers(run)
-    assert checkpoint.newest_complete(run)[0] == folder / "6"
+    remove_leftovers(run)
+    assert newest_complete(run)[0] == folder / "6"
     assert not list(folder.glob(".*"))
 
 
@@ -113,24 +122,24 @@ def test_going_back_leaves_the_later_checkpoints_aside(run: Path, environment: d
     words = ["--run", "run", "trainer.max_steps=5", "trainer.save_steps=1", "trainer.save_total_limit=2"]
     done = enc("resume", "2", *words, "--allow-change")
     assert "set aside: 4.abandoned-1, 6.abandoned-1" in " ".join(done.stderr.split())
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "5"]
-    assert checkpoint.verify(run / "checkpoints" / "6.abandoned-1").state == "complete"
+    assert [path.name for path in list_checkpoints(run)] == ["4", "5"]
+    assert verify(run / "checkpoints" / "6.abandoned-1").state == "complete"
     assert "checkpoints/5." in enc("resume", "latest", "--run", "run").stderr
 
 
 def test_folders_with_odd_digits_are_no_checkpoints(run: Path) -> None:
     (run / "checkpoints" / "²").mkdir()
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["2", "4", "6"]
-    manifest = checkpoint._manifest_text({"format": 1, "step": 6})
+    assert [path.name for path in list_checkpoints(run)] == ["2", "4", "6"]
+    manifest = _manifest_text({"format": 1, "step": 6})
     (run / "checkpoints" / "6" / "manifest.json").write_text(manifest)
-    assert checkpoint.verify(run / "checkpoints" / "6").state == "damaged"
+    assert verify(run / "checkpoints" / "6").state == "damaged"
 
 
 def test_prune_keeps_the_newest(run: Path) -> None:
-    deleted = checkpoint.prune(run, 2)
+    deleted = prune(run, 2)
     assert [path.name for path in deleted] == ["2"]
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "6"]
-    assert checkpoint.prune(run, 0) == []
+    assert [path.name for path in list_checkpoints(run)] == ["4", "6"]
+    assert prune(run, 0) == []
 
 
 def test_prune_keeps_the_last_healthy_one(run: Path) -> None:
@@ -140,16 +149,16 @@ def test_prune_keeps_the_last_healthy_one(run: Path) -> None:
         state = json.loads((folder / "trainer_state.json").read_text())
         (folder / "trainer_state.json").write_text(json.dumps({**state, "loss_is_finite": False}))
         (folder / "manifest.json").unlink()
-        checkpoint.write_manifest(folder, int(step))
-    assert checkpoint.prune(run, 1) == [run / "checkpoints" / "4"]
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["2", "6"]
+        write_manifest(folder, int(step))
+    assert prune(run, 1) == [run / "checkpoints" / "4"]
+    assert [path.name for path in list_checkpoints(run)] == ["2", "6"]
 
 
 def test_damaged_ones_do_not_count_as_kept(run: Path) -> None:
     """A damaged newest checkpoint is neither deleted nor counted."""
     (run / "checkpoints" / "6" / "model.safetensors").write_bytes(b"")
-    checkpoint.prune(run, 1)
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["4", "6"]
+    prune(run, 1)
+    assert [path.name for path in list_checkpoints(run)] == ["4", "6"]
 
 
 def test_a_checkpoint_holds_no_pickle(run: Path) -> None:
@@ -183,10 +192,10 @@ def test_sigkill_of_a_run_never_leaves_a_half_written_one(enc: Enc, smoke: Calla
     run = enc.folder / "run"
     for number in range(3):
         words = smoke("run", *options) if number == 0 else ["resume", "latest", "--run", "run"]
-        before = checkpoint.newest_complete(run)[0]
+        before = newest_complete(run)[0]
         process = enc.start(*words)
         limit = time.monotonic() + 120
-        while checkpoint.newest_complete(run)[0] == before and time.monotonic() < limit:
+        while newest_complete(run)[0] == before and time.monotonic() < limit:
             time.sleep(0.01)
         while not list((run / "checkpoints").glob(".*.tmp")) and time.monotonic() < limit:
             pass
@@ -194,11 +203,11 @@ def test_sigkill_of_a_run_never_leaves_a_half_written_one(enc: Enc, smoke: Calla
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.5)  # the trainer dies with its parent
-        assert all(checkpoint.verify(p).state == "complete" for p in checkpoint.list_checkpoints(run))
-        assert len(checkpoint.list_checkpoints(run)) >= 1
+        assert all(verify(p).state == "complete" for p in list_checkpoints(run))
+        assert len(list_checkpoints(run)) >= 1
     enc("resume", "latest", "--run", "run", f"trainer.max_steps={_last(run) + 2}", "--allow-change")
     assert not list((run / "checkpoints").glob(".*"))
 
 
 def _last(run: Path) -> int:
-    return int(checkpoint.list_checkpoints(run)[-1].name)
+    return int(list_checkpoints(run)[-1].name)

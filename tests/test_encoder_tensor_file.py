@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from enc.encoder.checkpoints.tensor_file import DTYPES, TensorSpec, file_order, write_tensors
 from enc.encoder.files import file_checksum
-from enc.encoder.tensor_file import DTYPES, TensorSpec, file_order, write_tensors
 
 
 def test_bytes_and_checksum_are_the_librarys(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import Enc, exact
 
-from enc.encoder import checkpoint
+from enc.encoder.checkpoints.folder import newest_complete, verify
 
 STEPS = 24
 OPTIONS = [
@@ -77,8 +77,8 @@ def test_signal_saves_and_the_run_goes_on_exactly(
     stopped = [event for event in enc.events("run") if event["event"] == "signal"]
     assert [event["signal"] for event in stopped] == [number.name]
     folder = run / "checkpoints" / str(stopped[0]["step"])
-    assert checkpoint.verify(folder).state == "complete"
-    assert checkpoint.newest_complete(run) == (folder, [])
+    assert verify(folder).state == "complete"
+    assert newest_complete(run) == (folder, [])
     if phase != "start":
         assert stopped[0]["step"] >= {"step": 10, "evaluation": 12, "save": 16}[phase]
 
@@ -98,7 +98,7 @@ def test_second_rank_alone_can_stop_the_run(enc: Enc, smoke: Callable[..., list[
     last_rank = int(children.stdout.split()[-1])
     subprocess.run(["kill", "-USR2", str(last_rank)], check=True)
     assert process.wait(timeout=120) == 75
-    folder, passed_over = checkpoint.newest_complete(enc.folder / "run")
+    folder, passed_over = newest_complete(enc.folder / "run")
     assert folder is not None
     assert not passed_over
 
@@ -111,4 +111,4 @@ def test_a_killed_rank_ends_the_run(enc: Enc, smoke: Callable[..., list[str]]) -
     subprocess.run(["kill", "-KILL", children.stdout.split()[-1]], check=True)
     assert process.wait(timeout=120) == 3
     assert "killed by SIGKILL" in (enc.folder / "background.log").read_text()
-    assert checkpoint.newest_complete(enc.folder / "run")[0] is not None
+    assert newest_complete(enc.folder / "run")[0] is not None

@@ -14,8 +14,8 @@ from foreign import run_writer
 from running import Enc
 from safetensors.torch import load_file, save_file
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.consolidate import consolidate, cut_into_shards, parse_size
 from enc.tools.convert import convert
 from enc.tools.diff import diff_sources, diff_text, is_equal

@@ -11,7 +11,7 @@ from foreign import ACCELERATE
 from running import Enc
 from safetensors.torch import load_file, save_file
 
-from enc.encoder.checkpoint import read_trainer_state, verify
+from enc.encoder.checkpoints.folder import read_trainer_state, verify
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import enc as package
 from enc.encoder.build import build_model
-from enc.encoder.checkpoint import read_trainer_state, verify
+from enc.encoder.checkpoints.folder import read_trainer_state, verify
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.ddp import DdpEngine

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from enc.encoder.checkpoints.tensor_file import DTYPES as FILE_DTYPES
+from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import DTYPES as FILE_DTYPES
-from enc.encoder.tensor_file import TensorSpec, file_order, write_tensors
 from enc.tools.output import new_output
 from enc.tools.readers.source import Stored
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.consolidate import DTYPES, Written, output_specs, refuse_unwritable, write_file
 from enc.tools.output import new_output
 from enc.tools.readers.folders import MOMENTS_FILE

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.source import Stored
 
 Shapes = dict[str, tuple[int, ...]]

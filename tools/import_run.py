@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from enc.encoder.checkpoint import write_manifest
+from enc.encoder.checkpoints.folder import write_manifest
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.build import packed_rows
-from enc.encoder.checkpoint import verify
+from enc.encoder.checkpoints.folder import verify
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore

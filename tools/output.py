@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enc.encoder.checkpoint import free_bytes_missing
+from enc.encoder.checkpoints.folder import free_bytes_missing
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import fsync_directory
 

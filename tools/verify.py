@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from enc.encoder.checkpoint import CheckpointStatus
+from enc.encoder.checkpoints.folder import CheckpointStatus
 from enc.encoder.errors import DamagedError
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.torch_file import bad_records

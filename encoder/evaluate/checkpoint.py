@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from enc.encoder import build, checkpoint_io
+from enc.encoder import build
+from enc.encoder.checkpoints.io import read_weights
 from enc.encoder.config.load import load_text
 from enc.encoder.data.batches import EvalBatches
 from enc.encoder.errors import UsageError
@@ -32,7 +33,7 @@ def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches
     trainer = config.trainer
     hardware = Hardware.detect(trainer.use_cpu, 0, trainer.mixed_precision == "bf16", trainer.tf32)
     model, objective = build.build_model(config, data.tokenizer.num_tokens)
-    model.load_state_dict(checkpoint_io.read_weights(folder))
+    model.load_state_dict(read_weights(folder))
     objective.to(hardware.device)
     purpose = "test" if split == "test" else "eval"
     batches = EvalBatches(rows, data.masker, config.seed, trainer.per_device_eval_batch_size, purpose)

@@ -11,7 +11,7 @@ import pytest
 from cluster_slurm import Slurm
 from jobs import Runs
 
-from enc.encoder import checkpoint
+from enc.encoder.checkpoints.folder import list_checkpoints, verify
 
 PHASES = ["preprocess", "start", "build", "warm_up", "first batch", "compile", "forward", "evaluate", "save", "restore"]
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1]
@@ -80,12 +80,12 @@ def one_trial(runs: Runs, phase: str, run: str, number: signal.Signals) -> None:
         runs.until(lambda: phase_of(runs, run) in ("start", "build", "warm_up", "restore"), run)
     runs.until(lambda: is_reached(runs, run, phase), run)
     time.sleep(random.Random(run).uniform(0, 0.5))
-    kept = {path.name for path in checkpoint.list_checkpoints(runs.folder / run)}
+    kept = {path.name for path in list_checkpoints(runs.folder / run)}
     batch = ["--batch"] if phase == "preprocess" else []  # there are no ranks yet
     runs.slurm("scancel", f"--signal={number.name[3:]}", *batch, job)
     assert runs.until_over(run)["cause"] == "finished", runs.story(run)
-    found = checkpoint.list_checkpoints(runs.folder / run)
+    found = list_checkpoints(runs.folder / run)
     assert kept <= {path.name for path in found}
-    assert all(checkpoint.verify(path).state == "complete" for path in found)
+    assert all(verify(path).state == "complete" for path in found)
     assert runs.weights(run, STEPS) == runs.weights("whole-compiled" if compiled else "whole", STEPS)
     shutil.rmtree(runs.folder / run)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.names import split_names
 from enc.tools.readers.source import Source, Stored, TiledTensor, check_covered, damaged, merged
 from enc.tools.readers.torch_file import load_pickle_at, stored

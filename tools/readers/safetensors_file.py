@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from enc.encoder.checkpoints.tensor_file import DTYPES, TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import DTYPES, TensorSpec
 from enc.tools.readers.source import (
     Extent,
     Stored,

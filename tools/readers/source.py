@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import printable, shown
-from enc.encoder.tensor_file import TensorSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.source import MOMENTS, Extent, Held, Stored, StoredTensor, damaged, unreadable
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import shown
-from enc.encoder.tensor_file import TensorSpec
 from enc.tools.readers.source import MOMENTS, Extent, Source, Stored, StoredTensor, damaged, is_file_name
 from enc.tools.readers.torch_file import (
     flat_part,

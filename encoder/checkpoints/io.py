@@ -1,4 +1,4 @@
-"""Writing and reading the tensors of a checkpoint; the folder's rules are in `enc.encoder.checkpoint`.
+"""Writing and reading the tensors of a checkpoint; the folder's rules are in `enc.encoder.checkpoints.folder`.
 
 A save holds training up only while the state is copied to CPU memory, each tensor to one rank. Files are written on a
 thread of each rank, which has a process group of its own to agree with the other ranks' threads:
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from enc.encoder.checkpoint import (
+from enc.encoder.checkpoints.folder import (
     checkpoints_dir,
     free_bytes_missing,
     prune,
@@ -30,11 +30,11 @@ from enc.encoder.checkpoint import (
     remove_leftovers,
     write_manifest,
 )
+from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.engine.interface import Engine, state_names
 from enc.encoder.errors import EncError, RunError
 from enc.encoder.files import fsync_directory
 from enc.encoder.ranks import Ranks
-from enc.encoder.tensor_file import TensorSpec, file_order, write_tensors
 
 WEIGHTS = "model.safetensors"
 _DRAIN_S = 600.0
