@@ -174,7 +174,7 @@ def plan(
 
 
 def _page(numbers: dict[str, Any], cluster: "Cluster", mfu: float, found: "list[Variant]") -> str:
-    from enc.encoder.metrics import table
+    from enc.encoder.text_table import table
 
     gpus = f"{cluster.nodes:,} x {cluster.nproc:,} {cluster.gpu.name} GPU{'s' if cluster.ranks > 1 else ''}"
     lines = [

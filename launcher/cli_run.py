@@ -66,7 +66,7 @@ def _placed(
 
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
-    from enc.encoder.metrics import table
+    from enc.encoder.text_table import table
     from enc.launcher import slurm
     from enc.launcher.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
 
@@ -197,7 +197,7 @@ def eval_mlm(
     as_json: JsonOption = False,
 ) -> None:
     """Loss, accuracy and perplexity of masked tokens, with fixed masks."""
-    from enc.encoder.evaluate.checkpoint import evaluate_checkpoint
+    from enc.encoder.run.evaluate import evaluate_checkpoint
     from enc.launcher.cli_ckpt import checkpoint_folder
 
     metrics = evaluate_checkpoint(checkpoint_folder(checkpoint), store, split, max_batches)

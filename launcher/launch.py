@@ -25,7 +25,7 @@ from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
-from enc.encoder.faults import STOP_SIGNALS
+from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
 from enc.launcher.preflight import preflight
@@ -199,7 +199,7 @@ class SignalRelay:
 
 def start(run_dir: Path, plan: Plan, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
     """Run the training processes under the run's lock and return their common exit code."""
-    command = [sys.executable, "-m", "enc.encoder.start", str(run_dir)]
+    command = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
     with blocked_stop_signals():
         processes = [_start_rank(command, rank, plan, attempt, lock) for rank in range(plan.split.world_size)]
         relay.connect(processes)

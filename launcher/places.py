@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from enc.encoder.faults import STOP_SIGNALS
+from enc.encoder.signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from enc.encoder.errors import EncError
-from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.heartbeat import host_name, rank_file, read_rank_file, write_rank_file
+from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher import next_job, slurm
 from enc.launcher.places import Place, blocked_stop_signals, rank_environment
 
@@ -40,7 +40,7 @@ def main(run_dir: Path) -> NoReturn:
     place, attempt = place_of_task(os.environ), int(os.environ["ENC_ATTEMPT"])
     log = run_dir / "logs" / str(attempt) / f"rank{place.rank}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "enc.encoder.start", str(run_dir)]
+    words = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
     with blocked_stop_signals(), log.open("a") as output:
         child = subprocess.Popen(words, env=rank_environment(place), stdout=output, stderr=output)
         for number in STOP_SIGNALS:

@@ -95,8 +95,8 @@ class LocalHost:
                 named = {"ENC_ATTEMPT": str(attempt), "SLURMD_NODENAME": self.nodes[rank // per_node]}
                 with Path(str(log).format(rank)).open("a") as output:
                     self.ranks.append(subprocess.Popen(
-                        [sys.executable, "-m", "enc.encoder.start", str(self.run_dir)], stdout=output, stderr=output,
-                        env=rank_environment(place, self.config.launch.env) | named, process_group=0,
+                        [sys.executable, "-m", "enc.encoder.run.start", str(self.run_dir)],
+                        stdout=output, stderr=output, env=rank_environment(place, self.config.launch.env) | named, process_group=0,
                     ))  # fmt: skip
 
     def running(self) -> bool:

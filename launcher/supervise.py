@@ -23,8 +23,8 @@ from enc.encoder.config.launch import LaunchConfig
 from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError, RunError, UsageError
-from enc.encoder.faults import STOP_SIGNALS
 from enc.encoder.heartbeat import read_rank_files
+from enc.encoder.signals import STOP_SIGNALS
 from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.plan import make_plan, render

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from enc.encoder.metrics import table
 from enc.encoder.printable import printable
+from enc.encoder.text_table import table
 from enc.launcher.watch import ACTIVE, OVER, RunState
 
 

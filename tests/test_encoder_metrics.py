@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from enc.encoder.metrics import _fit, cut_repeated, evaluation_line, table, train_line, wandb_id
+from enc.encoder.run.log import _fit, cut_repeated, evaluation_line, train_line, wandb_id
+from enc.encoder.text_table import table
 
 RECORD = {
     "step": 1234567,

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from enc.encoder.build import packed_rows
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import Microbatch, collate, mask_row
 from enc.encoder.data.masking import MaskedRow, Masker
@@ -22,6 +21,7 @@ from enc.encoder.keyed import numpy_rng
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM, init_weights
 from enc.encoder.objectives.mlm import MlmObjective
+from enc.encoder.run.build import packed_rows
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.mpnet_names import own_tensors
 

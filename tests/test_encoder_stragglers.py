@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from enc.encoder.train import StepWork, Stragglers
+from enc.encoder.run.train import StepWork, Stragglers
 
 
 class Log:

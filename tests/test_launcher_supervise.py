@@ -68,7 +68,7 @@ def test_a_job_with_gpus_does_not_train_on_cpus(enc: Enc, store: Path) -> None:
     """A node whose driver is broken fails at the start, and can be excluded; it does not train slowly for a night."""
     words = ["--site", "plain", "--to", "job", "launch.nproc_per_node=1", f"dataset.pre_tokenize_output={store}"]
     enc("render", "slurm", "smoke", *words)
-    start = [sys.executable, "-m", "enc.encoder.start", "runs/smoke"]
+    start = [sys.executable, "-m", "enc.encoder.run.start", "runs/smoke"]
     blind = {**enc.environment, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(start, cwd=enc.folder, env=blind, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 3

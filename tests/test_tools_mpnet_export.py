@@ -16,11 +16,11 @@ from transformers import (
     MPNetForMaskedLM,
 )
 
-from enc.encoder.build import fill_from_pretrained
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
+from enc.encoder.run.build import fill_from_pretrained
 from enc.tools.export import ExportResult, export_checkpoint, export_model
 from enc.tools.import_run import hf_model_keys, import_run
 from enc.tools.readers.detect import open_source

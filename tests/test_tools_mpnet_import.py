@@ -15,13 +15,13 @@ from tiny_mpnet import ANNOTATED
 from torch import Tensor
 
 import enc as package
-from enc.encoder.build import build_model
 from enc.encoder.checkpoints.folder import read_trainer_state, verify
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.run.build import build_model
 from enc.launcher.mpnet_flags import keys_of_args
 from enc.tools.import_run import Imported, import_run
 from enc.tools.mpnet_names import own_tensors

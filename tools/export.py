@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from enc.encoder.build import AnyModel
 from enc.encoder.config.load import load_text
 from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
@@ -26,6 +25,7 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.run.build import AnyModel
 from enc.tools.export_mpnet import mpnet_target
 from enc.tools.export_neobert import neobert_target
 from enc.tools.export_target import ExportTarget

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from enc.encoder.build import AnyModel
+from enc.encoder.run.build import AnyModel
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.build import packed_rows
 from enc.encoder.checkpoints.folder import verify
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
@@ -13,6 +12,7 @@ from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable, shown
+from enc.encoder.run.build import packed_rows
 from enc.encoder.sizing.sizes import parameter_shapes
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours

@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from enc.encoder.build import build_model, train_loader
 from enc.encoder.config.load import load_text
 from enc.encoder.engine.interface import state_names
 from enc.encoder.errors import RunError
-from enc.encoder.faults import StopFlag
 from enc.encoder.ranks import Ranks
+from enc.encoder.run.build import build_model, train_loader
+from enc.encoder.run.start import announce, build, open_heartbeat
+from enc.encoder.run.train import Run, train
+from enc.encoder.signals import StopFlag
 from enc.encoder.sizing.memory import device_bytes, static_bytes
-from enc.encoder.start import announce, build, open_heartbeat
-from enc.encoder.train import Run, train
 
 
 def open_run(run_dir: Path, ranks: Ranks) -> Run:
@@ -34,7 +34,7 @@ def open_run(run_dir: Path, ranks: Ranks) -> Run:
 
 
 def train_run(run_dir: Path, ranks: Ranks) -> None:
-    """Train as `enc.encoder.start` does."""
+    """Train as `enc.encoder.run.start` does."""
     run = open_run(run_dir, ranks)
     announce(run)
     train(run)

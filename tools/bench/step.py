@@ -8,7 +8,7 @@
 The sides train a masked language model of the same depth, width, heads, feed-forward width and vocabulary on the same
 documents, with the same optimizer (fused AdamW, clipping as in the config), dtype, threads and share of masked tokens:
 
-    enc        the loop of `enc launch` itself (`encoder/train.py`) on packed rows
+    enc        the loop of `enc launch` itself (`encoder/run/train.py`) on packed rows
     natural    Trainer as it is usually run: one document a row, cut at the row length, padded to the longest of its
                microbatch, rows in random order
     grouped    the same with `train_sampling_strategy="group_by_length"`
@@ -56,7 +56,6 @@ from typing import Any
 
 import torch
 
-from enc.encoder.build import num_workers
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.preprocess import preprocess
@@ -65,6 +64,7 @@ from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import jsonable, printable
+from enc.encoder.run.build import num_workers
 from enc.encoder.sizing.sizes import feed_forward_width, num_parameters, padded_vocab_size
 from enc.tools.bench.clocks import spread
 from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, refuse_unknown, write_page

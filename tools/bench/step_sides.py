@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from enc.encoder import train
-from enc.encoder.build import num_workers, open_data
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
-from enc.encoder.faults import StopFlag
-from enc.encoder.metrics import RunLog
 from enc.encoder.ranks import Ranks
+from enc.encoder.run import train
+from enc.encoder.run.build import num_workers, open_data
+from enc.encoder.run.log import RunLog
+from enc.encoder.run.start import build, open_heartbeat
+from enc.encoder.signals import StopFlag
 from enc.encoder.sizing.sizes import feed_forward_width, training_flops
-from enc.encoder.start import build, open_heartbeat
 
 PARTS = ("data_wait", "forward", "backward", "optimizer")
 

@@ -17,7 +17,6 @@ from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
-from enc.encoder.faults import die_with_parent, shield_worker
 from enc.encoder.models.mpnet import model as mpnet
 from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.config import MpnetConfig
@@ -27,6 +26,7 @@ from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
+from enc.encoder.signals import die_with_parent, shield_worker
 from enc.encoder.sizing.batch_split import BatchSplit
 from enc.encoder.sizing.sizes import padded_vocab_size
 

@@ -11,7 +11,18 @@ from typing import NoReturn
 
 import torch
 
-from enc.encoder.build import (
+from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint
+from enc.encoder.checkpoints.io import Saver, load
+from enc.encoder.config.load import load_run
+from enc.encoder.config.schema import RunConfig
+from enc.encoder.engine.settings import engine_name
+from enc.encoder.errors import EncError, RunError, Stopped
+from enc.encoder.hardware import Hardware
+from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
+from enc.encoder.models import fast_paths
+from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.ranks import Ranks, is_lost_peer
+from enc.encoder.run.build import (
     build_engine,
     build_model,
     eval_batches,
@@ -20,22 +31,12 @@ from enc.encoder.build import (
     open_data,
     train_loader,
 )
-from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint
-from enc.encoder.checkpoints.io import Saver, load
-from enc.encoder.config.load import load_run
-from enc.encoder.config.schema import RunConfig
-from enc.encoder.engine.settings import engine_name
-from enc.encoder.errors import EncError, RunError, Stopped
-from enc.encoder.faults import StopFlag, die_with_parent
-from enc.encoder.hardware import Hardware
-from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
-from enc.encoder.metrics import RunLog, table
-from enc.encoder.models import fast_paths
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.ranks import Ranks, is_lost_peer
+from enc.encoder.run.log import RunLog
+from enc.encoder.run.train import Run, TrainState, train
+from enc.encoder.signals import StopFlag, die_with_parent
 from enc.encoder.sizing.batch_split import split_batch
 from enc.encoder.sizing.sizes import num_parameters
-from enc.encoder.train import Run, TrainState, train
+from enc.encoder.text_table import table
 
 
 def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: Heartbeat) -> Run:

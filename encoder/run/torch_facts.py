@@ -1,4 +1,4 @@
-"""What torch says of itself and of the GPUs, as one line of JSON: `python -m enc.encoder.software`.
+"""What torch says of itself and of the GPUs, as one line of JSON: `python -m enc.encoder.run.torch_facts`.
 
 A process of its own, so that a broken install, a hanging driver and a crash are answers too.
 """

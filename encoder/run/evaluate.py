@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from enc.encoder import build
 from enc.encoder.checkpoints.io import read_weights
 from enc.encoder.config.load import load_text
 from enc.encoder.data.batches import EvalBatches
@@ -10,6 +9,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.evaluate.mlm import evaluate_mlm
 from enc.encoder.hardware import Hardware
 from enc.encoder.ranks import Ranks
+from enc.encoder.run import build
 
 
 def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches: int | None) -> dict[str, float]:

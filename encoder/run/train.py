@@ -5,7 +5,7 @@
 The global batch, the masks and the dropout of step s are functions of (config, s), so a run that was stopped and
 resumed goes through the same numbers as one that was not. Stop signals are acted on before a step and between
 evaluation batches, when all ranks agree; the state is saved first. A checkpoint is written while training goes on.
-`enc.encoder.start` builds a `Run`.
+`enc.encoder.run.start` builds a `Run`.
 """
 
 import math
@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from enc.encoder.build import Data, eval_batches, train_loader
 from enc.encoder.checkpoints.folder import checkpoints_dir, verify
 from enc.encoder.checkpoints.io import Saver, load
 from enc.encoder.config.schema import RunConfig
@@ -23,13 +22,15 @@ from enc.encoder.data.batches import EvalBatches, Microbatch
 from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import RunError, Stopped
 from enc.encoder.evaluate.mlm import evaluate_mlm
-from enc.encoder.faults import StopFlag
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name
 from enc.encoder.keyed import set_global_seed
-from enc.encoder.metrics import RunLog, Stopwatch
 from enc.encoder.optim.schedule import make_schedule
 from enc.encoder.ranks import Ranks
+from enc.encoder.run.build import Data, eval_batches, train_loader
+from enc.encoder.run.log import RunLog
+from enc.encoder.run.stopwatch import Stopwatch
+from enc.encoder.signals import StopFlag
 from enc.encoder.sizing.batch_split import BatchSplit
 from enc.encoder.sizing.sizes import training_flops
 
