@@ -56,7 +56,7 @@ def render_fsdp(
 def _render(engine: str, context: typer.Context, config: str, nproc: int | None, nodes: int, to: Path | None) -> None:
     from enc.encoder.engine.settings import engine_files
     from enc.encoder.sizing.batch_split import split_batch
-    from enc.launcher.devices import default_ranks
+    from enc.launcher.machine.devices import default_ranks
 
     loaded = load(config, context, {"parallel.engine": engine, **ranks_given(nproc)})
     split = split_batch(loaded.trainer, nodes * default_ranks(loaded))
@@ -154,7 +154,7 @@ def plan(
     """Show what a run would need on machines that you name: memory by engine, hours, checkpoint size."""
     from enc.encoder.gpus import find_gpu
     from enc.launcher.compare import Cluster, estimate, recommendation, variants
-    from enc.launcher.devices import default_ranks
+    from enc.launcher.machine.devices import default_ranks
     from enc.launcher.plan import with_expected_vocabulary
 
     loaded = with_expected_vocabulary(load(config, context, ranks_given(nproc)))

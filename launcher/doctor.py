@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher import machine, probe_machine, probe_slurm, probe_software, slurm, surroundings
+from enc.launcher import probe_machine, probe_slurm, probe_software, slurm, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
+from enc.launcher.machine.facts import read_mounts
 from enc.launcher.plan import choose_scheduler, make_plan, with_expected_vocabulary
 from enc.launcher.preflight import preflight
 from enc.launcher.submit import with_cluster_defaults
@@ -151,7 +152,7 @@ def _network(config: RunConfig | None, for_slurm: bool) -> list[Finding]:
 
 
 def _caches() -> list[Finding]:
-    folders, mounts = surroundings.cache_folders(dict(os.environ)), machine.read_mounts()
+    folders, mounts = surroundings.cache_folders(dict(os.environ)), read_mounts()
     found = list(surroundings.check_caches(folders, mounts))
     return found or [green("caches", "none on a network file system")]
 

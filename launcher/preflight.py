@@ -27,10 +27,20 @@ from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
 from enc.encoder.sizing import sizes
 from enc.encoder.sizing.memory import largest_rows, peak_parts, static_bytes
-from enc.launcher import machine, slurm, surroundings
+from enc.launcher import slurm, surroundings
 from enc.launcher.choose import USABLE
-from enc.launcher.devices import device_bytes, ram_bytes
 from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.machine.devices import device_bytes, ram_bytes
+from enc.launcher.machine.facts import (
+    Mount,
+    build_locks,
+    can_bind_port,
+    existing_parent,
+    extensions_folder,
+    home,
+    read_mounts,
+    why_node_local,
+)
 from enc.launcher.plan import Plan
 
 _SHORT_S = 300
@@ -40,7 +50,7 @@ _IMAGE_FILES = (".sif", ".sqsh", ".squashfs")
 def preflight(plan: Plan, for_slurm: bool) -> list[Finding]:
     """Check whether a plan can work from here: on this machine, or as a job of SLURM. Takes about 0.1 s."""
     variables = {**os.environ, **plan.config.launch.env}
-    mounts = machine.read_mounts()
+    mounts = read_mounts()
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "SLURM": lambda: check_slurm(plan.config, slurm.is_installed(), dict(os.environ)) if for_slurm else (),
         "time limit": lambda: check_time(plan.config.launch.slurm) if for_slurm else (),
@@ -60,7 +70,7 @@ def preflight(plan: Plan, for_slurm: bool) -> list[Finding]:
         "build lock": lambda: _check_locks(plan.config, variables, mounts),
         "caches": lambda: surroundings.check_caches(_caches(plan, variables), mounts),
         "open files": lambda: [surroundings.check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))],
-        "port": lambda: [] if for_slurm else [check_port(machine.can_bind_port())],
+        "port": lambda: [] if for_slurm else [check_port(can_bind_port())],
     }  # fmt: skip
     return [finding for what, check in checks.items() for finding in _carefully(what, check)]
 
@@ -107,11 +117,11 @@ def shared_paths(plan: Plan) -> dict[str, Path]:
     return paths
 
 
-def check_shared(paths: dict[str, Path], mounts: list[machine.Mount]) -> Iterator[Finding]:
+def check_shared(paths: dict[str, Path], mounts: list[Mount]) -> Iterator[Finding]:
     """What the compute nodes use must lie where they see it."""
     hidden: dict[str, list[str]] = {}
     for name, path in paths.items():
-        if why := machine.why_node_local(path, mounts):
+        if why := why_node_local(path, mounts):
             hidden.setdefault(why, []).append(f"{name} ({path})")
     for why, names in hidden.items():
         text = f"the compute nodes will likely not see {', '.join(names)}: {why}"
@@ -147,7 +157,7 @@ def _check_file(key: str, value: str, is_path: bool) -> Iterator[Finding]:
 
 def check_folder(key: str, what: str, folder: Path) -> Finding:
     """The run folder, or another that a run writes, or the nearest folder above it, must take new files."""
-    parent = machine.existing_parent(folder)
+    parent = existing_parent(folder)
     if not parent.is_dir():
         return red(what, f"{folder} cannot be made: {parent} is a file", f"choose another {key}")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -170,7 +180,7 @@ def check_text(plan: Plan) -> Iterator[Finding]:
     source = resolve_source(plan.config.dataset)
     sources = [source, *held_out_sources(source, plan.config.dataset).values()]
     yield from _unreadable("text", [path for part in sources for path in part.paths])
-    parent = machine.existing_parent(plan.store)
+    parent = existing_parent(plan.store)
     if not os.access(parent, os.W_OK | os.X_OK):
         yield red("token store", f"{plan.store} cannot be made: {parent} does not allow it",
                   "set dataset.pre_tokenize_output to another folder")  # fmt: skip
@@ -222,7 +232,7 @@ def checkpoints_kept(plan: Plan) -> int:
 
 
 def _free_bytes(run_dir: Path) -> int:
-    return shutil.disk_usage(machine.existing_parent(run_dir)).free
+    return shutil.disk_usage(existing_parent(run_dir)).free
 
 
 # --- batch and memory ------------------------------------------------------------------------------------------------
@@ -337,12 +347,12 @@ def _check_wandb(config: RunConfig, variables: dict[str, str]) -> Iterator[Findi
     if find_spec("wandb") is None:
         yield red("W&B", "wandb.enabled is true, but wandb is not installed", "pip install 'enc-toolkit[wandb]'")
     if config.wandb.mode == "online":
-        file = Path(variables.get("NETRC") or machine.home(variables) / ".netrc").expanduser()
+        file = Path(variables.get("NETRC") or home(variables) / ".netrc").expanduser()
         yield surroundings.check_wandb_login(variables, file, bool(config.launch.setup))
 
 
-def _check_locks(config: RunConfig, variables: dict[str, str], mounts: list[machine.Mount]) -> Iterator[Finding]:
-    locks = machine.build_locks(machine.extensions_folder(variables))
+def _check_locks(config: RunConfig, variables: dict[str, str], mounts: list[Mount]) -> Iterator[Finding]:
+    locks = build_locks(extensions_folder(variables))
     yield from surroundings.check_build_locks(locks, config.parallel.engine == "deepspeed", mounts)
 
 

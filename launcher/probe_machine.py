@@ -17,9 +17,10 @@ from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher import machine, surroundings
-from enc.launcher.devices import ram_bytes
+from enc.launcher import surroundings
 from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.machine.devices import ram_bytes
+from enc.launcher.machine.facts import cgroup_cores, existing_parent, mount_of, read_mounts
 
 _PROBE_BYTES = 256 * 10**6
 _PROBE_S = 4.0
@@ -107,7 +108,7 @@ def read_fabrics() -> list[str]:
 def machine_facts() -> list[Finding]:
     """Look at cores, memory and limits."""
     usable, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    allowed = machine.cgroup_cores()
+    allowed = cgroup_cores()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limited = f" of {size(physical)}: a control group limits this process" if ram_bytes() < physical else ""
     shared = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
@@ -183,14 +184,14 @@ def measure_disk(folder: Path) -> DiskSpeed:
 
 def disk_speed(folder: Path, config: RunConfig | None) -> list[Finding]:
     """Measure the disk of the run folder."""
-    place = machine.existing_parent(folder)
+    place = existing_parent(folder)
     reserve = config.trainer.min_free_disk_gb * 1e9 if config else 0
     free = shutil.disk_usage(place).free
     if free < reserve + 4 * _PROBE_BYTES:
         return [yellow("speed", f"not measured: {place} has only {size(free)} free", "free some space")]
     if not os.access(place, os.W_OK):
         return [yellow("speed", f"not measured: {place} cannot be written", "choose another trainer.output_dir")]
-    mount = machine.mount_of(place, machine.read_mounts())
+    mount = mount_of(place, read_mounts())
     one = checkpoint_bytes(config.model) if config else None
     return list(check_speed(measure_disk(place), f"{place} ({mount.type})" if mount else str(place), one))
 

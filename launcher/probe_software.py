@@ -20,8 +20,9 @@ from packaging.requirements import Requirement
 from enc import __version__
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher import machine, surroundings
+from enc.launcher import surroundings
 from enc.launcher.findings import Finding, green, red, yellow
+from enc.launcher.machine.facts import build_locks, extensions_folder, read_mounts
 
 _SHOWN = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "triton", "flash-attn", "wandb")
 _GPU_FIELDS = "index,name,driver_version,memory.total,memory.used,compute_cap"
@@ -216,12 +217,12 @@ def compilers(config: RunConfig | None) -> list[Finding]:
         config is not None and config.trainer.torch_compile and config.trainer.torch_compile_backend == "inductor"
     )
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{variables.get('CUDA_HOME', '/usr/local/cuda')}/bin")
-    locks = machine.build_locks(machine.extensions_folder(variables))
+    locks = build_locks(extensions_folder(variables))
     is_needed = config is not None and config.parallel.engine == "deepspeed"
     return [
         check_compiler(compiler, compiles),
         *check_nvcc(nvcc, variables.get("CUDA_HOME")),
-        *surroundings.check_build_locks(locks, is_needed, machine.read_mounts()),
+        *surroundings.check_build_locks(locks, is_needed, read_mounts()),
     ]
 
 

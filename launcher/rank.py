@@ -19,7 +19,7 @@ from enc.encoder.errors import EncError
 from enc.encoder.heartbeat import host_name, rank_file, read_rank_file, write_rank_file
 from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher import next_job, slurm
-from enc.launcher.places import Place, blocked_stop_signals, rank_environment
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 
 _POLL_S = 0.2
 _GRACE_S = 30.0  # the supervisor ends it sooner, when all ranks have said their last word

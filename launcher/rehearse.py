@@ -23,8 +23,8 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.devices import num_gpus
-from enc.launcher.places import Place, blocked_stop_signals, rank_environment
+from enc.launcher.machine.devices import num_gpus
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import make_plan, render
 from enc.launcher.rank import note
 from enc.launcher.run_folder import append_event, read_events

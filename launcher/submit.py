@@ -12,9 +12,9 @@ import enc
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.launcher import slurm
-from enc.launcher.devices import device_bytes
 from enc.launcher.launch import check_before, set_aside, settled
-from enc.launcher.places import blocked_stop_signals
+from enc.launcher.machine.devices import device_bytes
+from enc.launcher.machine.rank_environment import blocked_stop_signals
 from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder import (
     RunLock,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enc.launcher.findings import Finding, green, red, size, yellow
-from enc.launcher.machine import BuildLock, Mount, home, mount_of
+from enc.launcher.machine.facts import BuildLock, Mount, home, mount_of
 
 _OPEN_FILES = 4096
 _STALE_LOCK_S = 600

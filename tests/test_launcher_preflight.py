@@ -13,9 +13,18 @@ import pytest
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher import machine, preflight, surroundings
+from enc.launcher import preflight, surroundings
 from enc.launcher.findings import Finding
-from enc.launcher.machine import Mount, parse_mounts
+from enc.launcher.machine.facts import (
+    BuildLock,
+    Mount,
+    can_bind_port,
+    cgroup_cores,
+    cgroup_memory_limit,
+    mount_of,
+    parse_mounts,
+    why_node_local,
+)
 from enc.launcher.plan import Plan, make_plan
 
 Make = Callable[..., Plan]
@@ -100,9 +109,9 @@ def test_a_tokenizer_folder_that_is_not_there_is_red(plan: Make) -> None:
 )
 def test_node_local_paths_are_known(path: str, why: str | None) -> None:
     """A local disk tells something only where there are network file systems too."""
-    assert machine.why_node_local(Path(path), MOUNTS) == why
+    assert why_node_local(Path(path), MOUNTS) == why
     alone = [Mount("/", "ext4")]
-    assert machine.why_node_local(Path("/data/run"), alone) is None
+    assert why_node_local(Path("/data/run"), alone) is None
 
 
 def test_local_paths_of_a_job_are_one_yellow_line_a_reason() -> None:
@@ -115,9 +124,9 @@ def test_local_paths_of_a_job_are_one_yellow_line_a_reason() -> None:
 
 def test_mounts_are_read_with_their_escapes_and_the_last_one_covers() -> None:
     mounts = parse_mounts("a / ext4 rw 0 0\nb /my\\040disk nfs4 rw 0 0\nc /x ext4 rw 0 0\nd /x lustre rw 0 0\n")
-    assert machine.mount_of(Path("/my disk/run"), mounts) == Mount("/my disk", "nfs4")
-    assert machine.mount_of(Path("/x/run"), mounts) == Mount("/x", "lustre")
-    assert machine.mount_of(Path("/xy"), mounts) == Mount("/", "ext4")
+    assert mount_of(Path("/my disk/run"), mounts) == Mount("/my disk", "nfs4")
+    assert mount_of(Path("/x/run"), mounts) == Mount("/x", "lustre")
+    assert mount_of(Path("/xy"), mounts) == Mount("/", "ext4")
 
 
 def test_a_python_or_image_that_is_not_there(plan: Make, tmp_path: Path) -> None:
@@ -314,7 +323,7 @@ def test_a_stale_build_lock_is_named_with_the_command_that_removes_it(
 
 
 def test_a_lock_on_a_shared_disk_may_be_held_by_another_machine() -> None:
-    lock = machine.BuildLock(Path("/home/me/.cache/torch_extensions/x/lock"), 3600, None)
+    lock = BuildLock(Path("/home/me/.cache/torch_extensions/x/lock"), 3600, None)
     finding = the(surroundings.check_build_locks([lock], True, MOUNTS))
     assert finding.level == "yellow"
     assert finding.fix.startswith("if no other machine is building: rm ")
@@ -366,9 +375,9 @@ def test_a_port_that_cannot_be_bound_is_red(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(self: socket.socket, address: object) -> None:
         raise OSError
 
-    assert preflight.check_port(machine.can_bind_port()).level == "green"
+    assert preflight.check_port(can_bind_port()).level == "green"
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    assert preflight.check_port(machine.can_bind_port()).level == "red"
+    assert preflight.check_port(can_bind_port()).level == "red"
 
 
 def test_limits_of_control_groups_are_found_from_the_own_group_up(tmp_path: Path) -> None:
@@ -378,10 +387,10 @@ def test_limits_of_control_groups_are_found_from_the_own_group_up(tmp_path: Path
     (job / "memory.max").write_text("max\n")
     (job.parent / "memory.max").write_text("4096\n")
     (job / "cpu.max").write_text("150000 100000\n")
-    assert machine.cgroup_memory_limit("0::/slurm/job_7/step_0\n", tmp_path) == 4096
-    assert machine.cgroup_cores("0::/slurm/job_7/step_0\n", tmp_path) == 1.5
+    assert cgroup_memory_limit("0::/slurm/job_7/step_0\n", tmp_path) == 4096
+    assert cgroup_cores("0::/slurm/job_7/step_0\n", tmp_path) == 1.5
     old = tmp_path / "memory" / "job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("2048\n")
-    assert machine.cgroup_memory_limit("4:cpu,memory:/job\n0::/\n", tmp_path) == 2048
-    assert machine.cgroup_memory_limit("0::/\n", tmp_path) is None
+    assert cgroup_memory_limit("4:cpu,memory:/job\n0::/\n", tmp_path) == 2048
+    assert cgroup_memory_limit("0::/\n", tmp_path) is None
