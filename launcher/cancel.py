@@ -10,7 +10,7 @@ from pathlib import Path
 
 from enc.encoder.errors import RunError, UsageError
 from enc.launcher import slurm
-from enc.launcher.run_folder import append_event, since_submitted
+from enc.launcher.run_folder.events import append_event, since_submitted
 from enc.launcher.watch import ACTIVE, RunFiles, RunState
 
 _GENTLE = "Its ranks save their state first; if they do not end, repeat this command."

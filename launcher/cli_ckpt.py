@@ -66,7 +66,7 @@ def list_all(
 ) -> None:
     """List the checkpoints of a run: step, state, size, tokens seen."""
     from enc.encoder.checkpoints.folder import list_checkpoints, verify
-    from enc.launcher.run_folder import find_run
+    from enc.launcher.run_folder.find import find_run
 
     statuses = [verify(path) for path in list_checkpoints(find_run(run))]
     rows: list[dict[str, Any]] = []
@@ -176,7 +176,8 @@ def prune(
     Damaged ones, the last healthy one and the best one always stay.
     """
     from enc.encoder.checkpoints import folder as folder
-    from enc.launcher.run_folder import RunLock, find_run
+    from enc.launcher.run_folder.find import find_run
+    from enc.launcher.run_folder.lock import RunLock
 
     run_dir = find_run(run)
     _refuse_unknown_health(run_dir)

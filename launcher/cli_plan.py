@@ -127,7 +127,9 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
 
     Raises UsageError when the folder holds a run already.
     """
-    from enc.launcher.run_folder import RunLock, append_event, refuse_older_run, write_atomically
+    from enc.launcher.run_folder.events import append_event
+    from enc.launcher.run_folder.lock import RunLock
+    from enc.launcher.run_folder.records import refuse_older_run, write_atomically
 
     lock = RunLock(run_dir)
     try:

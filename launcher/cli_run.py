@@ -145,7 +145,7 @@ def resume(
 
     A run of SLURM goes back to SLURM, on other numbers of nodes if you like; launch.scheduler=local keeps it here.
     """
-    from enc.launcher.run_folder import find_run
+    from enc.launcher.run_folder.find import find_run
 
     run_dir = find_run(run)
     more = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
@@ -214,6 +214,6 @@ def report(
 ) -> None:
     """Write one HTML page with a run's curves, events and settings; print its path."""
     from enc.launcher.report import write_report
-    from enc.launcher.run_folder import find_run
+    from enc.launcher.run_folder.find import find_run
 
     typer.echo(str(write_report(find_run(run))))

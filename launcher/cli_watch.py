@@ -51,7 +51,7 @@ def list_runs(
     """List the runs at or below a folder, newest first: state, step, loss, when last heard of, SLURM job."""
     from enc.encoder.errors import UsageError
     from enc.encoder.printable import jsonable
-    from enc.launcher.run_folder import find_runs
+    from enc.launcher.run_folder.find import find_runs
     from enc.launcher.watch import OVER, judge, read_files
     from enc.launcher.watch_text import runs_text
 
@@ -86,7 +86,7 @@ def logs(
     batch: Annotated[bool, typer.Option("--batch", help="What the job's batch process says of the attempts.")] = False,
 ) -> None:
     """Show a run's log: what rank 0 says, all output of one rank, or that of the batch process."""
-    from enc.launcher import run_logs
+    from enc.launcher.run_folder import logs as run_logs
 
     files = _find(run)
     chosen = _LogChoice(files.dir, rank, attempt, batch)
@@ -122,7 +122,7 @@ def cancel(run: RunArgument = None) -> None:
 
 def _find(run: str | None) -> "RunFiles":
     """Return the files of the run that a folder, a job or nothing (the newest) means. Raises UsageError without one."""
-    from enc.launcher.run_folder import find_run
+    from enc.launcher.run_folder.find import find_run
     from enc.launcher.watch import read_files
 
     is_job = run is not None and run.partition("_")[0].isdecimal() and not Path(run).exists()
@@ -133,8 +133,8 @@ def _run_of_job(job: str) -> Path:
     """Return the run that a SLURM job belongs to: from the events of the runs here, else from SLURM itself."""
     from enc.encoder.errors import UsageError
     from enc.launcher import slurm
-    from enc.launcher.run_files import tail
-    from enc.launcher.run_folder import find_runs
+    from enc.launcher.run_folder.find import find_runs
+    from enc.launcher.run_folder.read import tail
 
     def belongs(run: Path) -> bool:
         return f'"job": "{job}"'.encode() in tail(run / "events.jsonl", 2**24)
@@ -158,7 +158,7 @@ def _run_of_job(job: str) -> Path:
 def _only_active() -> "RunFiles":
     """Return the one run below the working directory that is active. Raises UsageError when there is another number."""
     from enc.encoder.errors import UsageError
-    from enc.launcher.run_folder import find_runs
+    from enc.launcher.run_folder.find import find_runs
     from enc.launcher.watch import ACTIVE, judge, read_files
 
     runs = [read_files(run, brief=True) for run in find_runs(Path.cwd())]
@@ -226,7 +226,7 @@ class _LogChoice:
         self.is_fallback = False
 
     def path(self) -> Path | None:
-        from enc.launcher.run_logs import attempts, batch_log, log_file
+        from enc.launcher.run_folder.logs import attempts, batch_log, log_file
 
         files = self.files()
         self.note, self.is_fallback = None, False
@@ -252,7 +252,7 @@ class _LogChoice:
     def refuse(self) -> None:
         """Raise UsageError: there is no such log."""
         from enc.encoder.errors import UsageError
-        from enc.launcher.run_logs import attempts
+        from enc.launcher.run_folder.logs import attempts
 
         there = attempts(self.run_dir)
         if self.attempt is not None and self.attempt not in there:
@@ -275,7 +275,7 @@ def _is_active(files: "RunFiles") -> bool:
 
 def _follow(chosen: _LogChoice, last_lines: int) -> None:
     """Print a run's log as it comes, until it is over; Ctrl-C ends it."""
-    from enc.launcher import run_logs
+    from enc.launcher.run_folder import logs as run_logs
 
     said: list[str] = []
     shown: list[Path] = []

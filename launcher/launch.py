@@ -29,7 +29,8 @@ from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
 from enc.launcher.preflight import preflight
-from enc.launcher.run_folder import RunLock, move_aside, record_launch, refuse_older_run
+from enc.launcher.run_folder.lock import RunLock
+from enc.launcher.run_folder.records import move_aside, record_launch, refuse_older_run
 
 _GRACE_S = 20.0
 

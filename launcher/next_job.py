@@ -6,7 +6,7 @@ from pathlib import Path
 from enc.encoder.config.load import load_run
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm
-from enc.launcher.run_folder import append_event, read_events, since_submitted
+from enc.launcher.run_folder.events import append_event, read_events, since_submitted
 from enc.launcher.script import SCRIPT_FILE
 
 

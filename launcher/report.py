@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from enc.launcher.history import tell
-from enc.launcher.run_files import json_lines
-from enc.launcher.run_folder import write_atomically
+from enc.launcher.run_folder.history import tell
+from enc.launcher.run_folder.read import json_lines
+from enc.launcher.run_folder.records import write_atomically
 
 Point = tuple[float, float]
 

@@ -29,8 +29,10 @@ from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.plan import make_plan, render
 from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
-from enc.launcher.run_files import json_object, newest_attempt
-from enc.launcher.run_folder import RunLock, append_event, git_state, record_launch, since_submitted
+from enc.launcher.run_folder.events import append_event, since_submitted
+from enc.launcher.run_folder.lock import RunLock
+from enc.launcher.run_folder.read import json_object, newest_attempt
+from enc.launcher.run_folder.records import git_state, record_launch
 from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
 
 _GRACE_S = 20.0  # for the other ranks, when one has failed

@@ -15,8 +15,8 @@ from typing import Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir, list_checkpoints, verify
 from enc.encoder.heartbeat import read_rank_files
-from enc.launcher.history import History, tell
-from enc.launcher.run_files import (
+from enc.launcher.run_folder.history import History, tell
+from enc.launcher.run_folder.read import (
     Lock,
     config_number,
     count,

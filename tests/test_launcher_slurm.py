@@ -9,7 +9,8 @@ import pytest
 
 from enc.encoder.errors import UsageError
 from enc.launcher import slurm, submit
-from enc.launcher.run_folder import RunLock, append_event
+from enc.launcher.run_folder.events import append_event
+from enc.launcher.run_folder.lock import RunLock
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from running import Enc
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher import supervise
 from enc.launcher.rank import note
-from enc.launcher.run_folder import append_event, read_events
+from enc.launcher.run_folder.events import append_event, read_events
 
 
 def test_a_full_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

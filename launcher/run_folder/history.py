@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from enc.launcher.run_files import count, number, seconds, text, texts
+from enc.launcher.run_folder.read import count, number, seconds, text, texts
 
 RESTARTING = ("restart", "requeue", "resubmit", "next_task")
 _STOPPED = ("signal", "time_limit", "preempted", "requeued")
