@@ -19,7 +19,7 @@ from enc.launcher.options import (
 )
 
 if TYPE_CHECKING:
-    from enc.launcher.compare import Cluster, Variant
+    from enc.launcher.planning.estimate import Cluster, Variant
 
 render_app = typer.Typer(help="Print a job script or an engine's settings file.", no_args_is_help=True)
 
@@ -94,7 +94,7 @@ def render_slurm(
 ) -> None:
     """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
     from enc.encoder.engine.settings import engine_files
-    from enc.launcher.plan import make_plan, plan_notes
+    from enc.launcher.planning.plan import make_plan, plan_notes
     from enc.launcher.script import SCRIPT_FILE
     from enc.launcher.submit import script_of, snapshot_code, submitted_config
 
@@ -155,9 +155,9 @@ def plan(
 ) -> None:
     """Show what a run would need on machines that you name: memory by engine, hours, checkpoint size."""
     from enc.encoder.gpus import find_gpu
-    from enc.launcher.compare import Cluster, estimate, recommendation, variants
     from enc.launcher.machine.devices import default_ranks
-    from enc.launcher.plan import with_expected_vocabulary
+    from enc.launcher.planning.estimate import Cluster, estimate, recommendation, variants
+    from enc.launcher.planning.plan import with_expected_vocabulary
 
     loaded = with_expected_vocabulary(load(config, context, ranks_given(nproc)))
     cluster = Cluster(nodes, default_ranks(loaded), find_gpu(gpu))

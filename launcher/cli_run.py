@@ -68,7 +68,7 @@ def _placed(
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.text_table import table
     from enc.launcher import slurm
-    from enc.launcher.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
+    from enc.launcher.planning.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
 
     config = choose_scheduler(config, slurm.is_installed())
     on_slurm = config.launch.scheduler == "slurm"
@@ -116,7 +116,7 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
 def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
     from enc.launcher import slurm
     from enc.launcher.launch import launch
-    from enc.launcher.plan import choose_scheduler
+    from enc.launcher.planning.plan import choose_scheduler
 
     config = choose_scheduler(config, slurm.is_installed())
     if config.launch.scheduler == "slurm":

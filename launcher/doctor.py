@@ -16,7 +16,7 @@ from enc.encoder.errors import EncError
 from enc.launcher import probe_machine, probe_slurm, probe_software, slurm, surroundings
 from enc.launcher.findings import Finding, green, red, yellow
 from enc.launcher.machine.facts import read_mounts
-from enc.launcher.plan import choose_scheduler, make_plan, with_expected_vocabulary
+from enc.launcher.planning.plan import choose_scheduler, make_plan, with_expected_vocabulary
 from enc.launcher.preflight import preflight
 from enc.launcher.submit import with_cluster_defaults
 

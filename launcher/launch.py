@@ -27,7 +27,7 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import UsageError
 from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
-from enc.launcher.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
+from enc.launcher.planning.plan import Plan, make_plan, plan_notes, render, self_contained, store_fingerprint
 from enc.launcher.preflight import preflight
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import move_aside, record_launch, refuse_older_run

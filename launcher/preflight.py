@@ -28,7 +28,6 @@ from enc.encoder.gpus import find_gpu
 from enc.encoder.sizing import sizes
 from enc.encoder.sizing.memory import largest_rows, peak_parts, static_bytes
 from enc.launcher import slurm, surroundings
-from enc.launcher.choose import USABLE
 from enc.launcher.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.devices import device_bytes, ram_bytes
 from enc.launcher.machine.facts import (
@@ -41,7 +40,8 @@ from enc.launcher.machine.facts import (
     read_mounts,
     why_node_local,
 )
-from enc.launcher.plan import Plan
+from enc.launcher.planning.engine_choice import USABLE
+from enc.launcher.planning.plan import Plan
 
 _SHORT_S = 300
 _IMAGE_FILES = (".sif", ".sqsh", ".squashfs")

@@ -25,7 +25,7 @@ from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.machine.devices import num_gpus
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
-from enc.launcher.plan import make_plan, render
+from enc.launcher.planning.plan import make_plan, render
 from enc.launcher.rank import note
 from enc.launcher.run_folder.events import append_event, read_events
 from enc.launcher.slurm_host import free_port

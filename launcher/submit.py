@@ -15,7 +15,7 @@ from enc.launcher import slurm
 from enc.launcher.launch import check_before, set_aside, settled
 from enc.launcher.machine.devices import device_bytes
 from enc.launcher.machine.rank_environment import blocked_stop_signals
-from enc.launcher.plan import Plan, make_plan, plan_notes, self_contained
+from enc.launcher.planning.plan import Plan, make_plan, plan_notes, self_contained
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically

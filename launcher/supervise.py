@@ -27,7 +27,7 @@ from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.signals import STOP_SIGNALS
 from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.deadline import Times, reserve_s
-from enc.launcher.plan import make_plan, render
+from enc.launcher.planning.plan import make_plan, render
 from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
 from enc.launcher.run_folder.events import append_event, since_submitted
 from enc.launcher.run_folder.lock import RunLock

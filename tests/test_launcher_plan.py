@@ -13,9 +13,9 @@ from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu, gpu_of_device
-from enc.launcher.choose import choose_engine
-from enc.launcher.compare import Cluster, recommendation, variants
-from enc.launcher.plan import make_plan, render
+from enc.launcher.planning.engine_choice import choose_engine
+from enc.launcher.planning.estimate import Cluster, recommendation, variants
+from enc.launcher.planning.plan import make_plan, render
 
 CONFIG = load_config("neobert-250m").config
 

@@ -25,7 +25,7 @@ from enc.launcher.machine.facts import (
     parse_mounts,
     why_node_local,
 )
-from enc.launcher.plan import Plan, make_plan
+from enc.launcher.planning.plan import Plan, make_plan
 
 Make = Callable[..., Plan]
 MOUNTS = [Mount("/", "ext4"), Mount("/home", "nfs4"), Mount("/scratch", "lustre"), Mount("/dev/shm", "tmpfs")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
-from enc.launcher.plan import make_plan, render
+from enc.launcher.planning.plan import make_plan, render
 
 SCRIPT = Path(__file__).with_name("runs.py")
 COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_limit=0", "trainer.eval_strategy=no",

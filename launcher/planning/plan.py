@@ -19,8 +19,8 @@ from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.sizing import sizes
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts
-from enc.launcher.choose import choose_engine
 from enc.launcher.machine.devices import default_ranks, device_bytes, num_gpus
+from enc.launcher.planning.engine_choice import choose_engine
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import Gpu
 from enc.encoder.sizing import memory, sizes
 from enc.encoder.sizing.batch_split import split_batch
-from enc.launcher.choose import USABLE
+from enc.launcher.planning.engine_choice import USABLE
 
 
 @dataclass(frozen=True)
