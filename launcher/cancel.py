@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enc.encoder.errors import RunError, UsageError
-from enc.launcher import slurm
+from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.run_folder.events import append_event, since_submitted
 from enc.launcher.watch import ACTIVE, RunFiles, RunState
 

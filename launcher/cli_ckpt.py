@@ -22,7 +22,7 @@ def checkpoint_folder(name: str) -> Path:
     """Return the checkpoint meant by a checkpoint folder, a run folder or <run>/best. Raises UsageError without one."""
     from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint, split_name
     from enc.encoder.errors import UsageError
-    from enc.launcher.launch import passed_over_text
+    from enc.launcher.planning.resume import passed_over_text
 
     path = Path(name)
     if path.is_file():

@@ -94,9 +94,11 @@ def render_slurm(
 ) -> None:
     """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
     from enc.encoder.engine.settings import engine_files
+    from enc.launcher.backends.slurm.script import SCRIPT_FILE
+    from enc.launcher.backends.slurm.submit import script_of
+    from enc.launcher.planning.cluster_defaults import submitted_config
     from enc.launcher.planning.plan import make_plan, plan_notes
-    from enc.launcher.script import SCRIPT_FILE
-    from enc.launcher.submit import script_of, snapshot_code, submitted_config
+    from enc.launcher.run_folder.snapshot import snapshot_code
 
     given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
     loaded = load(config, context, {key: value for key, value in given.items() if value is not None})

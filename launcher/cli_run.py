@@ -67,20 +67,20 @@ def _placed(
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.text_table import table
-    from enc.launcher import slurm
+    from enc.launcher.backends.slurm import commands as slurm
     from enc.launcher.planning.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
 
     config = choose_scheduler(config, slurm.is_installed())
     on_slurm = config.launch.scheduler == "slurm"
     if on_slurm and slurm.is_installed():
-        from enc.launcher.submit import with_cluster_defaults
+        from enc.launcher.planning.cluster_defaults import with_cluster_defaults
 
         config = with_cluster_defaults(config, say)
     plan = make_plan(config)
     files = render(plan)
     if on_slurm:
-        from enc.launcher.script import SCRIPT_FILE
-        from enc.launcher.submit import script_of
+        from enc.launcher.backends.slurm.script import SCRIPT_FILE
+        from enc.launcher.backends.slurm.submit import script_of
 
         files[SCRIPT_FILE] = script_of(plan)
     for note in plan_notes(plan):
@@ -96,7 +96,7 @@ def _show_plan(config: "RunConfig", as_json: bool) -> None:
 def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
     from dataclasses import asdict
 
-    from enc.launcher.rehearse import TROUBLES, rehearse
+    from enc.launcher.backends.rehearsal import TROUBLES, rehearse
 
     verdict = rehearse(config, troubles, _preprocess, say)
     if as_json:
@@ -114,13 +114,13 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
 
 
 def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
-    from enc.launcher import slurm
-    from enc.launcher.launch import launch
+    from enc.launcher.backends.local import launch
+    from enc.launcher.backends.slurm import commands as slurm
     from enc.launcher.planning.plan import choose_scheduler
 
     config = choose_scheduler(config, slurm.is_installed())
     if config.launch.scheduler == "slurm":
-        from enc.launcher.submit import submit
+        from enc.launcher.backends.slurm.submit import submit
 
         job = submit(config, allow_change, _preprocess, say)
         run_dir = str(Path(config.trainer.output_dir).absolute())

@@ -14,7 +14,7 @@ import typer
 from enc.launcher.options import JsonOption, say
 
 if TYPE_CHECKING:
-    from enc.launcher.slurm import Job
+    from enc.launcher.backends.slurm.commands import Job
     from enc.launcher.watch import RunFiles, RunState
 
 RunArgument = Annotated[
@@ -132,7 +132,7 @@ def _find(run: str | None) -> "RunFiles":
 def _run_of_job(job: str) -> Path:
     """Return the run that a SLURM job belongs to: from the events of the runs here, else from SLURM itself."""
     from enc.encoder.errors import UsageError
-    from enc.launcher import slurm
+    from enc.launcher.backends.slurm import commands as slurm
     from enc.launcher.run_folder.find import find_runs
     from enc.launcher.run_folder.read import tail
 
@@ -196,7 +196,7 @@ def _look(files: "RunFiles") -> tuple["RunState", str | None]:
 
 def _ask_slurm(jobs: list[str]) -> tuple[dict[str, "Job"] | None, str | None]:
     from enc.encoder.errors import UsageError
-    from enc.launcher import slurm
+    from enc.launcher.backends.slurm import commands as slurm
 
     if not jobs:
         return {}, None

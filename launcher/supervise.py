@@ -428,7 +428,7 @@ def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
 
 def main(words: list[str]) -> int:
     """Run as the batch process of a SLURM job."""
-    from enc.launcher.slurm_host import SlurmHost
+    from enc.launcher.backends.slurm.host import SlurmHost
 
     run_dir, command = Path(words[0]), words[2:]
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir, list_checkpoints, verify
 from enc.encoder.heartbeat import read_rank_files
+from enc.launcher.backends.slurm.commands import Job
 from enc.launcher.run_folder.history import History, tell
 from enc.launcher.run_folder.read import (
     Lock,
@@ -31,7 +32,6 @@ from enc.launcher.run_folder.read import (
     text,
     unreadable,
 )
-from enc.launcher.slurm import Job
 
 ACTIVE = ("queued", "requeued", "starting", "restarting", "running", "stopping", "hung?")
 OVER = ("finished", "stopped", "failed", "cancelled", "lost")

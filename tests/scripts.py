@@ -5,7 +5,7 @@ from pathlib import Path
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.config.sites import SITES
-from enc.launcher.script import job_script
+from enc.launcher.backends.slurm.script import job_script
 
 GOLDEN = Path(__file__).parent / "golden" / "scripts"
 CASES = [path.stem for path in sorted(SITES.glob("*.yaml"))]

@@ -18,7 +18,7 @@ from enc.encoder.config.checks import rule_problems
 from enc.encoder.config.launch_checks import WRITTEN
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher.script import job_script, ranks_per_node
+from enc.launcher.backends.slurm.script import job_script, ranks_per_node
 
 
 def rendered(config: RunConfig, run_dir: Path = RUN_DIR, cwd: Path = CWD, python: str = PYTHON) -> str:

@@ -8,7 +8,9 @@ from typing import Any, cast
 import pytest
 
 from enc.encoder.errors import UsageError
-from enc.launcher import slurm, submit
+from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm import submit
+from enc.launcher.backends.slurm.submit import _sbatch
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 
@@ -62,7 +64,7 @@ def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(slurm, "submit", sbatch)
     with pytest.raises(UsageError, match="refused"):
-        submit._sbatch(plan)
+        _sbatch(plan)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from running import Enc
 
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher import supervise
-from enc.launcher.rank import note
+from enc.launcher.backends.slurm.rank import note
 from enc.launcher.run_folder.events import append_event, read_events
 
 

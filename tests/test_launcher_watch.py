@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from running import ENC, Enc
 
+from enc.launcher.backends.slurm.commands import Job
 from enc.launcher.run_folder.find import find_runs
 from enc.launcher.run_folder.logs import LogReader, plain
-from enc.launcher.slurm import Job
 from enc.launcher.watch import RunState, judge, last_checkpoint, read_files
 from enc.launcher.watch_text import ago, runs_text, span, status_text
 

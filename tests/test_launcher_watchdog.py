@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from enc.launcher.backends.slurm.host import expand
 from enc.launcher.deadline import Times, reserve_s
-from enc.launcher.slurm_host import expand
 from enc.launcher.watchdog import Watchdog, hang_text
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import find_gpu
+from enc.launcher.backends.slurm.script import ranks_per_node
 from enc.launcher.machine.facts import cgroup_memory_limit
-from enc.launcher.script import ranks_per_node
 
 
 def num_gpus(config: RunConfig) -> int:

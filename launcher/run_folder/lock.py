@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.errors import UsageError
-from enc.launcher import slurm
+from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.run_folder.events import since_submitted
 
 _COMPLETING_S = 45.0  # SLURM's KillWait, and some

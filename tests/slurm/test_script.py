@@ -17,7 +17,7 @@ from scripts import config_of as config_of_site
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher.script import job_script
+from enc.launcher.backends.slurm.script import job_script
 
 NAMES = [
     "plain", "a b", " a", "a ", "a\tb", "it's", 'say "x"', "'", '"', "a#b", "#", "50%", "%j", "%%", "%5j%", "$(id)",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from enc.encoder.config.load import load_run
 from enc.encoder.errors import UsageError
-from enc.launcher import slurm
+from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm.script import SCRIPT_FILE
 from enc.launcher.run_folder.events import append_event, read_events, since_submitted
-from enc.launcher.script import SCRIPT_FILE
 
 
 def request(run_dir: Path, job: str, must_be_new: bool = False) -> str:

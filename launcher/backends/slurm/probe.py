@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher import slurm
+from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.findings import Finding, green, red, yellow
 
 

@@ -15,7 +15,7 @@ from enc.encoder.data.preprocess import store_path
 from enc.encoder.errors import UsageError
 
 SCRIPT_FILE = "job.sbatch"
-_TEMPLATES = Path(__file__).parent.parent / "slurm"
+_TEMPLATES = Path(__file__).parents[3] / "slurm"
 _LONGEST_PATH = 1000  # bytes of an --output; SLURM takes 1,024
 _ANSI_C = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 

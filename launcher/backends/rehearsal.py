@@ -23,12 +23,12 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.sizing.sizes import checkpoint_bytes
+from enc.launcher.backends.slurm.host import free_port
+from enc.launcher.backends.slurm.rank import note
 from enc.launcher.machine.devices import num_gpus
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 from enc.launcher.planning.plan import make_plan, render
-from enc.launcher.rank import note
 from enc.launcher.run_folder.events import append_event, read_events
-from enc.launcher.slurm_host import free_port
 from enc.launcher.supervise import supervise
 
 _LEAST_STEPS = 24
@@ -96,7 +96,8 @@ class LocalHost:
                 with Path(str(log).format(rank)).open("a") as output:
                     self.ranks.append(subprocess.Popen(
                         [sys.executable, "-m", "enc.encoder.run.start", str(self.run_dir)],
-                        stdout=output, stderr=output, env=rank_environment(place, self.config.launch.env) | named, process_group=0,
+                        stdout=output, stderr=output,
+                        env=rank_environment(place, self.config.launch.env) | named, process_group=0,
                     ))  # fmt: skip
 
     def running(self) -> bool:

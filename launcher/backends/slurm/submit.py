@@ -8,20 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import enc
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.engine.settings import engine_name
-from enc.launcher import slurm
-from enc.launcher.launch import check_before, set_aside, settled
-from enc.launcher.machine.devices import device_bytes
+from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm.script import SCRIPT_FILE, job_script
+from enc.launcher.checks.before_launch import check_before
 from enc.launcher.machine.rank_environment import blocked_stop_signals
-from enc.launcher.planning.plan import Plan, make_plan, plan_notes, self_contained
+from enc.launcher.planning.cluster_defaults import Say, submitted_config, told, with_cluster_defaults
+from enc.launcher.planning.plan import Plan, make_plan, plan_notes
+from enc.launcher.planning.resume import set_aside, settled
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
-from enc.launcher.script import SCRIPT_FILE, job_script
-
-Say = Callable[[str], None]
+from enc.launcher.run_folder.snapshot import snapshot_code
 
 
 def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig], Any], say: Say) -> str:
@@ -46,7 +44,7 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
         lock.release(remove_if_created=True)
         raise
     lock.release()  # the job waits for this
-    say(_told(plan, job))
+    say(told(plan, job))
     return job
 
 
@@ -108,52 +106,3 @@ def _write_run(plan: Plan, job: str) -> None:
         script=SCRIPT_FILE, after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
         user=os.environ.get("USER", ""),
     )  # fmt: skip
-
-
-def submitted_config(plan: Plan) -> RunConfig:
-    """Return the config that a job starts from.
-
-    What is not known here is left to the job: text that is not tokenised yet keeps its place, relative to the job's
-    working folder, and `auto` stays the engine where the memory of the nodes' GPUs is not given.
-    """
-    updates = {"trainer.output_dir": str(plan.run_dir), "launch.site": None}
-    if plan.asked_engine == "auto" and device_bytes(plan.config, 1) is None:
-        updates["parallel.engine"] = "auto"
-    if plan.store_ready:
-        return self_contained(plan).changed(updates)
-    return plan.config.changed(updates | {"dataset.pre_tokenize_output": str(plan.store)})
-
-
-def snapshot_code(run_dir: Path) -> None:
-    """Copy the package into `<run>/code/enc`, from which the job imports it."""
-    source, target = Path(enc.__file__).parent, run_dir / "code" / "enc"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    shutil.copyfile(source / "__init__.py", target / "__init__.py")
-    for room in enc.ROOMS:
-        shutil.copytree(source / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def with_cluster_defaults(config: RunConfig, say: Say) -> RunConfig:
-    """Fill in what the cluster itself says: the GPUs of a node of the partition, or that it has none."""
-    launch = config.launch
-    if launch.nproc_per_node is not None or config.trainer.use_cpu or launch.slurm.gpu_request == "none":
-        return config
-    gpus = slurm.gpus_per_node(launch.slurm.partition)
-    if gpus is None:
-        return config
-    where = f"partition {launch.slurm.partition}" if launch.slurm.partition else "this cluster"
-    if gpus == 0:
-        say(f"Nodes of {where} have no GPUs: the run uses their CPUs.")
-        return config.changed({"trainer.use_cpu": True, "launch.nproc_per_node": 1})
-    say(f"Nodes of {where} have {gpus} GPUs: one rank on each.")
-    return config.changed({"launch.nproc_per_node": gpus})
-
-
-def _told(plan: Plan, job: str) -> str:
-    nodes, ranks = plan.config.launch.num_nodes, plan.config.launch.nproc_per_node
-    return (
-        f"Job {job} is queued: {nodes} node{'s' if nodes > 1 else ''} x {ranks} rank{'s' if ranks != 1 else ''}, "
-        f"{engine_name(plan.config)}, in {plan.run_dir}.\nWatch it with `enc status {job}` and `enc logs -f {job}`; "
-        f"`enc cancel {job}` ends it."
-    )

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from enc.encoder.errors import UsageError
-from enc.launcher import next_job, slurm
+from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm import next_job
 
 _ASK_EVERY_S = 60.0
 _PROBE_S = 90.0

@@ -1,0 +1,114 @@
+"""One task of a job: `python -m enc.launcher.rank RUN_DIR`, started by srun once a rank.
+
+It finds the rank's place, runs the trainer as its child, passes stop signals on and writes down how it ended if it
+could not, because it was killed or never got so far. Exit code 0 stands for 0 and 75: srun must not take a saved stop
+for a failure.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from enc.encoder.errors import EncError
+from enc.encoder.heartbeat import host_name, rank_file, read_rank_file, write_rank_file
+from enc.encoder.signals import STOP_SIGNALS
+from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm import next_job
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
+
+_POLL_S = 0.2
+_GRACE_S = 30.0  # the supervisor ends it sooner, when all ranks have said their last word
+
+
+def place_of_task(variables: Mapping[str, str]) -> Place:
+    """Read a task's place from what srun and the supervisor set."""
+    tasks = int(variables["SLURM_NTASKS"])
+    per_node = tasks // int(variables["SLURM_STEP_NUM_NODES"])
+    return Place(
+        rank=int(variables["SLURM_PROCID"]), local_rank=int(variables["SLURM_LOCALID"]), world_size=tasks,
+        local_world_size=per_node, address=variables["ENC_MASTER_ADDR"], port=int(variables["ENC_MASTER_PORT"]),
+    )  # fmt: skip
+
+
+def main(run_dir: Path) -> NoReturn:
+    """Run the trainer of this task to its end."""
+    place, attempt = place_of_task(os.environ), int(os.environ["ENC_ATTEMPT"])
+    log = run_dir / "logs" / str(attempt) / f"rank{place.rank}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
+    with blocked_stop_signals(), log.open("a") as output:
+        child = subprocess.Popen(words, env=rank_environment(place), stdout=output, stderr=output)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda got, _frame: _pass_on(child, got))
+        note(run_dir, attempt, place.rank)  # from now on signals are safe here, and the supervisor may send some
+    code = _wait(child, Guard(run_dir) if place.rank == 0 else None)
+    if (read_rank_file(rank_file(run_dir, attempt, place.rank)) or {}).get("code") is None:
+        note(run_dir, attempt, place.rank, code=code, error=None, lost_peer=False)
+    if code not in (0, 75):
+        time.sleep(_GRACE_S)  # srun kills the others once this one fails: let them end by themselves first
+    sys.exit(0 if code in (0, 75) else code if code > 0 else 3)
+
+
+def _pass_on(child: subprocess.Popen, number: int) -> None:
+    """Give the trainer a signal; SIGINT as SIGTERM: SLURM may have sent it one too, and a second would be final."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+
+def _wait(child: subprocess.Popen, guard: "Guard | None") -> int:
+    while (code := child.poll()) is None:
+        if guard is not None:
+            guard.look()
+        time.sleep(_POLL_S)
+    while guard is not None and guard.look():
+        time.sleep(_POLL_S)
+    return code
+
+
+def note(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
+    """Write into the rank's file for the trainer: the first word, and the last one of a trainer that was killed."""
+    path = rank_file(run_dir, attempt, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unknown = {"rank": rank, "host": host_name(), "pid": os.getpid(), "phase": "start", "step": 0, "marks": 0}
+    write_rank_file(path, {**(read_rank_file(path) or unknown), "time": time.time(), **more})
+
+
+class Guard:
+    """Looks after the supervisor: when that process was killed, nobody else would ask for the run's next job."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.job = os.environ["SLURM_JOB_ID"]
+        self.supervisor = int(os.environ["ENC_SUPERVISOR_PID"])
+        here = os.environ["ENC_SUPERVISOR_HOST"] == socket.gethostname()
+        self.idle = not (here and self._is_alive())  # not to be seen from here: leave it alone
+
+    def _is_alive(self) -> bool:
+        return Path(f"/proc/{self.supervisor}").exists()
+
+    def look(self) -> bool:
+        """Ask for the next job, once, if the supervisor is gone; tell whether that is still to be done.
+
+        The supervisor only ends by itself after all ranks have. SLURM has to have noticed its end too: a job that it
+        still takes for running would be requeued, and then fail all the same.
+        """
+        if self.idle or self._is_alive():
+            return False
+        try:
+            job = slurm.find_job(self.job, timeout_s=10)
+            if job is not None and job.state == "RUNNING":
+                return True
+            self.idle = True
+            next_job.after_lost_supervisor(self.run_dir, self.job)
+        except slurm.NoAnswer:
+            return True
+        except EncError as error:
+            self.idle = True
+            print(f"The supervisor was killed, and no other job could be had: {error}", file=sys.stderr, flush=True)
+        return False
