@@ -14,8 +14,8 @@ import typer
 from enc.launcher.options import JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
-    from enc.launcher.doctor import Section
-    from enc.launcher.findings import Finding
+    from enc.launcher.checks.doctor import Section
+    from enc.launcher.checks.findings import Finding
 
 _WORDS = {
     "green": ("ok", typer.colors.GREEN),
@@ -36,7 +36,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look for what would spoil a run: on this machine, and for a config. Exit code 3 when something is bad."""
-    from enc.launcher.doctor import diagnose
+    from enc.launcher.checks.doctor import diagnose
 
     machines = {} if nodes is None else {"launch.nodes": nodes}
     loaded = load(config, context, {**machines, **ranks_given(nproc)}) if config else None

@@ -16,12 +16,12 @@ from packaging.requirements import Requirement
 from running import ENC, Enc
 
 from enc.encoder.config.load import load_config
-from enc.launcher import doctor, probe_machine, probe_software
 from enc.launcher.backends.slurm import probe as probe_slurm
 from enc.launcher.backends.slurm.commands import Partition
-from enc.launcher.findings import Finding
-from enc.launcher.probe_machine import DiskSpeed, Interface
-from enc.launcher.probe_software import GpuSeen
+from enc.launcher.checks import doctor, probe_machine, probe_software
+from enc.launcher.checks.findings import Finding
+from enc.launcher.checks.probe_machine import DiskSpeed, Interface
+from enc.launcher.checks.probe_software import GpuSeen
 
 CFG = "dataset: {name: python-docs}\ntokenizer: {train: {vocab_size: 1024}}\n"
 ALLOCATION = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}

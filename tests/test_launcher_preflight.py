@@ -13,8 +13,8 @@ import pytest
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher import preflight, surroundings
-from enc.launcher.findings import Finding
+from enc.launcher.checks import preflight, surroundings
+from enc.launcher.checks.findings import Finding
 from enc.launcher.machine.facts import (
     BuildLock,
     Mount,

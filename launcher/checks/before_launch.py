@@ -3,8 +3,8 @@
 from typing import Any
 
 from enc.encoder.errors import UsageError
+from enc.launcher.checks.preflight import preflight
 from enc.launcher.planning.plan import Plan
-from enc.launcher.preflight import preflight
 
 
 def check_before(plan: Plan, say: Any) -> None:

@@ -10,7 +10,7 @@ from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.findings import Finding, green, red, yellow
+from enc.launcher.checks.findings import Finding, green, red, yellow
 
 
 def slurm_facts(config: RunConfig | None, for_slurm: bool, timeout_s: float) -> list[Finding]:

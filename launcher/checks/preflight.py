@@ -27,9 +27,9 @@ from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
 from enc.encoder.sizing import sizes
 from enc.encoder.sizing.memory import largest_rows, peak_parts, static_bytes
-from enc.launcher import surroundings
 from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.checks import surroundings
+from enc.launcher.checks.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.devices import device_bytes, ram_bytes
 from enc.launcher.machine.facts import (
     Mount,

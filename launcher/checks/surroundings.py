@@ -1,13 +1,13 @@
 """Checks of what surrounds a run: limits, caches, build locks, accounts. `enc doctor` has some without a config.
 
-Each check is a function of what was observed; `enc.launcher.preflight` and `enc.launcher.doctor` observe.
+Each check is a function of what was observed; `enc.launcher.checks.preflight` and `enc.launcher.checks.doctor` observe.
 """
 
 import netrc
 from collections.abc import Iterator
 from pathlib import Path
 
-from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.checks.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.facts import BuildLock, Mount, home, mount_of
 
 _OPEN_FILES = 4096

@@ -13,14 +13,14 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher import probe_machine, probe_software, surroundings
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.backends.slurm import probe as probe_slurm
-from enc.launcher.findings import Finding, green, red, yellow
+from enc.launcher.checks import probe_machine, probe_software, surroundings
+from enc.launcher.checks.findings import Finding, green, red, yellow
+from enc.launcher.checks.preflight import preflight
 from enc.launcher.machine.facts import read_mounts
 from enc.launcher.planning.cluster_defaults import with_cluster_defaults
 from enc.launcher.planning.plan import choose_scheduler, make_plan, with_expected_vocabulary
-from enc.launcher.preflight import preflight
 
 T = TypeVar("T")
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+import enc
 from enc import __version__
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher import surroundings
-from enc.launcher.findings import Finding, green, red, yellow
+from enc.launcher.checks import surroundings
+from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.machine.facts import build_locks, extensions_folder, read_mounts
 
 _SHOWN = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "triton", "flash-attn", "wandb")
@@ -33,7 +34,7 @@ _GPU_FIELDS = "index,name,driver_version,memory.total,memory.used,compute_cap"
 
 def versions() -> list[Finding]:
     """Look at what is installed, and compare it with what enc and torch ask for."""
-    python = f"{__version__} in {os.path.dirname(os.path.dirname(__file__))}, Python {sys.version.split()[0]}"
+    python = f"{__version__} in {os.path.dirname(enc.__file__)}, Python {sys.version.split()[0]}"
     asked = [*_requirements("enc-toolkit"), *(r for r in _requirements("torch") if r.name == "triton")]
     return [green("enc", python), *check_versions({name: _version(name) for name in _SHOWN}, asked, _version)]
 

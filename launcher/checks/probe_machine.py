@@ -17,8 +17,8 @@ from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher import surroundings
-from enc.launcher.findings import Finding, green, red, size, yellow
+from enc.launcher.checks import surroundings
+from enc.launcher.checks.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.devices import ram_bytes
 from enc.launcher.machine.facts import cgroup_cores, existing_parent, mount_of, read_mounts
 
