@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from enc.encoder.config.launch import LaunchConfig, RestartsConfig
-from enc.launcher.policy import Ending, RankEnd, classify, decide, evidence
+from enc.launcher.supervise.policy import Ending, RankEnd, classify, decide, evidence
 
 LAUNCH = LaunchConfig()
 

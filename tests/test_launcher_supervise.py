@@ -11,9 +11,9 @@ import pytest
 from running import Enc
 
 from enc.encoder.heartbeat import read_rank_files
-from enc.launcher import supervise
 from enc.launcher.backends.slurm.rank import note
 from enc.launcher.run_folder.events import append_event, read_events
+from enc.launcher.supervise import supervise
 
 
 def test_a_full_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from enc.launcher.backends.slurm.host import expand
-from enc.launcher.deadline import Times, reserve_s
-from enc.launcher.watchdog import Watchdog, hang_text
+from enc.launcher.supervise.deadline import Times, reserve_s
+from enc.launcher.supervise.watchdog import Watchdog, hang_text
 
 
 def rank(marks: int, time: float, phase: str = "backward", host: str = "n1") -> dict[str, Any]:

@@ -29,7 +29,7 @@ from enc.launcher.machine.devices import num_gpus
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 from enc.launcher.planning.plan import make_plan, render
 from enc.launcher.run_folder.events import append_event, read_events
-from enc.launcher.supervise import supervise
+from enc.launcher.supervise.supervise import supervise
 
 _LEAST_STEPS = 24
 _S_PER_TROUBLE = 4.0  # a trouble needs some seconds of training around it

@@ -7,7 +7,6 @@ Why and what next are decided in `policy`; what a host can do (a SLURM job, or t
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -26,14 +25,14 @@ from enc.encoder.errors import EncError, RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.signals import STOP_SIGNALS
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.deadline import Times, reserve_s
 from enc.launcher.planning.plan import make_plan, render
-from enc.launcher.policy import Decision, Ending, RankEnd, classify, decide, evidence
 from enc.launcher.run_folder.events import append_event, since_submitted
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.read import json_object, newest_attempt
 from enc.launcher.run_folder.records import git_state, record_launch
-from enc.launcher.watchdog import RankFiles, Watchdog, hang_text
+from enc.launcher.supervise.deadline import Times, reserve_s
+from enc.launcher.supervise.policy import Decision, Ending, RankEnd, classify, decide, evidence
+from enc.launcher.supervise.watchdog import RankFiles, Watchdog, hang_text
 
 _GRACE_S = 20.0  # for the other ranks, when one has failed
 _READY_S = 60.0  # until then a signal waits for tasks that have not said a word
@@ -424,19 +423,3 @@ def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
         written(lambda: append_event(run_dir, "not_continued", detail=text))
         return Decision("stop", text, code=75)
     return decision
-
-
-def main(words: list[str]) -> int:
-    """Run as the batch process of a SLURM job."""
-    from enc.launcher.backends.slurm.host import SlurmHost
-
-    run_dir, command = Path(words[0]), words[2:]
-    try:
-        return supervise(run_dir, SlurmHost(run_dir, command, os.environ))
-    except EncError as error:
-        say(str(error))
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
