@@ -213,7 +213,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page with a run's curves, events and settings; print its path."""
-    from enc.launcher.report import write_report
     from enc.launcher.run_folder.find import find_run
+    from enc.launcher.watch.report import write_report
 
     typer.echo(str(write_report(find_run(run))))

@@ -15,7 +15,7 @@ from enc.launcher.options import JsonOption, say
 
 if TYPE_CHECKING:
     from enc.launcher.backends.slurm.commands import Job
-    from enc.launcher.watch import RunFiles, RunState
+    from enc.launcher.watch.run_state import RunFiles, RunState
 
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="RUN", help="Run folder or SLURM job; by default the newest run here.")
@@ -27,8 +27,8 @@ _ASK_SLURM_S = 15.0  # between two questions while a log is followed
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Show what a run is doing: its state, step, loss, speed, time left, last checkpoint, why it last stopped."""
     from enc.encoder.printable import jsonable
-    from enc.launcher.watch import last_checkpoint
-    from enc.launcher.watch_text import status_text
+    from enc.launcher.watch.run_state import last_checkpoint
+    from enc.launcher.watch.text import status_text
 
     files = _find(run)
     state, problem = _look(files)
@@ -52,8 +52,8 @@ def list_runs(
     from enc.encoder.errors import UsageError
     from enc.encoder.printable import jsonable
     from enc.launcher.run_folder.find import find_runs
-    from enc.launcher.watch import OVER, judge, read_files
-    from enc.launcher.watch_text import runs_text
+    from enc.launcher.watch.run_state import OVER, judge, read_files
+    from enc.launcher.watch.text import runs_text
 
     place = folder or Path.cwd()
     if not place.is_dir():
@@ -108,7 +108,7 @@ def logs(
 
 def cancel(run: RunArgument = None) -> None:
     """Stop a run for good: it saves its state first and is not started again. Without RUN, the only active run here."""
-    from enc.launcher.cancel import cancel_run
+    from enc.launcher.watch.cancel import cancel_run
 
     files = _only_active() if run is None else _find(run)
     state, problem = _look(files)
@@ -123,7 +123,7 @@ def cancel(run: RunArgument = None) -> None:
 def _find(run: str | None) -> "RunFiles":
     """Return the files of the run that a folder, a job or nothing (the newest) means. Raises UsageError without one."""
     from enc.launcher.run_folder.find import find_run
-    from enc.launcher.watch import read_files
+    from enc.launcher.watch.run_state import read_files
 
     is_job = run is not None and run.partition("_")[0].isdecimal() and not Path(run).exists()
     return read_files((_run_of_job(str(run)) if is_job else find_run(run)).absolute())
@@ -159,7 +159,7 @@ def _only_active() -> "RunFiles":
     """Return the one run below the working directory that is active. Raises UsageError when there is another number."""
     from enc.encoder.errors import UsageError
     from enc.launcher.run_folder.find import find_runs
-    from enc.launcher.watch import ACTIVE, judge, read_files
+    from enc.launcher.watch.run_state import ACTIVE, judge, read_files
 
     runs = [read_files(run, brief=True) for run in find_runs(Path.cwd())]
     jobs, problem = _ask_slurm([job for files in runs for job in files.jobs])
@@ -188,7 +188,7 @@ def _here(path: Path) -> str:
 
 def _look(files: "RunFiles") -> tuple["RunState", str | None]:
     """Judge a run, asking SLURM if it had a job; also return why SLURM could not be asked."""
-    from enc.launcher.watch import judge
+    from enc.launcher.watch.run_state import judge
 
     jobs, problem = _ask_slurm(files.jobs)
     return judge(files, jobs, time.time()), problem
@@ -245,7 +245,7 @@ class _LogChoice:
         return found
 
     def files(self) -> "RunFiles":
-        from enc.launcher.watch import read_files
+        from enc.launcher.watch.run_state import read_files
 
         return read_files(self.run_dir, brief=True)
 
@@ -268,7 +268,7 @@ class _LogChoice:
 
 
 def _is_active(files: "RunFiles") -> bool:
-    from enc.launcher.watch import OVER
+    from enc.launcher.watch.run_state import OVER
 
     return _look(files)[0].state not in OVER
 
@@ -315,7 +315,7 @@ class _Over:
         self.state = ""
 
     def __call__(self) -> bool:
-        from enc.launcher.watch import OVER, judge
+        from enc.launcher.watch.run_state import OVER, judge
 
         files = self.chosen.files()
         attempt = self.chosen.attempt

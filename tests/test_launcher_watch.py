@@ -18,8 +18,8 @@ from running import ENC, Enc
 from enc.launcher.backends.slurm.commands import Job
 from enc.launcher.run_folder.find import find_runs
 from enc.launcher.run_folder.logs import LogReader, plain
-from enc.launcher.watch import RunState, judge, last_checkpoint, read_files
-from enc.launcher.watch_text import ago, runs_text, span, status_text
+from enc.launcher.watch.run_state import RunState, judge, last_checkpoint, read_files
+from enc.launcher.watch.text import ago, runs_text, span, status_text
 
 NOW = 1_800_000_000.0
 

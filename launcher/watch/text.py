@@ -4,7 +4,7 @@ from typing import Any
 
 from enc.encoder.printable import printable
 from enc.encoder.text_table import table
-from enc.launcher.watch import ACTIVE, OVER, RunState
+from enc.launcher.watch.run_state import ACTIVE, OVER, RunState
 
 
 def span(seconds: float | None) -> str:

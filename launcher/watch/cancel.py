@@ -11,7 +11,7 @@ from pathlib import Path
 from enc.encoder.errors import RunError, UsageError
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.run_folder.events import append_event, since_submitted
-from enc.launcher.watch import ACTIVE, RunFiles, RunState
+from enc.launcher.watch.run_state import ACTIVE, RunFiles, RunState
 
 _GENTLE = "Its ranks save their state first; if they do not end, repeat this command."
 _FORCED = "This time SLURM ends it: its ranks have the cluster's KillWait to save, 30 s by default."
