@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ENC = [sys.executable, "-c", "from enc.launcher.cli import main; main()"]
+ENC = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
 
 
 class Enc:

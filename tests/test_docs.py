@@ -11,7 +11,7 @@ from typer.main import get_command
 import enc as package
 from enc.encoder.config.load import load_config
 from enc.encoder.config.sites import RECIPES
-from enc.launcher.cli import app
+from enc.launcher.cli.app import app
 
 ROOT = Path(package.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

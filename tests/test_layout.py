@@ -114,7 +114,7 @@ def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> Non
     for name in ("config.yaml", "events.jsonl", "logs/1/console.log"):
         (tmp_path / "run" / name).touch()
     code = (
-        "import sys\nfrom enc.launcher.cli import app\n"
+        "import sys\nfrom enc.launcher.cli.app import app\n"
         f"sys.argv = ['enc', *{words!r}]\n"
         "try: app()\nexcept SystemExit as e: assert not e.code, e.code\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets', 'pyarrow.parquet'} & set(sys.modules)\n"

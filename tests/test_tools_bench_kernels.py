@@ -17,7 +17,7 @@ from typer.main import get_command
 import enc as package
 from enc.encoder.config.load import load_config
 from enc.encoder.errors import UsageError
-from enc.launcher import cli_bench
+from enc.launcher.cli import bench as cli_bench
 from enc.tools.bench import clocks
 from enc.tools.bench.kernels import Asked, bench, choose, measure, measure_all, table, try_side, work_of, worst_error
 from enc.tools.bench.operations import OPERATIONS, Operation

@@ -229,7 +229,7 @@ def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | Non
     if make_plan(config).store_ready:
         return None
     say("Tokenising the text.")
-    program = [sys.executable, "-c", "from enc.launcher.cli import main; main()"]
+    program = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
     log = run_dir / "logs" / "preprocess.log"
     with log.open("a") as output:
         began = output.tell()

@@ -65,7 +65,7 @@ def test_a_controller_that_does_not_answer_is_bad_for_a_job_only(enc: Enc, lost_
 
 def test_inside_a_job_the_config_is_compared_with_the_allocation(enc: Enc, slurm: Slurm) -> None:
     """The batch script of a job of two nodes runs the real command."""
-    script = "from enc.launcher.cli import main; main()"
+    script = "from enc.launcher.cli.app import main; main()"
     (enc.folder / "job.sh").write_text(
         f"#!/bin/sh\ncd {enc.folder}\n{sys.executable} -c '{script}' doctor cfg.yaml launch.scheduler=local "
         "launch.nproc_per_node=1 --quick --json > report.json\ntrue\n"

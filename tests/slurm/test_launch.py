@@ -84,7 +84,7 @@ def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
     (home / "enc" / "sites").mkdir(parents=True)
     (home / "enc" / "sites" / "ours.yaml").write_text("# Ours.\nslurm: {partition: main, gpu_request: none}\n")
     program = home / "enc" / "enc"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from enc.launcher.cli import main; main()" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from enc.launcher.cli.app import main; main()" "$@"\n')
     program.chmod(0o755)
     variables = {**runs.enc.environment, "XDG_CONFIG_HOME": str(home)}
     variables["PATH"] = f"{program.parent}:{variables['PATH']}"

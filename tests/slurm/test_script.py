@@ -182,7 +182,7 @@ def test_sbatch_understands_the_sites(slurm: Slurm, tmp_path: Path, site: str) -
 
 def test_enc_render_composes_with_sbatch(slurm: Slurm, tmp_path: Path, environment: dict[str, str]) -> None:
     """`sbatch --parsable "$(enc render slurm ...)"` starts the run's supervisor, whose output is in the run folder."""
-    enc = f"{sys.executable} -c 'from enc.launcher.cli import main; main()'"
+    enc = f"{sys.executable} -c 'from enc.launcher.cli.app import main; main()'"
     words = "render slurm smoke trainer.use_cpu=true launch.python=echo --to 'my job' 2>/dev/null"
     variables = {**environment, **slurm.variables}
     done = subprocess.run(

@@ -41,7 +41,7 @@ from torch import Tensor
 from enc.tools.bench.consolidate_sources import encoder_shapes, write_dcp, write_zero3
 from enc.tools.readers.detect import open_source
 
-ENC = [sys.executable, "-c", "from enc.launcher.cli import main; main()", "ckpt", "consolidate"]
+ENC = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()", "ckpt", "consolidate"]
 TORCH = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch"]
 DEEPSPEED = [sys.executable, "-m", "deepspeed.utils.zero_to_fp32"]
 RIVALS = {"ZeRO-3": "zero_to_fp32", "DCP": "torch"}

@@ -24,7 +24,7 @@ from enc.encoder.config.overrides import parse_overrides
 from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters, padded_vocab_size
 
 _SAVE_STEPS = 4
-_ENC = [sys.executable, "-c", "from enc.launcher.cli import main; main()"]
+_ENC = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
 
 
 def measure(overrides: list[str], folder: Path) -> dict[str, Any]:

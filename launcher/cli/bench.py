@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from enc.launcher.options import OVERRIDES, JsonOption, overrides_among, say
+from enc.launcher.cli.options import OVERRIDES, JsonOption, overrides_among, say
 
 app = typer.Typer(help="Measure speed and memory against other tools, on this machine.", no_args_is_help=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enc.launcher.options import JsonOption, say
+from enc.launcher.cli.options import JsonOption, say
 
 if TYPE_CHECKING:
     from enc.launcher.backends.slurm.commands import Job

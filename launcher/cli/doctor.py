@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enc.launcher.options import JsonOption, NprocOption, load, ranks_given, say
+from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
     from enc.launcher.checks.doctor import Section

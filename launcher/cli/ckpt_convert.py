@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enc.encoder.printable import shown
-from enc.launcher.cli_ckpt import AnyArgument, any_checkpoint, checkpoint_folder
-from enc.launcher.options import load, load_defaults, say
+from enc.launcher.cli.ckpt import AnyArgument, any_checkpoint, checkpoint_folder
+from enc.launcher.cli.options import load, load_defaults, say
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
+from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
@@ -198,7 +198,7 @@ def eval_mlm(
 ) -> None:
     """Loss, accuracy and perplexity of masked tokens, with fixed masks."""
     from enc.encoder.run.evaluate import evaluate_checkpoint
-    from enc.launcher.cli_ckpt import checkpoint_folder
+    from enc.launcher.cli.ckpt import checkpoint_folder
 
     metrics = evaluate_checkpoint(checkpoint_folder(checkpoint), store, split, max_batches)
     if as_json:

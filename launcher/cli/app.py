@@ -9,7 +9,14 @@ import typer
 from enc import __version__
 from enc.encoder.errors import EncError
 from enc.encoder.printable import printable
-from enc.launcher import cli_bench, cli_ckpt, cli_ckpt_convert, cli_config, cli_doctor, cli_plan, cli_run, cli_watch
+from enc.launcher.cli import bench as cli_bench
+from enc.launcher.cli import ckpt as cli_ckpt
+from enc.launcher.cli import ckpt_convert as cli_ckpt_convert
+from enc.launcher.cli import config as cli_config
+from enc.launcher.cli import doctor as cli_doctor
+from enc.launcher.cli import plan as cli_plan
+from enc.launcher.cli import run as cli_run
+from enc.launcher.cli import watch as cli_watch
 
 app = typer.Typer(
     name="enc",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from enc.encoder.printable import jsonable, printable
-from enc.launcher.options import say
+from enc.launcher.cli.options import say
 
 app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 

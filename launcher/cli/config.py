@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from enc.encoder.printable import printable
-from enc.launcher.options import OVERRIDES, ConfigArgument, JsonOption, load, say
+from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, load, say
 
 app = typer.Typer(help="Look at configs without running anything.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def schema(
 ) -> None:
     """Print the JSON schema of a config, for editors."""
     from enc.encoder.config.schema import RunConfig
-    from enc.launcher.config_page import configuration_page
+    from enc.launcher.cli.config_page import configuration_page
 
     typer.echo(
         configuration_page() if markdown else json.dumps(RunConfig.model_json_schema(), indent=1), nl=not markdown

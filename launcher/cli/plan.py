@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enc.encoder.errors import UsageError
-from enc.launcher.options import (
+from enc.launcher.cli.options import (
     OVERRIDES,
     ConfigArgument,
     JsonOption,
