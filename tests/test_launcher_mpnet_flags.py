@@ -13,7 +13,7 @@ import enc as package
 from enc.encoder.config.load import load_config, load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher import mpnet_flags
+from enc.tools.annotated_mpnet.flags import ALWAYS, FLAGS, config_yaml, flags_table, notes, read
 
 ROOT = Path(package.__file__).parent
 FILES = "--train-dir text --valid-file valid.txt --test-file test.txt"
@@ -108,13 +108,13 @@ DEFAULTS = {
 
 def config_of(words: str) -> RunConfig:
     """Return the config of a command line, as its text loads, and see that nothing in it draws a warning."""
-    loaded = load_text(mpnet_flags.config_yaml(mpnet_flags.read(words.split())), "printed.yaml")
+    loaded = load_text(config_yaml(read(words.split())), "printed.yaml")
     assert loaded.warnings == []
     return loaded.config
 
 
 def notes_of(words: str) -> str:
-    return "\n".join(mpnet_flags.notes(mpnet_flags.read(words.split())))
+    return "\n".join(notes(read(words.split())))
 
 
 def at(config: RunConfig, key: str) -> Any:
@@ -135,7 +135,7 @@ def test_defaults() -> None:
 
 def test_every_flag_is_known() -> None:
     """The table of the program has the flags of the reference, with their spellings, and no others."""
-    assert [flag.names for flag in mpnet_flags.FLAGS] == [names for names, *_ in ROUND_TRIPS]
+    assert [flag.names for flag in FLAGS] == [names for names, *_ in ROUND_TRIPS]
 
 
 @pytest.mark.parametrize(("spelling", "value", "keys", "more"), SPELLINGS, ids=[case[0] for case in SPELLINGS])
@@ -219,9 +219,9 @@ def test_zero_becomes_the_shortest_length() -> None:
 
 def test_only_decided_keys_are_printed() -> None:
     """Nothing but keys that a flag decides, in the order of the schema."""
-    tree = yaml.safe_load(mpnet_flags.config_yaml(mpnet_flags.read([])))
+    tree = yaml.safe_load(config_yaml(read([])))
     assert list(tree) == [name for name in RunConfig.model_fields if name in tree]
-    decided = {key for flag in mpnet_flags.FLAGS for key in flag.keys.split()} | {*mpnet_flags.ALWAYS}
+    decided = {key for flag in FLAGS for key in flag.keys.split()} | {*ALWAYS}
     decided |= {"scheduler.warmup_percent", "trainer.metric_for_best_model"}
     printed = {f"{section}.{key}" for section, keys in tree.items() if isinstance(keys, dict) for key in keys}
     assert printed <= decided
@@ -270,7 +270,7 @@ def test_only_decided_keys_are_printed() -> None:
 def test_refused(words: str, says: str) -> None:
     """A problem is a sentence with the flag, its value and what would be right."""
     with pytest.raises(UsageError) as error:
-        mpnet_flags.read(words.split(" "))
+        read(words.split(" "))
     assert says in str(error.value)
 
 
@@ -298,7 +298,7 @@ def test_what_is_printed_is_a_config(enc: Enc) -> None:
 
 def test_the_table_of_the_page_is_the_one_of_the_program() -> None:
     """docs/mpnet.md holds the output of `flags_table`."""
-    assert mpnet_flags.flags_table() in (ROOT / "docs" / "mpnet.md").read_text(encoding="utf-8")
+    assert flags_table() in (ROOT / "docs" / "mpnet.md").read_text(encoding="utf-8")
 
 
 def test_recipe_is_the_empty_command_line() -> None:

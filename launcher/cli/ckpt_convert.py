@@ -96,7 +96,7 @@ def import_checkpoint(
 
 def _config(source: "Source", config: str | None, context: typer.Context) -> "RunConfig":
     """Return the config of an imported run: the one named, or what the checkpoint or a file near it tells."""
-    from enc.launcher.mpnet_flags import keys_of_args
+    from enc.tools.annotated_mpnet.flags import keys_of_args
     from enc.tools.import_run import hf_model_keys, nearest_config
     from enc.tools.readers import annotated
 

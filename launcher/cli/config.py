@@ -72,12 +72,12 @@ def from_mpnet(
     ] = None,
 ) -> None:
     """Print the config that a command line of annotated-mpnet stands for."""
-    from enc.launcher import mpnet_flags
+    from enc.tools.annotated_mpnet.flags import config_yaml, notes, read
 
-    command = mpnet_flags.read(words or [])
-    for note in mpnet_flags.notes(command):
+    command = read(words or [])
+    for note in notes(command):
         say(f"Note: {note}")
-    typer.echo(mpnet_flags.config_yaml(command), nl=False)
+    typer.echo(config_yaml(command), nl=False)
 
 
 def _first_comment(path: Path) -> str:

@@ -11,7 +11,7 @@ from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import POSITION_OFFSET, MpnetForMaskedLM
 from enc.encoder.models.mpnet.modeling_mpnet import EncMPNetConfig, EncMPNetForMaskedLM
 from enc.encoder.models.mpnet.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID
-from enc.tools.export_target import ExportTarget
+from enc.tools.models.export_target import ExportTarget
 
 _COPIED = (
     "hidden_size",

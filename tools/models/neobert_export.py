@@ -7,7 +7,7 @@ from enc.encoder.models.neobert import modeling_neobert
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.models.neobert.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
-from enc.tools.export_target import ExportTarget
+from enc.tools.models.export_target import ExportTarget
 
 _COPIED = (
     "hidden_size",
