@@ -157,7 +157,7 @@ def test_min_text_length_counts_characters(tmp_path):
 def test_python_docs_are_many_distinct_and_import_nothing():
     """The built-in source gives thousands of distinct texts, a megabyte and more, and loads no heavy or odd module."""
     code = (
-        "import sys; from enc.encoder.data import corpus; found = list(corpus.python_docs())\n"
+        "import sys; from enc.encoder.data.sources.python_docs import python_docs; found = list(python_docs())\n"
         "print(len(found), len(set(found)), sum(map(len, found)))\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'antigravity', 'tkinter'} & set(sys.modules)))"
     )
@@ -229,7 +229,8 @@ def test_missing_sources_are_named(tmp_path, monkeypatch):
 def test_unreachable_hub_is_one_paragraph():
     """An unknown hub name without a network is a UsageError that says what else would work."""
     code = (
-        "from enc.encoder.config.schema import DatasetConfig; from enc.encoder.data.sources.documents import *\n"
+        "from enc.encoder.data.config import DatasetConfig; from enc.encoder.data.sources.documents import *\n"
+        "from enc.encoder.data.sources.find import *\n"
         "c = DatasetConfig(name='nobody/no-such-set')\n"
         "try: next(read_documents(resolve_source(c), c, 0))\n"
         "except UsageError as e: print(e)"

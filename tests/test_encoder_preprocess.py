@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enc.encoder.data import preprocess as module
+from enc.encoder.data import workers
 from enc.encoder.data.chunks import cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.preprocess import _lock, preprocess, reusable, store_path, wanted_request
@@ -25,7 +25,7 @@ from enc.encoder.errors import RunError, UsageError
 # run as its own process; small chunks and data files, so that there are many moments to be killed at
 COMMAND = """
 import sys
-from enc.encoder.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig
 from enc.encoder.data import preprocess as module, store
 module.FIRST_CHUNK_BYTES, module.CHUNK_BYTES, store.SHARD_BYTES = 2000, 20_000, 60_000
 source, tokenizer, output, num_proc = sys.argv[1:]
@@ -245,7 +245,7 @@ def test_full_disk_leaves_no_store_and_can_go_on(inputs, tmp_path):
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-from enc.encoder.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.errors import RunError
 dataset = DatasetConfig.model_validate_json({dataset.model_dump_json()!r})
@@ -303,7 +303,7 @@ def test_worker_ends_with_its_parent_in_the_middle_of_a_text(inputs):
 def test_worker_that_dies_is_reported(inputs, tmp_path, monkeypatch):
     """A worker that ends at once, however often, is a RunError and not a hang."""
     real = subprocess.Popen
-    monkeypatch.setattr(module.subprocess, "Popen", lambda command, **k: real([sys.executable, "-c", "exit(9)"], **k))
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **k: real([sys.executable, "-c", "exit(9)"], **k))
     with pytest.raises(RunError, match="ended with code 9"):
         preprocess(*sections(inputs, tmp_path / "store", num_proc=2), seed=0)
 

@@ -21,8 +21,8 @@ from enc.encoder.errors import UsageError
 
 TRAIN = """
 from pydoc_data.topics import topics
-from enc.encoder.config import TokenizerTrainConfig
-from enc.encoder.data.tokenizer import train_tokenizer
+from enc.encoder.data.config import TokenizerTrainConfig
+from enc.encoder.data.tokenizer_train import train_tokenizer
 texts = [topics[name] for name in sorted(topics)] + ["Größe naïve xß 1² 5٣ aΣ don't 'still 中文 ١٢"] * 2000
 def train(model, **more):
     return train_tokenizer(TokenizerTrainConfig(model=model, vocab_size=1000, **more), lambda: texts)

@@ -85,7 +85,7 @@ class WorkerPool:
 def _start_worker(tokenizer_dir: Path) -> subprocess.Popen[bytes]:
     one_thread = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # -P: nothing in the working directory may stand in for an installed package
-    code = "import sys; from enc.encoder.data.preprocess import worker_main; worker_main(sys.argv[1])"
+    code = "import sys; from enc.encoder.data.workers import worker_main; worker_main(sys.argv[1])"
     command = [sys.executable, "-P", "-c", code, str(tokenizer_dir.absolute())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **one_thread})
 
