@@ -59,7 +59,7 @@ def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatc
     plan = cast(Any, SimpleNamespace(config=config, run_dir=tmp_path))
 
     def sbatch(_script: Path) -> str:
-        assert (tmp_path / "code" / "enc" / "launcher" / "supervise.py").is_file()
+        assert (tmp_path / "code" / "enc" / "launcher" / "supervise" / "__main__.py").is_file()
         raise UsageError("sbatch refused it")
 
     monkeypatch.setattr(slurm, "submit", sbatch)

@@ -1,5 +1,6 @@
 """The batch process of a run: what it does about a spoilt run folder and about a job that is nearly over."""
 
+import os
 import subprocess
 import sys
 import time
@@ -31,8 +32,8 @@ def test_a_full_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_event_that_did_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is nearly full takes a part of a line; the next line is whole all the same."""
-    whole = supervise.os.write
-    monkeypatch.setattr(supervise.os, "write", lambda file, line: whole(file, line[:10]))
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: whole(file, line[:10]))
     with pytest.raises(OSError, match="No space left"):
         append_event(tmp_path, "attempt")
     monkeypatch.undo()
