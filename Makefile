@@ -4,7 +4,7 @@ VENV := build/venv
 BIN := $(VENV)/bin
 TESTS ?= not slow
 
-.PHONY: quickstart test check check-all bench lint types clean
+.PHONY: quickstart test check check-all bench lint format types clean
 
 quickstart: $(VENV)/installed  ## a small encoder from text to an exported model, on the CPU
 	$(BIN)/enc launch pretrain quickstart trainer.overwrite_output_dir=true
@@ -21,9 +21,13 @@ check: lint types test  ## what CI runs
 check-all: lint types  ## the slow tests too
 	$(MAKE) test TESTS="slow or not slow"
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev  ## style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itself, so it gets a link
 	mkdir -p build/typing && ln -sfn "$(CURDIR)" build/typing/enc

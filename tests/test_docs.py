@@ -99,3 +99,10 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_benchmark_page_is_in_the_table() -> None:
+    """What was measured can be found from the README of the folder, and no line of it leads nowhere."""
+    folder = ROOT / "docs" / "benchmarks"
+    listed = re.findall(r"^\| [\d-]+ \| \[([^\]]+)\]", (folder / "README.md").read_text(), flags=re.M)
+    assert sorted(listed) == sorted(page.name for page in folder.glob("*.md") if page.name != "README.md")
