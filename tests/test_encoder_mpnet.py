@@ -23,7 +23,7 @@ from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM, init_w
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.run.build import packed_rows
 from enc.kernels.attention_rules import relative_buckets
-from enc.tools.models.mpnet_names import own_tensors
+from enc.tools.models.mpnet.names import own_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 MASK, NUM_TOKENS = 4, 300

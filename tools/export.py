@@ -27,8 +27,8 @@ from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.run.build import AnyModel
 from enc.tools.models.export_target import ExportTarget
-from enc.tools.models.mpnet_export import mpnet_target
-from enc.tools.models.neobert_export import neobert_target
+from enc.tools.models.mpnet.export import mpnet_target
+from enc.tools.models.neobert.export import neobert_target
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers.source import damaged, numbers_in
 from enc.tools.sentence_files import write_sentence_files

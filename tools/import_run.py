@@ -19,8 +19,8 @@ from enc.encoder.models.mpnet.pretrained import is_mpnet, mpnet_keys
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.tools.consolidate import write_file
 from enc.tools.models.fitting import Derived, ModelState
-from enc.tools.models.mpnet_names import mpnet_state
-from enc.tools.models.neobert_names import neobert_state
+from enc.tools.models.mpnet.names import mpnet_state
+from enc.tools.models.neobert.names import neobert_state
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers import annotated
 from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json

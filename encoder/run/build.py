@@ -24,11 +24,11 @@ from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.neobert import model as neobert
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
 from enc.encoder.signals import die_with_parent, shield_worker
 from enc.encoder.sizing.batch_split import BatchSplit
-from enc.encoder.sizing.sizes import padded_vocab_size
 
 _MAX_WORKERS = 16
 

@@ -10,13 +10,6 @@ from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
 
-VOCAB_MULTIPLE = 128
-
-
-def padded_vocab_size(num_tokens: int) -> int:
-    """Round a tokenizer's size up to a multiple of 128; the added rows are inert."""
-    return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
 
 def feed_forward_width(model: ModelConfig) -> int:
     """Return F: 2/3 of `intermediate_size` rounded up to a multiple of 8 for SwiGLU, else `intermediate_size`."""

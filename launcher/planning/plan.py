@@ -16,9 +16,10 @@ from enc.encoder.engine.settings import check_replicas, engine_files, engine_nam
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing import sizes
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts
+from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters
 from enc.launcher.machine.devices import default_ranks, device_bytes, num_gpus
 from enc.launcher.planning.engine_choice import choose_engine
 
@@ -64,9 +65,9 @@ class Plan:
             "total_tokens": self.tokens_per_step * trainer.max_steps,
             "corpus_tokens": self.train_tokens,
             "vocab_size": model.vocab_size,
-            "parameters": sizes.num_parameters(model),
+            "parameters": num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(model) / 2**20, 1),
+            "checkpoint_mb": round(checkpoint_bytes(model) / 2**20, 1),
         }
 
 
@@ -84,7 +85,7 @@ def make_plan(config: RunConfig) -> Plan:
         pretrained.check(config, num_tokens if manifest else None, store / "tokenizer" if manifest else None)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
-        "model.vocab_size": sizes.padded_vocab_size(num_tokens),
+        "model.vocab_size": padded_vocab_size(num_tokens),
         "model.pad_token_id": config.model.pad_token_id if pad_id is None else pad_id,
         "trainer.global_batch_size": split.rows_per_step,
         "launch.nproc_per_node": per_node,
@@ -162,7 +163,7 @@ def _expected_tokens(config: RunConfig) -> int:
 
 def with_expected_vocabulary(config: RunConfig) -> RunConfig:
     """Return the config with the embedding rows that it will have, as far as is known without a token store."""
-    return config.changed({"model.vocab_size": sizes.padded_vocab_size(_expected_tokens(config))})
+    return config.changed({"model.vocab_size": padded_vocab_size(_expected_tokens(config))})
 
 
 def render(plan: Plan) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, attend, matmul_dtype, recomputed
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing.sizes import padded_vocab_size
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.kernels.attention_rules import RelativeBias
 from enc.kernels.dropout import dropout
 

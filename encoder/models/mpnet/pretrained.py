@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing.sizes import padded_vocab_size, parameter_shapes
+from enc.encoder.models.vocabulary import padded_vocab_size
+from enc.encoder.sizing.sizes import parameter_shapes
 
 if TYPE_CHECKING:
     from enc.encoder.models.mpnet.model import MpnetForMaskedLM

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.sizing.sizes import feed_forward_width, padded_vocab_size
+from enc.encoder.models.vocabulary import padded_vocab_size
+from enc.encoder.sizing.sizes import feed_forward_width
 from enc.kernels.dropout import dropout
 from enc.kernels.rope import rotations
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from enc.encoder.errors import UsageError
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.optim.adamw import decays
 from enc.encoder.printable import shown
-from enc.encoder.sizing.sizes import padded_vocab_size
 from enc.tools.models.fitting import Derived, Fit, ModelState, refuse_misfits, unused_rows
 from enc.tools.readers.names import BUFFERS
 from enc.tools.readers.source import MOMENTS, Source, Stored

@@ -16,8 +16,9 @@ from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import POSITION_OFFSET
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import shown
-from enc.encoder.sizing.sizes import padded_vocab_size, parameter_shapes
+from enc.encoder.sizing.sizes import parameter_shapes
 from enc.tools.models.fitting import Derived, Fit, ModelState, unused_rows
 from enc.tools.readers.annotated import FORMAT as ANNOTATED
 from enc.tools.readers.source import MOMENTS, Source, Stored
