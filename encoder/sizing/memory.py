@@ -212,7 +212,7 @@ def _weight_copies(config: RunConfig, params: int) -> int:
     """Return the bytes of weights that are gathered from other ranks, or that autocast keeps in bf16."""
     parallel, bf16 = config.parallel, config.trainer.mixed_precision == "bf16"
     width = 2 if bf16 else 4
-    block = block_parameters(config.model) // config.model.num_hidden_layers
+    block = block_parameters(config.model)
     root = params - config.model.num_hidden_layers * block
     if parallel.engine == "fsdp":
         gathered = root + (2 * block if parallel.reshard_after_forward else params - root)
@@ -226,7 +226,7 @@ def _buckets(config: RunConfig, params: int) -> int:
     """Return the bytes of gradients on their way: what is being summed over ranks, in copies."""
     parallel = config.parallel
     if parallel.engine == "fsdp":  # a block's gradients as computed, and as they are sent
-        block = block_parameters(config.model) // config.model.num_hidden_layers
+        block = block_parameters(config.model)
         root = params - config.model.num_hidden_layers * block
         wire = 2 if parallel.reduce_dtype == "bf16" else 4
         return max(block, root) * (wire + (2 if config.trainer.mixed_precision == "bf16" else 4))

@@ -14,8 +14,7 @@ from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
-from enc.encoder.models.mpnet import pretrained
-from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models import first_weights
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts
@@ -82,7 +81,9 @@ def make_plan(config: RunConfig) -> Plan:
     _check_best(config, store, manifest)
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
     if not config.trainer.resume_from_checkpoint:
-        pretrained.check(config, num_tokens if manifest else None, store / "tokenizer" if manifest else None)
+        tokenizer_dir = store / "tokenizer" if manifest else None
+        trained = config.tokenizer.train is not None
+        first_weights.check(config.model, trained, num_tokens if manifest else None, tokenizer_dir)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
         "model.vocab_size": padded_vocab_size(num_tokens),
@@ -184,14 +185,16 @@ def self_contained(plan: Plan) -> RunConfig:
         updates["trainer.tensorboard_dir"] = str(Path(plan.config.trainer.tensorboard_dir).absolute())
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
-    if isinstance(plan.config.model, MpnetConfig) and plan.config.model.init_from:
-        updates["model.init_from"] = str(Path(plan.config.model.init_from).absolute())
+    if folder := first_weights.folder_of(plan.config.model):
+        updates["model.init_from"] = str(folder.absolute())
     return plan.config.changed(updates)
 
 
 def plan_notes(plan: Plan) -> list[str]:
     """Return what a person should know before the run starts: settings without effect, weights that are not given."""
-    return [f"Note: {text}" for text in (*unused_settings(plan.config), *pretrained.notes(plan.config))]
+    goes_on = plan.config.trainer.resume_from_checkpoint
+    found = [] if goes_on else first_weights.notes(plan.config.model)
+    return [f"Note: {text}" for text in (*unused_settings(plan.config), *found)]
 
 
 def store_fingerprint(plan: Plan) -> str | None:
