@@ -18,12 +18,13 @@ from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.run.build import packed_rows
 from enc.kernels.attention_rules import relative_buckets
-from enc.tools.models.mpnet_names import own_tensors
+from enc.tools.models.mpnet.names import own_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 MASK, NUM_TOKENS = 4, 300

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from enc.encoder.data.batches import Microbatch
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizing.sizes import num_parameters
 from enc.kernels.masked_ce import masked_ce

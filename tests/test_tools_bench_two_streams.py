@@ -12,8 +12,9 @@ from enc.encoder.data.batches import IGNORE, collate
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.tools.bench.two_streams import pad, padded_loss, shortest
 

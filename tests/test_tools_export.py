@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.tools import export
 from enc.tools.export import export_model
 

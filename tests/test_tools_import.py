@@ -16,8 +16,9 @@ from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM, init_weights
+from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.tools.import_run import import_run
 from enc.tools.readers.detect import open_source
 

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from enc.encoder.config.load import load_text
-from enc.encoder.config.schema import RunConfig
+from enc.encoder.models import first_weights
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
-from enc.encoder.run.build import fill_from_pretrained
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.tools.export import ExportResult, export_checkpoint, export_model
 from enc.tools.import_run import hf_model_keys, import_run
 from enc.tools.readers.detect import open_source
@@ -187,7 +187,7 @@ def test_out_and_in_and_out_again_changes_no_byte(variant: str | None, way: str,
         section = config.model.model_copy(update={"init_from": str(first)})
         model = MpnetForMaskedLM(section, NUM_TOKENS)
         init_weights(model, section, 5)
-        fill_from_pretrained(model, RunConfig(model=section))
+        first_weights.load(model, section, model.num_tokens)
         assert not model.head_weight[NUM_TOKENS:].any()
         arguments = (model.state_dict(), section, first, NUM_TOKENS, tmp_path / "again", {"name": "tiny"})
         second = export_model(*arguments).folder

@@ -24,7 +24,7 @@ from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.run.build import build_model
 from enc.tools.annotated_mpnet.flags import keys_of_args
 from enc.tools.import_run import Imported, import_run
-from enc.tools.models.mpnet_names import own_tensors
+from enc.tools.models.mpnet.names import own_tensors
 from enc.tools.readers.detect import open_source
 
 CHECKPOINT = ANNOTATED / "checkpoint10.pt"

@@ -16,13 +16,20 @@ from transformers import MPNetConfig, MPNetForMaskedLM, MPNetModel
 import enc as package
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.models import first_weights as first
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 HF = {**SIZES, "vocab_size": NUM_TOKENS, "max_position_embeddings": 66, "layer_norm_eps": 1e-5}
+
+
+def check(config: RunConfig, num_tokens: int | None, tokenizer_dir: Path | None) -> None:
+    """Check as a launch does."""
+    first.check(config.model, config.tokenizer.train is not None, num_tokens, tokenizer_dir)
 
 
 def hf_folder(folder: Path, model_class: type = MPNetForMaskedLM, **changes) -> Path:
@@ -58,8 +65,8 @@ def first_weights(config: RunConfig) -> MpnetForMaskedLM:
 def test_every_weight_is_taken(tmp_path: Path) -> None:
     """Vocabulary rows are added as zeros up to a multiple of 128."""
     config = config_for(hf_folder(tmp_path / "hub"))
-    pretrained.check(config, NUM_TOKENS, tmp_path / "hub")
-    assert pretrained.notes(config) == []
+    check(config, NUM_TOKENS, tmp_path / "hub")
+    assert first.notes(config.model) == []
     expected = load_file(tmp_path / "hub" / "model.safetensors")
     found = filled(config).state_dict()
     assert found.keys() == expected.keys()
@@ -72,8 +79,8 @@ def test_every_weight_is_taken(tmp_path: Path) -> None:
 def test_an_encoder_alone_gets_a_new_head(tmp_path: Path) -> None:
     """MPNetModel has a pooler, which is left, and no head, which starts as in a fresh run; it is said."""
     config = config_for(hf_folder(tmp_path / "hub", MPNetModel))
-    pretrained.check(config, NUM_TOKENS, None)
-    assert "no language-model head" in pretrained.notes(config)[0]
+    check(config, NUM_TOKENS, None)
+    assert "no language-model head" in first.notes(config.model)[0]
     fresh, found = first_weights(config).state_dict(), filled(config).state_dict()
     expected = load_file(tmp_path / "hub" / "model.safetensors")
     assert any(name.startswith("pooler.") for name in expected)
@@ -88,8 +95,8 @@ def test_a_longer_context_keeps_the_positions_that_there_are(tmp_path: Path) -> 
     """The others are drawn as in a fresh run, and said; the buckets stay those of transformers."""
     longer = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
     config = config_for(hf_folder(tmp_path / "hub"), max_position_embeddings=1024, **longer)
-    pretrained.check(config, NUM_TOKENS, None)
-    assert "last 960 positions" in pretrained.notes(config)[0]
+    check(config, NUM_TOKENS, None)
+    assert "last 960 positions" in first.notes(config.model)[0]
     table = "mpnet.embeddings.position_embeddings.weight"
     found, fresh = filled(config).state_dict()[table], first_weights(config).state_dict()[table]
     assert torch.equal(found[:66], load_file(tmp_path / "hub" / "model.safetensors")[table])
@@ -99,7 +106,7 @@ def test_a_longer_context_keeps_the_positions_that_there_are(tmp_path: Path) -> 
 def test_rows_that_fill_the_vocabulary_up_are_left(tmp_path: Path) -> None:
     """annotated-mpnet exports a vocabulary padded to a multiple of 128."""
     config = config_for(hf_folder(tmp_path / "hub", vocab_size=768))
-    pretrained.check(config, NUM_TOKENS, None)
+    check(config, NUM_TOKENS, None)
     assert not filled(config).head_weight[NUM_TOKENS:].any()
 
 
@@ -145,7 +152,7 @@ def test_a_folder_that_is_not_whole_is_refused(kind: str, tmp_path: Path) -> Non
     folder = hf_folder(tmp_path / "hub")
     change(folder)
     with pytest.raises(UsageError, match=message):
-        pretrained.check(config_for(folder), NUM_TOKENS, None)
+        check(config_for(folder), NUM_TOKENS, None)
 
 
 def test_what_the_refusal_says_to_do_works(enc: Enc) -> None:
@@ -153,28 +160,28 @@ def test_what_the_refusal_says_to_do_works(enc: Enc) -> None:
     folder = hf_folder(enc.folder / "hub")
     _old_format(folder)
     enc("ckpt", "consolidate", "hub", "--out", "hub/model.safetensors")
-    pretrained.check(config_for(folder), NUM_TOKENS, None)
+    check(config_for(folder), NUM_TOKENS, None)
 
 
 def test_all_keys_that_differ_are_listed_with_what_to_write(tmp_path: Path) -> None:
     """Both values of each, and the overrides; buckets of a longer context among them."""
     folder = hf_folder(tmp_path / "hub")
     with pytest.raises(UsageError) as caught:
-        pretrained.check(config_for(folder, num_hidden_layers=3, max_position_embeddings=1024), None, None)
+        check(config_for(folder, num_hidden_layers=3, max_position_embeddings=1024), None, None)
     for text in (
         "num_hidden_layers 3 (there 2)",
         "model.num_hidden_layers=2 model.relative_attention_num_buckets=32 model.relative_attention_max_distance=128",
     ):
         assert text in str(caught.value)
     with pytest.raises(UsageError, match=r"model\.max_position_embeddings=64"):
-        pretrained.check(config_for(folder, max_position_embeddings=32), None, None)
+        check(config_for(folder, max_position_embeddings=32), None, None)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     """Of another size, or of the same size with a token elsewhere."""
     folder = hf_folder(tmp_path / "hub")
     with pytest.raises(UsageError, match=r"has 650 tokens.*are for 700"):
-        pretrained.check(config_for(folder), 650, None)
+        check(config_for(folder), 650, None)
     other = Path(shutil.copytree(ANNOTATED / "tokenizer", tmp_path / "other"))
     content = json.loads((other / "tokenizer.json").read_text())
     vocab = content["model"]["vocab"]
@@ -182,7 +189,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     vocab[first], vocab[second] = vocab[second], vocab[first]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="2 tokens have other ids"):
-        pretrained.check(config_for(folder), NUM_TOKENS, other)
+        check(config_for(folder), NUM_TOKENS, other)
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -234,7 +241,7 @@ def test_our_own_export_can_be_started_from(tmp_path: Path) -> None:
     arguments = (model.state_dict(), section, ANNOTATED / "tokenizer", NUM_TOKENS, tmp_path / "own", {"name": "own"})
     folder = export_model(*arguments).folder
     same = RunConfig(model=section.model_copy(update={"init_from": str(folder)}))
-    pretrained.check(same, NUM_TOKENS, folder)
+    check(same, NUM_TOKENS, folder)
     other = section.model_copy(update={"init_from": str(folder), "normalize_before": False})
     with pytest.raises(UsageError, match=r"model\.normalize_before=true"):
-        pretrained.check(RunConfig(model=other), NUM_TOKENS, folder)
+        check(RunConfig(model=other), NUM_TOKENS, folder)

@@ -7,8 +7,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 
 ANNOTATED = Path(__file__).with_name("golden") / "annotated-mpnet"
 NUM_TOKENS = 700

@@ -3,7 +3,7 @@
 The folder holds ``config.json``, ``model.safetensors``, the tokenizer's files, ``README.md`` (the model card) and, for
 what transformers does not know, the model's code, self-contained. It is written beside its final place; only when
 transformers has loaded it and its logits equal the trained model's is it renamed. What differs between architectures
-is in ``export_neobert`` and ``export_mpnet``.
+is in ``tools/models``.
 """
 
 import json
@@ -20,15 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from enc.encoder.config.load import load_text
 from enc.encoder.data.store import read_manifest
-from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.config import ModelConfig
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.run.build import AnyModel
 from enc.tools.models.export_target import ExportTarget
-from enc.tools.models.mpnet_export import mpnet_target
-from enc.tools.models.neobert_export import neobert_target
+from enc.tools.models.registry import tools_of
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers.source import damaged, numbers_in
 from enc.tools.sentence_files import write_sentence_files
@@ -152,7 +147,7 @@ def export_model(
         raise UsageError(f"weights export as float32 or bfloat16, not {dtype}.")
     if not (tokenizer_dir / "tokenizer.json").is_file():
         raise UsageError(f"{tokenizer_dir} holds no tokenizer.json. Give the tokenizer folder of the checkpoint.")
-    target = _target(model_config, tokenizer_dir, num_tokens)
+    target = tools_of(model_config).export_target(model_config, tokenizer_dir, num_tokens)
     trained = _filled(target.trained, weights, dtype)
     tensors = {name: _exported(name, tensor, target, dtype) for name, tensor in trained.state_dict().items()}
     target.config.dtype = str(dtype).removeprefix("torch.")
@@ -169,14 +164,7 @@ def export_model(
     return ExportResult(out, num_parameters, num_bytes, difference, target.form)
 
 
-def _target(config: ModelConfig, tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
-    if isinstance(config, MpnetConfig):
-        return mpnet_target(config, EncoderTokenizer.load(tokenizer_dir), num_tokens)
-    assert isinstance(config, NeoBertConfig)
-    return neobert_target(config, num_tokens)
-
-
-def _filled(model: AnyModel, weights: dict[str, Tensor], dtype: torch.dtype) -> AnyModel:
+def _filled(model: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """Fill the training model with its weights, rounded to the exported dtype."""
     try:
         model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in weights.items()})
@@ -223,7 +211,7 @@ def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], 
     }
     return environment.get_template("model_card.md.j2").render(
         card={"license": None, "objective": _OBJECTIVES["mlm"], "metrics": {}, "row_length": None, **card},
-        tag="mpnet" if target.config.model_type.endswith("mpnet") else target.config.model_type,
+        tag=target.tag,
         architecture=target.architecture,
         training={label: value for label, value in facts.items() if value is not None},
         num_parameters=num_parameters,
@@ -265,7 +253,7 @@ def _documents(target: ExportTarget) -> list[Tensor]:
     return [ids[torch.randint(len(ids), (n,), generator=generator)] for n in lengths]
 
 
-def _packed_logits(model: AnyModel, documents: list[Tensor]) -> Tensor:
+def _packed_logits(model: Any, documents: list[Tensor]) -> Tensor:
     cu_seqlens = torch.tensor([0, *map(len, documents)]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(len(ids)) for ids in documents])
     return model.logits(model(torch.cat(documents), cu_seqlens, positions))[:, : model.num_tokens]

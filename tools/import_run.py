@@ -11,16 +11,12 @@ import torch
 
 from enc.encoder.checkpoints.folder import write_manifest
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.pretrained import is_mpnet, mpnet_keys
-from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.models import first_weights
 from enc.tools.consolidate import write_file
 from enc.tools.models.fitting import Derived, ModelState
-from enc.tools.models.mpnet_names import mpnet_state
-from enc.tools.models.neobert_names import neobert_state
+from enc.tools.models.registry import tools_of, tools_of_hub_config
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers import annotated
 from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json
@@ -41,10 +37,6 @@ _ANNOTATED = (
     "data_state: the place in its files; the rows of a step follow from the seed and the step",
     "samples_processed: it counts texts; the count of tokens begins at 0",
 )
-_HF_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "rope", "rms_norm",
-    "norm_eps", "dropout_prob", "embedding_init_range", "decoder_init_range", "classifier_init_range", "ngpt",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,14 +62,7 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
     found = read_json(file)
     if not isinstance(found, dict):
         raise damaged(file, "it is not a config")
-    if is_mpnet(found):
-        keys = {f"model.{name}": value for name, value in mpnet_keys(found, file).items()}
-        longest = min(keys["model.max_position_embeddings"], DatasetConfig().max_seq_length)
-        return {"model.type": "mpnet", **keys, "dataset.max_seq_length": longest}
-    keys = {f"model.{name}": found[name] for name in _HF_FIELDS if name in found}
-    keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
-    positions = found.get("max_position_embeddings", found.get("max_length"))
-    return {**keys, "model.max_position_embeddings": positions} if positions else keys
+    return tools_of_hub_config(found).hub_keys(found, file)
 
 
 def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
@@ -88,7 +73,7 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
     """
     refuse_taken(out)
     tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
-    state = _state(source, config, tokenizer)
+    state = tools_of(config.model).state(source, config.model, tokenizer)
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)
     num_bytes = sum(t.spec.num_bytes for t in state.weights.values()) * (1 + len(MOMENTS))
@@ -113,13 +98,6 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
     return Imported(out, step, bool(state.moments), _not_carried(source, bool(state.moments)))
 
 
-def _state(source: Source, config: RunConfig, tokenizer: EncoderTokenizer) -> ModelState:
-    if isinstance(config.model, MpnetConfig):
-        return mpnet_state(source, config.model, tokenizer)
-    assert isinstance(config.model, NeoBertConfig)
-    return neobert_state(source, config.model, tokenizer.num_tokens)
-
-
 def _near(path: Path) -> list[Path]:
     folder = path if path.is_dir() else path.parent
     return [folder, *folder.absolute().parents[:3]]
@@ -140,7 +118,7 @@ def _run_config(
     trainer, ranks = config.trainer, int(source.counters.get("world_size") or _num_ranks(source.path))
     rows = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * ranks
     model = {f"model.{name}": value for name, value in state.model.model_dump().items()}
-    if isinstance(state.model, MpnetConfig):
+    if first_weights.folder_of(state.model):
         model["model.init_from"] = None
     return config.changed({
         **model,

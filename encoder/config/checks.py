@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from enc.encoder.config.launch_checks import launch_rules
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.models.registry import ARCHITECTURES, architecture_of
 
 Finding = tuple[tuple[str, ...], str]
 
@@ -60,34 +59,16 @@ def _model_rules(config: RunConfig) -> Iterator[Finding]:
                 f"{', '.join(map(str, sorted(near)))} would"
             ),
         )
-    elif isinstance(model, NeoBertConfig) and model.rope and (model.hidden_size // model.num_attention_heads) % 2:
-        size = model.hidden_size // model.num_attention_heads
-        yield keys, f"is {model.num_attention_heads}, which makes heads of {size}; rotary positions need an even size"
-    if isinstance(model, MpnetConfig):
-        yield from _mpnet_rules(model)
-    if not isinstance(model, NeoBertConfig):
-        return
-    if model.ngpt and not (model.rope and model.hidden_act == "swiglu"):
-        yield ("model.ngpt", "model.rope", "model.hidden_act"), "needs model.rope true and model.hidden_act swiglu"
-    if model.decoder_bias and model.tie_word_embeddings and not model.ngpt:
-        yield ("model.decoder_bias", "model.tie_word_embeddings"), "needs model.tie_word_embeddings false"
-
-
-def _mpnet_rules(model: MpnetConfig) -> Iterator[Finding]:
-    if model.max_distance <= model.num_buckets // 4:
-        yield (
-            ("model.relative_attention_max_distance", "model.relative_attention_num_buckets"),
-            f"is {model.max_distance}, but a quarter of the {model.num_buckets} buckets are of one distance each; it "
-            f"must be more than {model.num_buckets // 4}",
-        )
+    yield from architecture_of(model).rules(model)
 
 
 def _objective_rules(config: RunConfig) -> Iterator[Finding]:
-    if config.objective in ("mpnet", "plm") and not isinstance(config.model, MpnetConfig):
+    if config.objective not in ("auto", *architecture_of(config.model).objectives):
+        able = [name for name, other in ARCHITECTURES.items() if config.objective in other.objectives]
         yield (
             ("objective", "model.type"),
-            f"is {config.objective}, whose two streams of attention only an MPNet has; set model.type mpnet, or "
-            "objective mlm",
+            f"is {config.objective}, for which a {config.model.type} has not the attention; set model.type "
+            f"{' or '.join(able)}, or objective {architecture_of(config.model).objectives[0]}",
         )
     collator = config.datacollator
     if collator.mask_replace_prob + collator.random_replace_prob > 1:

@@ -7,7 +7,7 @@ for compatibility: another value than its default draws a warning that says why 
 Reading YAML, overrides and all error reporting: `enc.encoder.config.load`. Rules that span fields: `config_checks`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import Discriminator, Tag
@@ -16,8 +16,9 @@ from enc.encoder.config.launch import LaunchConfig
 from enc.encoder.config.tasks import ContrastiveConfig, GlueConfig, MtebConfig
 from enc.encoder.data.config import DataCollatorConfig, DatasetConfig, TokenizerConfig
 from enc.encoder.engine.config import ParallelConfig
-from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.models.registry import ARCHITECTURES, architecture_of
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.run.config import TrainerConfig, WandbConfig
 from enc.encoder.section import Bool, Count, NoEffect, NotBuilt, Section
@@ -25,12 +26,16 @@ from enc.encoder.section import Bool, Count, NoEffect, NotBuilt, Section
 
 def _model_type(value: Any) -> str:
     name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "mpnet" if name == "mpnet" else "neobert"
+    return name if name in ARCHITECTURES else next(iter(ARCHITECTURES))
 
 
-AnyModelConfig = Annotated[
-    Annotated[NeoBertConfig, Tag("neobert")] | Annotated[MpnetConfig, Tag("mpnet")], Discriminator(_model_type)
-]
+if TYPE_CHECKING:
+    AnyModelConfig = ModelConfig
+else:
+    AnyModelConfig = Annotated[
+        Union[tuple(Annotated[known.config, Tag(name)] for name, known in ARCHITECTURES.items())],  # noqa: UP007
+        Discriminator(_model_type),
+    ]
 
 
 class RunConfig(Section):
@@ -72,9 +77,7 @@ class RunConfig(Section):
     @property
     def trained_objective(self) -> str:
         """What is learnt: `objective`, with `auto` resolved."""
-        if self.objective != "auto":
-            return self.objective
-        return "mpnet" if isinstance(self.model, MpnetConfig) else "mlm"
+        return architecture_of(self.model).objectives[0] if self.objective == "auto" else self.objective
 
     @property
     def row_length(self) -> int:

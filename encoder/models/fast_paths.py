@@ -4,8 +4,7 @@ import torch
 
 from enc.encoder.errors import UsageError
 from enc.encoder.models.config import ModelConfig
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.models.registry import architecture_of
 from enc.kernels import chips, masked_ce, norms, varlen_attention
 
 
@@ -31,11 +30,7 @@ def allow_kernels(model: ModelConfig, device: str, dtype: torch.dtype) -> None:
 def attention(model: ModelConfig, device: str, dtype: torch.dtype) -> tuple[str, str | None]:
     """Return what computes attention, and why it is no fused kernel, None if it is one."""
     asked = device, dtype, model.hidden_size // model.num_attention_heads
-    bias, dropout = False, False
-    if isinstance(model, MpnetConfig):
-        bias, dropout = True, model.attention_dropout_prob > 0
-    elif isinstance(model, NeoBertConfig):
-        dropout = model.dropout_prob > 0
+    bias, dropout = architecture_of(model).attention(model)
     return (
         varlen_attention.backend(*asked, bias=bias, dropout=dropout),
         varlen_attention.why_not(*asked, bias=bias, dropout=dropout),

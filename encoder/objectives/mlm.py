@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import IGNORE, Microbatch
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.kernels.masked_ce import MaskedCE, from_logits, masked_ce
 
 
@@ -40,7 +38,7 @@ class MlmObjective(nn.Module):
 
     def __init__(
         self,
-        model: NeoBertForMaskedLM | MpnetForMaskedLM,
+        model: Any,  # a MaskedLanguageModel
         num_tokens: int,
         *,
         full_logits: bool = False,

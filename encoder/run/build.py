@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,18 +18,12 @@ from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.engine.interface import Engine
 from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
 from enc.encoder.errors import UsageError
-from enc.encoder.models.mpnet import model as mpnet
-from enc.encoder.models.mpnet import pretrained
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM
-from enc.encoder.models.neobert import model as neobert
-from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models import build as models
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.ranks import Ranks
 from enc.encoder.signals import die_with_parent, shield_worker
 from enc.encoder.sizing.batch_split import BatchSplit
-from enc.encoder.sizing.sizes import padded_vocab_size
 
 _MAX_WORKERS = 16
 
@@ -125,19 +120,10 @@ def _init_worker(worker_id: int) -> None:
     shield_worker(worker_id)
 
 
-AnyModel = NeoBertForMaskedLM | MpnetForMaskedLM
-
-
-def build_model(config: RunConfig, num_tokens: int) -> tuple[AnyModel, MlmObjective]:
-    """Return the model with its first weights, and its training objective."""
-    model: AnyModel
-    if isinstance(config.model, MpnetConfig):
-        model = MpnetForMaskedLM(config.model, num_tokens)
-        mpnet.init_weights(model, config.model, config.seed)
-    else:
-        assert isinstance(config.model, NeoBertConfig)
-        model = NeoBertForMaskedLM(config.model, num_tokens)
-        neobert.init_weights(model, config.model, config.seed)
+def build_model(config: RunConfig, num_tokens: int) -> tuple[Any, MlmObjective]:
+    """Return the model with its first weights, a `MaskedLanguageModel`, and its training objective."""
+    model: Any = models.build_model(config.model, num_tokens)
+    models.init_weights(model, config.model, config.seed)
     trainer, parallel = config.trainer, config.parallel
     if trainer.gradient_checkpointing:
         model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)
@@ -153,15 +139,8 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[AnyModel, MlmObject
     return model, objective
 
 
-def fill_from_pretrained(model: AnyModel, config: RunConfig) -> None:
-    """Give a model the weights that `model.init_from` names, if it names any."""
-    if isinstance(config.model, MpnetConfig) and config.model.init_from:
-        assert isinstance(model, MpnetForMaskedLM)
-        pretrained.load(model, Path(config.model.init_from), model.num_tokens)
-
-
 def build_engine(
-    config: RunConfig, model: AnyModel, objective: MlmObjective, split: BatchSplit, device: torch.device
+    config: RunConfig, model: Any, objective: MlmObjective, split: BatchSplit, device: torch.device
 ) -> Engine:
     """Compile the model if asked, put it on its device and wrap it in the engine of the config."""
     trainer, optimizer, engine = config.trainer, config.optimizer, config.parallel.engine

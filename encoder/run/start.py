@@ -19,14 +19,12 @@ from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
-from enc.encoder.models import fast_paths
-from enc.encoder.models.mpnet.config import MpnetConfig
+from enc.encoder.models import fast_paths, first_weights
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.run.build import (
     build_engine,
     build_model,
     eval_batches,
-    fill_from_pretrained,
     num_workers,
     open_data,
     train_loader,
@@ -49,7 +47,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     split = split_batch(config.trainer, ranks.world_size)
     model, objective = build_model(config, data.tokenizer.num_tokens)
     if not trainer.resume_from_checkpoint:
-        fill_from_pretrained(model, config)
+        first_weights.load(model, config.model, model.num_tokens)
     engine = build_engine(config, model, objective, split, hardware.device)
     first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
     beat.mark("warm_up")
@@ -146,9 +144,8 @@ def _objective(config: RunConfig) -> str:
 
 
 def _first_weights(run: Run) -> list[tuple[str, str]]:
-    model = run.config.model
-    folder = model.init_from if isinstance(model, MpnetConfig) and not run.state.step else None
-    return [("first weights", folder)] if folder else []
+    folder = None if run.state.step else first_weights.folder_of(run.config.model)
+    return [("first weights", str(folder))] if folder else []
 
 
 def main(run_dir: Path) -> NoReturn:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.sizing import sizes
+from enc.encoder.sizing.sizes import (
+    block_parameters,
+    feed_forward_width,
+    num_parameters,
+    parameter_shapes,
+    states_per_token,
+)
 
 MOMENTS = 2  # of Adam
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded
@@ -75,7 +81,7 @@ def static_bytes(config: RunConfig, world_size: int) -> StaticBytes:
 
 def step_bytes(config: RunConfig, world_size: int, rows: int) -> StepBytes:
     """Estimate what a step adds at its peak, with microbatches of `rows` rows."""
-    params = sizes.num_parameters(config.model)
+    params = num_parameters(config.model)
     return StepBytes(
         gradients=_step_gradients(config, world_size, params),
         copies=_weight_copies(config, params),
@@ -127,7 +133,7 @@ def low_precision(config: RunConfig) -> bool:
 
 
 def _ddp_static(config: RunConfig, world_size: int) -> StaticBytes:
-    whole = 4 * sizes.num_parameters(config.model)
+    whole = 4 * num_parameters(config.model)
     # Gradients are views of DDP's buckets, which stay; one rank has none and frees its gradients.
     return StaticBytes(weights=whole, gradients=whole if world_size > 1 else 0, moments=MOMENTS * whole)
 
@@ -135,7 +141,7 @@ def _ddp_static(config: RunConfig, world_size: int) -> StaticBytes:
 def _fsdp_static(config: RunConfig, world_size: int) -> StaticBytes:
     shards = world_size // config.parallel.replicate
     # Each parameter is cut along its first axis; the first rank has the larger part of an uneven one.
-    own = 4 * sum(ceil(shape[0] / shards) * prod(shape[1:]) for shape in sizes.parameter_shapes(config.model).values())
+    own = 4 * sum(ceil(shape[0] / shards) * prod(shape[1:]) for shape in parameter_shapes(config.model).values())
     if config.parallel.offload == "parameters":
         return StaticBytes(host_state=(1 + MOMENTS) * own)
     return StaticBytes(weights=own, moments=MOMENTS * own)
@@ -143,7 +149,7 @@ def _fsdp_static(config: RunConfig, world_size: int) -> StaticBytes:
 
 def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
     """ZeRO 0 to 2: whole weights on each rank, from 1 on beside a flat fp32 partition with its moments."""
-    params = sizes.num_parameters(config.model)
+    params = num_parameters(config.model)
     width = 2 if low_precision(config) else 4
     if config.parallel.zero_stage == 0:
         return StaticBytes(weights=4 * params, moments=MOMENTS * 4 * params)
@@ -151,7 +157,7 @@ def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
     params = ceil(params / unit) * unit
     own = params // world_size
     if config.parallel.offload == "optimizer":
-        largest = max(prod(shape) for shape in sizes.parameter_shapes(config.model).values())
+        largest = max(prod(shape) for shape in parameter_shapes(config.model).values())
         return StaticBytes(
             weights=width * params,
             buffers=width * largest,
@@ -168,7 +174,7 @@ def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
 
 
 def _zero3_static(config: RunConfig, world_size: int) -> StaticBytes:
-    counts = [prod(shape) for shape in sizes.parameter_shapes(config.model).values()]
+    counts = [prod(shape) for shape in parameter_shapes(config.model).values()]
     own = sum(ceil(count / world_size) for count in counts)
     width = 2 if low_precision(config) else 4
     persistent = width * sum(count for count in counts if count <= _PERSISTENT)
@@ -206,7 +212,7 @@ def _weight_copies(config: RunConfig, params: int) -> int:
     """Return the bytes of weights that are gathered from other ranks, or that autocast keeps in bf16."""
     parallel, bf16 = config.parallel, config.trainer.mixed_precision == "bf16"
     width = 2 if bf16 else 4
-    block = sizes.block_parameters(config.model) // config.model.num_hidden_layers
+    block = block_parameters(config.model)
     root = params - config.model.num_hidden_layers * block
     if parallel.engine == "fsdp":
         gathered = root + (2 * block if parallel.reshard_after_forward else params - root)
@@ -220,7 +226,7 @@ def _buckets(config: RunConfig, params: int) -> int:
     """Return the bytes of gradients on their way: what is being summed over ranks, in copies."""
     parallel = config.parallel
     if parallel.engine == "fsdp":  # a block's gradients as computed, and as they are sent
-        block = sizes.block_parameters(config.model) // config.model.num_hidden_layers
+        block = block_parameters(config.model)
         root = params - config.model.num_hidden_layers * block
         wire = 2 if parallel.reduce_dtype == "bf16" else 4
         return max(block, root) * (wire + (2 if config.trainer.mixed_precision == "bf16" else 4))
@@ -246,8 +252,8 @@ def _activations(config: RunConfig, rows: int) -> int:
     """
     model, trainer, parallel = config.model, config.trainer, config.parallel
     text, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
-    tokens = ceil(text * sizes.states_per_token(config)[0])
-    hidden, layers, inner = model.hidden_size, model.num_hidden_layers, sizes.feed_forward_width(model)
+    tokens = ceil(text * states_per_token(config)[0])
+    hidden, layers, inner = model.hidden_size, model.num_hidden_layers, feed_forward_width(model)
     of_all = 4 * hidden + 4 * hidden * width  # its input, normalised; keys and values; rotated keys
     of_computed = 4 * hidden + (4 * hidden + 4 * inner) * width  # which are the labelled ones in the last block
     block = tokens * (of_all + of_computed)
@@ -266,7 +272,7 @@ def _loss(config: RunConfig, rows: int) -> int:
     model, bf16 = config.model, config.trainer.mixed_precision == "bf16"
     width, tokens = 2 if bf16 else 4, rows * config.row_length
     if not config.trainer.masked_logits_only_loss:
-        return ceil(tokens * sizes.states_per_token(config)[0]) * model.vocab_size * (width + 4 + 4)
+        return ceil(tokens * states_per_token(config)[0]) * model.vocab_size * (width + 4 + 4)
     labels = ceil(tokens * config.datacollator.mlm_probability)
     logits = min(labels * model.vocab_size * width, _LOGIT_BLOCK_BYTES)
     matrix = model.vocab_size * model.hidden_size

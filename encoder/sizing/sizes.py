@@ -1,109 +1,28 @@
 """Parameters, floating-point operations and bytes of a model, from its config alone (no torch).
 
-Legend: H hidden size, F feed-forward width, L layers, V vocabulary rows, P tokens that are predicted.
+Legend: H hidden size, L layers, V vocabulary rows, P tokens that are predicted.
 """
 
 from math import prod
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.config import ModelConfig
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.neobert.config import NeoBertConfig
-
-VOCAB_MULTIPLE = 128
-
-
-def padded_vocab_size(num_tokens: int) -> int:
-    """Round a tokenizer's size up to a multiple of 128; the added rows are inert."""
-    return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+from enc.encoder.models.registry import architecture_of
 
 
 def feed_forward_width(model: ModelConfig) -> int:
-    """Return F: 2/3 of `intermediate_size` rounded up to a multiple of 8 for SwiGLU, else `intermediate_size`."""
-    if not _gated(model) or (isinstance(model, NeoBertConfig) and model.ngpt):
-        return model.intermediate_size
-    return -(-int(2 * model.intermediate_size / 3) // 8) * 8
-
-
-def _gated(model: ModelConfig) -> bool:
-    return isinstance(model, NeoBertConfig) and model.hidden_act == "swiglu"
+    """Return the width of the feed-forward as it is computed."""
+    return architecture_of(model).feed_forward_width(model)
 
 
 def block_parameters(model: ModelConfig) -> int:
-    """Return the matrix parameters of all transformer blocks (norms, biases and scales not counted)."""
-    matrices = 3 if _gated(model) else 2
-    per_block = 4 * model.hidden_size**2 + matrices * model.hidden_size * feed_forward_width(model)
-    return model.num_hidden_layers * per_block
+    """Return the matrix parameters of one transformer block, all of them (norms, biases and scales not counted)."""
+    return architecture_of(model).block_parameters(model)[1]
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every trained parameter under its name in the model; a tied head has none of its own."""
-    if isinstance(model, MpnetConfig):
-        return _mpnet_shapes(model)
-    assert isinstance(model, NeoBertConfig)
-    hidden, rows = model.hidden_size, model.vocab_size
-    shapes: dict[str, tuple[int, ...]] = {"model.encoder.weight": (rows, hidden)}
-    if not model.rope:
-        shapes["model.positional_embedding.weight"] = (model.max_position_embeddings + 1, hidden)
-    block = _ngpt_block_shapes(model) if model.ngpt else _block_shapes(model)
-    for layer in range(model.num_hidden_layers):
-        shapes |= {f"model.transformer_encoder.{layer}.{name}": shape for name, shape in block.items()}
-    if not model.ngpt:
-        shapes |= _norm_shapes("model.layer_norm", model)
-        if model.tie_word_embeddings:
-            return shapes
-    shapes["decoder.weight"] = (rows, hidden)
-    return shapes | {"decoder.bias": (rows,)} if model.decoder_bias else shapes
-
-
-def _mpnet_shapes(model: MpnetConfig) -> dict[str, tuple[int, ...]]:
-    hidden, inner = model.hidden_size, model.intermediate_size
-    tables = {
-        "word_embeddings": (model.vocab_size, hidden),
-        "position_embeddings": (model.max_position_embeddings + 2, hidden),
-    }
-    matrices = {
-        **{f"attention.attn.{name}": (hidden, hidden) for name in "qkvo"},
-        "intermediate.dense": (inner, hidden),
-        "output.dense": (hidden, inner),
-    }
-    norms = ["mpnet.embeddings.LayerNorm", "lm_head.layer_norm"]
-    norms += ["mpnet.encoder.LayerNorm"] if model.normalize_before else []
-    linear = {"lm_head.dense": (hidden, hidden)}
-    for layer in (f"mpnet.encoder.layer.{index}" for index in range(model.num_hidden_layers)):
-        linear |= {f"{layer}.{name}": shape for name, shape in matrices.items()}
-        norms += [f"{layer}.attention.LayerNorm", f"{layer}.output.LayerNorm"]
-    shapes: dict[str, tuple[int, ...]] = {f"mpnet.embeddings.{name}.weight": shape for name, shape in tables.items()}
-    shapes["mpnet.encoder.relative_attention_bias.weight"] = (model.num_buckets, model.num_attention_heads)
-    for name, shape in linear.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    for name in norms:
-        shapes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
-    return {**shapes, "lm_head.bias": (model.vocab_size,)}
-
-
-def _block_shapes(model: NeoBertConfig) -> dict[str, tuple[int, ...]]:
-    hidden, width = model.hidden_size, feed_forward_width(model)
-    up, down = (width, hidden), (hidden, width)
-    gelu = {"ffn.0.weight": up, "ffn.2.weight": down}
-    swiglu = {"ffn.w1.weight": up, "ffn.w2.weight": up, "ffn.w3.weight": down}
-    norms = _norm_shapes("attention_norm", model) | _norm_shapes("ffn_norm", model)
-    attention: dict[str, tuple[int, ...]] = {"qkv.weight": (3 * hidden, hidden), "wo.weight": (hidden, hidden)}
-    return attention | (gelu if model.hidden_act == "gelu" else swiglu) | norms
-
-
-def _ngpt_block_shapes(model: NeoBertConfig) -> dict[str, tuple[int, ...]]:
-    hidden, width = model.hidden_size, feed_forward_width(model)
-    return {
-        "qkv.weight": (3 * hidden, hidden), "wo.weight": (hidden, hidden),
-        "c_fc.weight": (2 * width, hidden), "mlp_c_proj.weight": (hidden, width),
-        "attn_alpha": (hidden,), "mlp_alpha": (hidden,), "sqk": (hidden,), "suv": (2 * width,),
-    }  # fmt: skip
-
-
-def _norm_shapes(name: str, model: NeoBertConfig) -> dict[str, tuple[int, ...]]:
-    kinds = ("weight",) if model.rms_norm else ("weight", "bias")
-    return {f"{name}.{kind}": (model.hidden_size,) for kind in kinds}
+    return architecture_of(model).shapes(model)
 
 
 def num_parameters(model: ModelConfig) -> int:
@@ -135,12 +54,12 @@ def training_flops(
     key and value, labels spread evenly, unless it is computed whole.
     """
     last = num_states if whole_last_layer else num_labels
-    block, key_value = block_parameters(model) // model.num_hidden_layers, 2 * model.hidden_size**2
+    architecture = architecture_of(model)
+    block, key_value = architecture.block_parameters(model)[0], 2 * model.hidden_size**2
     layers = model.num_hidden_layers - 1
     matrices = 6 * ((block - key_value) * (layers * num_states + last) + key_value * (layers + 1) * num_keys)
     attention = 12 * model.hidden_size * (layers * num_pairs + num_pairs * last // max(num_states, 1))
-    head = model.vocab_size + (model.hidden_size if isinstance(model, MpnetConfig) else 0)
-    return matrices + attention + 6 * model.hidden_size * head * num_labels
+    return matrices + attention + 6 * architecture.head_parameters(model) * num_labels
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:

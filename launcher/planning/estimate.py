@@ -5,8 +5,9 @@ from typing import Any
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import Gpu
-from enc.encoder.sizing import memory, sizes
+from enc.encoder.sizing import memory
 from enc.encoder.sizing.batch_split import split_batch
+from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters, states_per_token, training_flops
 from enc.launcher.planning.engine_choice import USABLE
 
 
@@ -97,15 +98,15 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
     split, row = split_batch(config.trainer, cluster.ranks), config.row_length
     tokens = split.rows_per_step * row
     labels = round(tokens * config.datacollator.mlm_probability)
-    states, keys = (round(tokens * share) for share in sizes.states_per_token(config))
-    flops = sizes.training_flops(
+    states, keys = (round(tokens * share) for share in states_per_token(config))
+    flops = training_flops(
         config.model, states, keys, states * keys // split.rows_per_step, labels,
         not config.trainer.last_layer_of_labels_only,
     )  # fmt: skip
     rate = cluster.ranks * cluster.gpu.peak_flops(config.trainer.mixed_precision == "bf16") * mfu
     steps = config.trainer.max_steps
     return {
-        "parameters": sizes.num_parameters(config.model),
+        "parameters": num_parameters(config.model),
         "global_batch_size": split.rows_per_step,
         "gradient_accumulation_steps": split.accumulation,
         "rows_per_microbatch": split.rows_per_microbatch,
@@ -117,7 +118,7 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
         "step_s": flops / rate,
         "hours": flops * steps / rate / 3600,
         "gpu_hours": flops * steps / rate / 3600 * cluster.ranks,
-        "checkpoint_bytes": sizes.checkpoint_bytes(config.model),
+        "checkpoint_bytes": checkpoint_bytes(config.model),
     }
 
 

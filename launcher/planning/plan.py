@@ -14,11 +14,11 @@ from enc.encoder.data.preprocess import store_path
 from enc.encoder.data.store import TokenStore, data_fingerprint, read_manifest
 from enc.encoder.engine.settings import check_replicas, engine_files, engine_name, own_settings
 from enc.encoder.errors import UsageError
-from enc.encoder.models.mpnet import pretrained
-from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing import sizes
+from enc.encoder.models import first_weights
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts
+from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters
 from enc.launcher.machine.devices import default_ranks, device_bytes, num_gpus
 from enc.launcher.planning.engine_choice import choose_engine
 
@@ -64,9 +64,9 @@ class Plan:
             "total_tokens": self.tokens_per_step * trainer.max_steps,
             "corpus_tokens": self.train_tokens,
             "vocab_size": model.vocab_size,
-            "parameters": sizes.num_parameters(model),
+            "parameters": num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(model) / 2**20, 1),
+            "checkpoint_mb": round(checkpoint_bytes(model) / 2**20, 1),
         }
 
 
@@ -81,10 +81,12 @@ def make_plan(config: RunConfig) -> Plan:
     _check_best(config, store, manifest)
     num_tokens = manifest["tokenizer"]["num_tokens"] if manifest else _expected_tokens(config)
     if not config.trainer.resume_from_checkpoint:
-        pretrained.check(config, num_tokens if manifest else None, store / "tokenizer" if manifest else None)
+        tokenizer_dir = store / "tokenizer" if manifest else None
+        trained = config.tokenizer.train is not None
+        first_weights.check(config.model, trained, num_tokens if manifest else None, tokenizer_dir)
     pad_id = json.loads((store / "tokenizer_info.json").read_text())["pad_token_id"] if manifest else None
     updates: dict[str, Any] = {
-        "model.vocab_size": sizes.padded_vocab_size(num_tokens),
+        "model.vocab_size": padded_vocab_size(num_tokens),
         "model.pad_token_id": config.model.pad_token_id if pad_id is None else pad_id,
         "trainer.global_batch_size": split.rows_per_step,
         "launch.nproc_per_node": per_node,
@@ -162,7 +164,7 @@ def _expected_tokens(config: RunConfig) -> int:
 
 def with_expected_vocabulary(config: RunConfig) -> RunConfig:
     """Return the config with the embedding rows that it will have, as far as is known without a token store."""
-    return config.changed({"model.vocab_size": sizes.padded_vocab_size(_expected_tokens(config))})
+    return config.changed({"model.vocab_size": padded_vocab_size(_expected_tokens(config))})
 
 
 def render(plan: Plan) -> dict[str, str]:
@@ -183,14 +185,16 @@ def self_contained(plan: Plan) -> RunConfig:
         updates["trainer.tensorboard_dir"] = str(Path(plan.config.trainer.tensorboard_dir).absolute())
     if plan.config.tokenizer.train is None:
         updates["tokenizer.path"] = str(plan.store / "tokenizer")
-    if isinstance(plan.config.model, MpnetConfig) and plan.config.model.init_from:
-        updates["model.init_from"] = str(Path(plan.config.model.init_from).absolute())
+    if folder := first_weights.folder_of(plan.config.model):
+        updates["model.init_from"] = str(folder.absolute())
     return plan.config.changed(updates)
 
 
 def plan_notes(plan: Plan) -> list[str]:
     """Return what a person should know before the run starts: settings without effect, weights that are not given."""
-    return [f"Note: {text}" for text in (*unused_settings(plan.config), *pretrained.notes(plan.config))]
+    goes_on = plan.config.trainer.resume_from_checkpoint
+    found = [] if goes_on else first_weights.notes(plan.config.model)
+    return [f"Note: {text}" for text in (*unused_settings(plan.config), *found)]
 
 
 def store_fingerprint(plan: Plan) -> str | None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
-from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters, padded_vocab_size
+from enc.encoder.models.vocabulary import padded_vocab_size
+from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters
 
 _SAVE_STEPS = 4
 _ENC = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]

@@ -63,9 +63,10 @@ from enc.encoder.data.sources.python_docs import python_docs
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import jsonable, printable
 from enc.encoder.run.build import num_workers
-from enc.encoder.sizing.sizes import feed_forward_width, num_parameters, padded_vocab_size
+from enc.encoder.sizing.sizes import feed_forward_width, num_parameters
 from enc.tools.bench.clocks import spread
 from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, refuse_unknown, write_page
 from enc.tools.bench.step_profile import PROFILE_ADVICE, profile_step, profile_table

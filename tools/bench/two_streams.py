@@ -44,10 +44,11 @@ from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.keyed import numpy_rng
+from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import MpnetForMaskedLM, init_weights
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.objectives.mlm import MlmObjective
-from enc.encoder.sizing.sizes import padded_vocab_size
 from enc.kernels.attention_rules import relative_buckets
 from enc.kernels.masked_ce import masked_ce
 from enc.tools.bench.clocks import Work, extra_bytes, in_turn, make_timer, spread

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
-
-from enc.encoder.run.build import AnyModel
 
 
 @dataclass(frozen=True)
@@ -14,12 +13,14 @@ class ExportTarget:
 
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
-    trained: AnyModel
+    trained: Any  # a MaskedLanguageModel
     """The model of this package, to be filled with the weights."""
     vocabulary: tuple[str, ...]
     """Tensors with a row for each token."""
     longest: int
     """Tokens of the longest text."""
+    tag: str
+    """What the model card is filed under."""
     architecture: dict[str, str]
     """Rows of the model card."""
     code: Path | None = None

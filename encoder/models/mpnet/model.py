@@ -19,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, attend, matmul_dtype, recomputed
+from enc.encoder.models.mpnet.architecture import POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing.sizes import padded_vocab_size
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.kernels.attention_rules import RelativeBias
 from enc.kernels.dropout import dropout
-
-POSITION_OFFSET = 2  # rows 0 and 1 of the position table are never read: fairseq gave 1 to padding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -199,23 +197,6 @@ class MpnetForMaskedLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of every row of the vocabulary, the inert ones too, (M, V)."""
         return F.linear(self.transform(hidden), self.head_weight, self.head_bias)
-
-
-@torch.no_grad()
-def init_weights(model: MpnetForMaskedLM, config: MpnetConfig, seed: int) -> None:
-    """Fill every parameter from its own name and the seed, as BERT does.
-
-    Matrices are normal with deviation `initializer_range`, biases and the embedding of padding are 0, norms start as
-    the identity.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            draw = torch.empty(parameter.shape).normal_(generator=torch_rng(seed, "init", name))
-            parameter.copy_(draw * config.initializer_range)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    model.head_weight[config.pad_token_id].zero_()
-    model.mpnet.embeddings.position_embeddings.weight[POSITION_OFFSET - 1].zero_()
 
 
 def _group(**members: nn.Module) -> nn.Module:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
+from enc.encoder.models.mpnet.architecture import MPNET
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.sizing.sizes import padded_vocab_size, parameter_shapes
+from enc.encoder.models.vocabulary import padded_vocab_size
 
 if TYPE_CHECKING:
     from enc.encoder.models.mpnet.model import MpnetForMaskedLM
@@ -103,11 +103,6 @@ def mpnet_keys(found: dict[str, Any], where: Path) -> dict[str, Any]:
     return {**keys, "max_position_embeddings": positions, "normalize_before": False, **relative}
 
 
-def is_mpnet(found: dict[str, Any]) -> bool:
-    """Tell whether a config.json is that of an MPNet, transformers' or ours."""
-    return found.get("model_type") in ("mpnet", "enc_mpnet")
-
-
 def own_name(name: str) -> str | None:
     """Return the name here of a tensor of MPNetModel or MPNetForMaskedLM; None for what there is none of here.
 
@@ -139,7 +134,7 @@ def open_pretrained(folder: Path) -> Pretrained:
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is damaged or cannot be read: {error}. Copy it again.") from None
     names = {own: name for name in shapes if (own := own_name(name))}
-    wanted = parameter_shapes(_section(keys, num_tokens))
+    wanted = MPNET.shapes(_section(keys, num_tokens))
     if not any(name.startswith("lm_head.") for name in names):
         wanted = {name: shape for name, shape in wanted.items() if not name.startswith("lm_head.")}
     bad = [name for name, shape in wanted.items() if name not in names or shapes[names[name]] != shape]
@@ -164,16 +159,15 @@ def _section(keys: dict[str, Any], num_tokens: int) -> MpnetConfig:
 # --- before a launch -------------------------------------------------------------------------------------------------
 
 
-def check(config: RunConfig, num_tokens: int | None, tokenizer_dir: Path | None) -> None:
-    """Compare the folder of `model.init_from` with a config and its tokenizer, as far as that is there already.
+def check(
+    folder: Path, model: MpnetConfig, trains_tokenizer: bool, num_tokens: int | None, tokenizer_dir: Path | None
+) -> None:
+    """Compare the folder of `model.init_from` with a model section and its tokenizer, as far as that is there already.
 
     Raises UsageError when the folder is not whole or does not go with them.
     """
-    model = config.model
-    if not isinstance(model, MpnetConfig) or model.init_from is None:
-        return
-    found = open_pretrained(Path(model.init_from))
-    if config.tokenizer.train is not None:
+    found = open_pretrained(folder)
+    if trains_tokenizer:
         raise UsageError(
             f"model.init_from {found.folder} brings a vocabulary, and tokenizer.train makes another one. Name the "
             "tokenizer that the weights were trained with in tokenizer.path, or drop model.init_from."
@@ -240,12 +234,9 @@ def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
     return vocab | {token.get("content"): token.get("id") for token in tokens} if isinstance(vocab, dict) else {}
 
 
-def notes(config: RunConfig) -> list[str]:
+def notes(folder: Path, model: MpnetConfig) -> list[str]:
     """Return what of the first weights does not come from the folder of `model.init_from`, a sentence each."""
-    model = config.model
-    if not isinstance(model, MpnetConfig) or model.init_from is None or config.trainer.resume_from_checkpoint:
-        return []
-    found, said = open_pretrained(Path(model.init_from)), []
+    found, said = open_pretrained(folder), []
     if not found.has_head:
         said.append(f"{found.folder} has no language-model head (lm_head); it starts with weights drawn from the seed.")
     extra = model.max_position_embeddings - found.keys["max_position_embeddings"]

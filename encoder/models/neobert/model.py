@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.keyed import torch_rng
 from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
+from enc.encoder.models.neobert.architecture import feed_forward_width
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.sizing.sizes import feed_forward_width, padded_vocab_size
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.kernels.dropout import dropout
 from enc.kernels.rope import rotations
 
@@ -197,26 +197,6 @@ class NeoBertForMaskedLM(nn.Module):
         """Return the scores of every row of the vocabulary, the inert ones too, (T, V)."""
         logits = F.linear(hidden, self.head_weight, self.head_bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-
-@torch.no_grad()
-def init_weights(model: nn.Module, config: NeoBertConfig, seed: int) -> None:
-    """Fill every parameter from its own name and the seed, so that neither order nor sharding matters.
-
-    Matrices are uniform in +-``decoder_init_range``, embeddings in +-``embedding_init_range``; norms start as the
-    identity and nGPT's scales at ``base_scale``.
-    """
-    for name, parameter in model.named_parameters():
-        *_, owner, kind = name.split(".")
-        if parameter.dim() == 2:
-            embedding = owner in ("encoder", "positional_embedding")
-            bound = config.embedding_init_range if embedding else config.decoder_init_range
-            draw = torch.empty(parameter.shape).uniform_(-bound, bound, generator=torch_rng(seed, "init", name))
-            parameter.copy_(draw)
-        elif kind == "bias":
-            parameter.zero_()
-        else:
-            parameter.fill_(config.base_scale if kind in ("attn_alpha", "mlp_alpha", "sqk") else 1.0)
 
 
 def _norm(config: NeoBertConfig) -> nn.Module:

@@ -36,7 +36,7 @@ _AUTO_CLASSES = {
 }
 
 
-def neobert_target(config: NeoBertConfig, num_tokens: int) -> ExportTarget:
+def neobert_target(config: NeoBertConfig, _tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
     """Return a NeoBERT for transformers. Raises UsageError for an nGPT."""
     if config.ngpt:
         raise UsageError(
@@ -48,6 +48,7 @@ def neobert_target(config: NeoBertConfig, num_tokens: int) -> ExportTarget:
         trained=NeoBertForMaskedLM(config, num_tokens),
         vocabulary=("model.encoder.weight", "decoder.weight", "decoder.bias"),
         longest=config.max_position_embeddings,
+        tag="neobert",
         architecture={
             "Layers": str(config.num_hidden_layers),
             "Hidden size": str(config.hidden_size),

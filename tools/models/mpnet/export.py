@@ -7,8 +7,9 @@ from transformers import MPNetConfig, MPNetForMaskedLM, PreTrainedConfig
 
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.models.mpnet import modeling_mpnet
+from enc.encoder.models.mpnet.architecture import POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import POSITION_OFFSET, MpnetForMaskedLM
+from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.mpnet.modeling_mpnet import EncMPNetConfig, EncMPNetForMaskedLM
 from enc.encoder.models.mpnet.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID
 from enc.tools.models.export_target import ExportTarget
@@ -35,8 +36,9 @@ _AUTO_CLASSES = {
 }
 
 
-def mpnet_target(config: MpnetConfig, tokenizer: EncoderTokenizer, num_tokens: int) -> ExportTarget:
+def mpnet_target(config: MpnetConfig, tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
     """Return an MPNet for transformers, its own class where that computes the same."""
+    tokenizer = EncoderTokenizer.load(tokenizer_dir)
     reasons = why_not_native(config, tokenizer.pad_id)
     ids = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     native_form = "Written as transformers' own MPNetForMaskedLM."
@@ -50,6 +52,7 @@ def mpnet_target(config: MpnetConfig, tokenizer: EncoderTokenizer, num_tokens: i
         trained=MpnetForMaskedLM(config, num_tokens),
         vocabulary=("mpnet.embeddings.word_embeddings.weight", "lm_head.bias"),
         longest=config.max_position_embeddings,
+        tag="mpnet",
         architecture={
             "Layers": str(config.num_hidden_layers),
             "Hidden size": str(config.hidden_size),

@@ -7,17 +7,19 @@ each id up to that of padding before the first position; here the first position
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet import pretrained
+from enc.encoder.models.mpnet.architecture import MPNET, POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.models.mpnet.model import POSITION_OFFSET
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import shown
-from enc.encoder.sizing.sizes import padded_vocab_size, parameter_shapes
 from enc.tools.models.fitting import Derived, Fit, ModelState, unused_rows
 from enc.tools.readers.annotated import FORMAT as ANNOTATED
 from enc.tools.readers.source import MOMENTS, Source, Stored
@@ -69,6 +71,13 @@ def own_tensors(name: str, tensor: Tensor, pad_id: int) -> dict[str, Tensor]:
     return dict(zip(names, tensor.chunk(len(names)), strict=True)) if names else {}
 
 
+def hub_keys(found: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the keys of a run config that the content of an MPNet's config.json gives. Raises as `mpnet_keys`."""
+    keys = {f"model.{name}": value for name, value in pretrained.mpnet_keys(found, file).items()}
+    longest = min(keys["model.max_position_embeddings"], DatasetConfig().max_seq_length)
+    return {"model.type": "mpnet", **keys, "dataset.max_seq_length": longest}
+
+
 # --- a checkpoint as a whole -----------------------------------------------------------------------------------------
 
 
@@ -98,7 +107,7 @@ def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer)
             )
     if EMBEDDING not in weights:
         raise UsageError(f"There is no embedding of an MPNet among the tensors of {source.path}: not an MPNet.")
-    fit = Fit(parameter_shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
+    fit = Fit(MPNET.shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
     fitted: dict[str, Stored] = {}
     for kind in MOMENTS if moments else ():
         of_kind = {name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")}

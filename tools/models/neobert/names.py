@@ -7,41 +7,55 @@ head saved as a copy of the embedding; an optimizer that numbers its parameters;
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.models.architecture import Parameter
+from enc.encoder.models.neobert.architecture import NEOBERT
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM
-from enc.encoder.optim.adamw import decays
+from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import shown
-from enc.encoder.sizing.sizes import padded_vocab_size
 from enc.tools.models.fitting import Derived, Fit, ModelState, refuse_misfits, unused_rows
 from enc.tools.readers.names import BUFFERS
 from enc.tools.readers.source import MOMENTS, Source, Stored
 
 EMBEDDING, HEAD, HEAD_BIAS = "model.encoder.weight", "decoder.weight", "decoder.bias"
 _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
+_HUB_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "rope", "rms_norm",
+    "norm_eps", "dropout_prob", "embedding_init_range", "decoder_init_range", "classifier_init_range", "ngpt",
+)  # fmt: skip
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
-def neobert_state(source: Source, model: NeoBertConfig, num_tokens: int) -> ModelState:
-    """Return the tensors of a NeoBERT source for a tokenizer of `num_tokens` tokens.
+def hub_keys(found: dict[str, Any], _file: Path) -> dict[str, Any]:
+    """Return the keys of a run config that the content of a NeoBERT's config.json gives."""
+    keys = {f"model.{name}": found[name] for name in _HUB_FIELDS if name in found}
+    keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
+    positions = found.get("max_position_embeddings", found.get("max_length"))
+    return {**keys, "model.max_position_embeddings": positions} if positions else keys
+
+
+def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokenizer) -> ModelState:
+    """Return the tensors of a NeoBERT source for its tokenizer.
 
     The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
     UsageError when the tensors do not fit the section or the tokenizer.
     """
-    weights = _clean(source.weights)
+    weights, num_tokens = _clean(source.weights), tokenizer.num_tokens
     tied = HEAD not in weights or _same(weights[EMBEDDING], weights[HEAD])
     head = {"tie_word_embeddings": tied, "decoder_bias": HEAD_BIAS in weights, "ngpt": model.ngpt}
     model = model.model_copy(update={**head, "vocab_size": padded_vocab_size(num_tokens)})
     if tied:
         weights.pop(HEAD, None)
-    shapes = _shapes(model, num_tokens)
+    shapes = NEOBERT.shapes(model)
     refuse_misfits(_split(weights), shapes, _VOCABULARY, source.path)
     numbered = any("#" in name for name in source.moments)
-    moments = _named(source, weights, shapes) if numbered else _clean(source.moments)
+    moments = _named(source, weights, NEOBERT.parameters(model)) if numbered else _clean(source.moments)
     fit = Fit(shapes, _VOCABULARY, unused_rows(weights, moments, EMBEDDING), source.path)
     rows = {kind: fit.fitted(_of_kind(moments, kind)) for kind in MOMENTS if moments}
     return ModelState(
@@ -71,12 +85,6 @@ def _same(a: Stored, b: Stored) -> bool:
     return a.spec == b.spec and torch.equal(a.read(), b.read())
 
 
-def _shapes(model: NeoBertConfig, num_tokens: int) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        built = NeoBertForMaskedLM(model, num_tokens)
-    return {name: tuple(p.shape) for name, p in built.named_parameters()}
-
-
 def _of_kind(moments: dict[str, Stored], kind: str) -> dict[str, Stored]:
     return _split({name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")})
 
@@ -101,17 +109,16 @@ def _rows(tensor: Stored, place: slice) -> Tensor:
 # --- numbered parameters ---------------------------------------------------------------------------------------------
 
 
-def _named(source: Source, weights: dict[str, Stored], shapes: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
+def _named(source: Source, weights: dict[str, Stored], parameters: dict[str, Parameter]) -> dict[str, Stored]:
     """Give numbered moments their names: parameters with weight decay in the model's order, then the others."""
     order = []
-    for name in shapes:
+    for name in parameters:
         packed = re.sub(r"\.ffn\.w1\.", ".ffn.w12.", name)
         if packed in weights:
             order.append(packed)
         elif re.sub(r"\.ffn\.w2\.", ".ffn.w12.", name) not in weights or ".ffn.w2." not in name:
             order.append(name)
-    stand_ins = {name: torch.nn.Parameter(torch.empty(weights[name].spec.shape, device="meta")) for name in order}
-    order.sort(key=lambda name: not decays(name, stand_ins[name]))
+    order.sort(key=lambda name: not parameters[name.replace(".w12.", ".w1.")].decays())
     named = {}
     for number, name in enumerate(order):
         for kind in MOMENTS:
