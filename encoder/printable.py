@@ -1,7 +1,10 @@
 """Text of strangers, such as the names in a checkpoint, made safe for a terminal and for JSON."""
 
 import math
+from collections.abc import Callable
 from typing import Any
+
+Say = Callable[[str], None]  # tells a person one paragraph
 
 
 def printable(text: object, longest: int = 0) -> str:

@@ -11,7 +11,14 @@ import pytest
 from rendered import CASES, GOLDEN, rendered
 
 from enc.encoder.config.schema import RunConfig, flatten
-from enc.encoder.engine.settings import BASES, deepspeed_settings, fsdp_settings, own_settings
+from enc.encoder.engine.settings import (
+    BASES,
+    deepspeed_settings,
+    engine_files,
+    fsdp_settings,
+    own_settings,
+    read_settings,
+)
 from enc.encoder.engine.user_json import KEYS
 from enc.encoder.errors import UsageError
 from enc.encoder.sizing.batch_split import BatchSplit
@@ -235,3 +242,39 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
     assert f"{path}:2: train_batch_size is 32, but the run has 64" in text
     assert f"{path}:4: zero_optimization.stag is not a key of DeepSpeed; did you mean stage?" in text
     assert f"{path}:6: train_batch_size is given twice, first at {path}:2" in text
+
+
+# --- read by the ranks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+def test_ranks_read_what_was_rendered(engine: str, tmp_path: Path) -> None:
+    config = run_config(engine=engine)
+    for name, text in engine_files(config, SPLIT).items():
+        (tmp_path / name).write_text(text)
+    told = deepspeed_settings(config, SPLIT) if engine == "deepspeed" else fsdp_settings(config, SPLIT)
+    assert read_settings(tmp_path, config, SPLIT) == told
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("{,}", "is not valid JSON"),
+        ("[]", "are an object"),
+        ("{}", "lacks gradient_accumulation_steps, gradient_clipping, train_batch_size"),
+        ({"train_batch_size": 32}, "train_batch_size is 32, but this run has 64"),
+    ],
+)
+def test_a_file_that_ranks_cannot_use_is_refused(content: Any, says: str, tmp_path: Path) -> None:
+    """The message names the file and how to get a good one."""
+    config = run_config()
+    if isinstance(content, dict):
+        content = json.dumps(deepspeed_settings(config, SPLIT) | content)
+    if content is not None:
+        (tmp_path / "ds_config.json").write_text(content)
+    with pytest.raises(UsageError) as error:
+        read_settings(tmp_path, config, SPLIT)
+    assert f"{tmp_path}/ds_config.json" in str(error.value)
+    assert says in str(error.value)
+    assert str(error.value).endswith("`enc launch` and `enc resume` write it anew.")

@@ -21,7 +21,8 @@ from enc.launcher.backends.slurm.commands import Partition
 from enc.launcher.checks import doctor, probe_machine, probe_software
 from enc.launcher.checks.findings import Finding
 from enc.launcher.checks.probe_machine import DiskSpeed, Interface
-from enc.launcher.checks.probe_software import GpuSeen
+from enc.launcher.machine.facts import look
+from enc.launcher.machine.gpus import InstalledGpu, ask_nvidia_smi
 
 CFG = "dataset: {name: python-docs}\ntokenizer: {train: {vocab_size: 1024}}\n"
 ALLOCATION = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
@@ -251,7 +252,7 @@ def test_gpus_as_nvidia_smi_lists_them(
     """Its output is parsed; unequal, used and hidden GPUs are pointed out."""
     path = program("nvidia-smi", "cat <<'END'\n" + "\n".join(lines) + "\nEND")
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-    assert levels(probe_software.check_gpus(probe_software.read_gpus(10), visible)) == expected
+    assert levels(probe_software.check_gpus(ask_nvidia_smi(10), visible)) == expected
 
 
 def test_a_failing_nvidia_smi_is_quoted(report: Callable[..., Any], program: Callable[[str, str], Path]) -> None:
@@ -264,7 +265,7 @@ def test_a_failing_nvidia_smi_is_quoted(report: Callable[..., Any], program: Cal
 
 
 def test_gpu_memory_is_shown_in_gib() -> None:
-    gpu = GpuSeen("0", "NVIDIA H100", "580", 81559, 4, "9.0")
+    gpu = InstalledGpu("0", "NVIDIA H100", "580", 81559, 4, "9.0")
     text = the(probe_software.check_gpus([gpu, gpu], None)).text
     assert text == "2 x NVIDIA H100 of 80 GiB, compute capability 9.0, driver 580"
 
@@ -316,9 +317,9 @@ def test_infiniband_that_is_switched_off_is_yellow() -> None:
 def test_torch_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "red" not in levels(probe_software.compilers(load_config("smoke").config))
+    assert "red" not in levels(probe_software.compilers(load_config("smoke").config, look()))
     compiled = load_config("smoke", {"trainer.torch_compile": True}).config
-    assert [f.what for f in probe_software.compilers(compiled) if f.level == "red"] == ["C++ compiler"]
+    assert [f.what for f in probe_software.compilers(compiled, look()) if f.level == "red"] == ["C++ compiler"]
 
 
 def test_a_stale_lock_is_found_without_a_config(report: Callable[..., Any], tmp_path: Path) -> None:
@@ -413,7 +414,7 @@ def test_slow_disks_and_wrong_clocks_are_yellow(speed: DiskSpeed, checkpoint: in
 
 def test_a_disk_without_room_is_not_measured(tmp_path: Path) -> None:
     config = load_config("smoke", {"trainer.min_free_disk_gb": 1e9}).config
-    found = the(probe_machine.disk_speed(tmp_path / "run", config))
+    found = the(probe_machine.disk_speed(tmp_path / "run", config, look()))
     assert found.level == "yellow"
     assert "not measured" in found.text
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,11 @@ from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu, gpu_of_device
+from enc.launcher.machine.facts import look
 from enc.launcher.planning.engine_choice import choose_engine
 from enc.launcher.planning.estimate import Cluster, recommendation, variants
-from enc.launcher.planning.plan import make_plan, render
+from enc.launcher.planning.plan import plan_run
+from enc.launcher.planning.render import render
 
 CONFIG = load_config("neobert-250m").config
 
@@ -70,7 +72,7 @@ def test_settings_that_do_not_go_with_the_chosen_engine_are_refused(parallel: di
     keys = {f"parallel.{key}": value for key, value in parallel.items()}
     config = load_config("smoke", {"launch.nproc_per_node": 2, **keys}).config
     with pytest.raises(UsageError) as error:
-        make_plan(config)
+        plan_run(config, look())
     assert says in str(error.value)
 
 
@@ -190,13 +192,13 @@ def test_a_run_folder_names_its_engine_and_holds_its_settings(tmp_path: Path) ->
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"zero_optimization": {"stage": "auto", "round_robin_gradients": True}}))
     config = load_config("smoke", {"launch.nproc_per_node": 2, "trainer.output_dir": str(tmp_path / "run")}).config
-    files = render(make_plan(config))
+    files = render(plan_run(config, look()))
     assert set(files) == {"config.yaml"}
     assert yaml.safe_load(files["config.yaml"])["parallel"]["engine"] == "ddp"
     asked = {"parallel.engine": "deepspeed", "parallel.deepspeed_config": str(own)}
-    files = render(make_plan(config.changed(asked)))
+    files = render(plan_run(config.changed(asked), look()))
     assert set(files) == {"config.yaml", "ds_config.json"}
     kept = yaml.safe_load(files["config.yaml"])["parallel"]["deepspeed_config"]
     assert kept == {"zero_optimization": {"round_robin_gradients": True}}
     assert json.loads(files["ds_config.json"])["zero_optimization"]["round_robin_gradients"] is True
-    assert set(render(make_plan(config.changed({"parallel.engine": "fsdp"})))) == {"config.yaml", "fsdp.json"}
+    assert set(render(plan_run(config.changed({"parallel.engine": "fsdp"}), look()))) == {"config.yaml", "fsdp.json"}

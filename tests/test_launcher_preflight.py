@@ -13,19 +13,14 @@ import pytest
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.checks import preflight, surroundings
+from enc.launcher.checks import environment, preflight, slurm
 from enc.launcher.checks.findings import Finding
-from enc.launcher.machine.facts import (
-    BuildLock,
-    Mount,
-    can_bind_port,
-    cgroup_cores,
-    cgroup_memory_limit,
-    mount_of,
-    parse_mounts,
-    why_node_local,
-)
-from enc.launcher.planning.plan import Plan, make_plan
+from enc.launcher.machine.build_locks import BuildLock
+from enc.launcher.machine.cgroups import cgroup_cores, cgroup_memory_limit
+from enc.launcher.machine.facts import look
+from enc.launcher.machine.mounts import Mount, mount_of, parse_mounts, why_node_local
+from enc.launcher.machine.ports import can_bind_port
+from enc.launcher.planning.plan import Plan, plan_run
 
 Make = Callable[..., Plan]
 MOUNTS = [Mount("/", "ext4"), Mount("/home", "nfs4"), Mount("/scratch", "lustre"), Mount("/dev/shm", "tmpfs")]
@@ -37,11 +32,21 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.chdir(tmp_path)
     for name in ("SLURM_JOB_ID", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    return lambda **keys: make_plan(load_config("smoke", {key.replace("__", "."): v for key, v in keys.items()}).config)
+
+    def make(**keys: Any) -> Plan:
+        return plan_run(load_config("smoke", {key.replace("__", "."): v for key, v in keys.items()}).config, look())
+
+    return make
+
+
+def checked(plan: Plan, for_slurm: bool) -> list[Finding]:
+    """Return what is found before a launch of a plan here, or as a job."""
+    of_place = slurm.slurm_checks if for_slurm else preflight.local_checks
+    return [*preflight.preflight(plan, look()), *of_place(plan, look())]
 
 
 def found(plan: Plan, what: str, for_slurm: bool = False) -> list[Finding]:
-    return [finding for finding in preflight.preflight(plan, for_slurm) if finding.what == what]
+    return [finding for finding in checked(plan, for_slurm) if finding.what == what]
 
 
 def the(findings: Any) -> Finding:
@@ -52,8 +57,8 @@ def the(findings: Any) -> Finding:
 def test_a_good_run_has_nothing_bad_and_every_warning_says_what_to_do(plan: Make) -> None:
     """On this machine, and also as a job as far as that goes."""
     good = plan()
-    assert [f for f in preflight.preflight(good, False) if f.level != "green"] == []
-    for finding in preflight.preflight(good, True):
+    assert [f for f in checked(good, False) if f.level != "green"] == []
+    for finding in checked(good, True):
         assert finding.level == "green" or finding.fix
 
 
@@ -116,7 +121,7 @@ def test_node_local_paths_are_known(path: str, why: str | None) -> None:
 
 def test_local_paths_of_a_job_are_one_yellow_line_a_reason() -> None:
     paths = {"the run folder": Path("/tmp/a"), "the token store": Path("/tmp/b"), "enc itself": Path("/home/enc")}
-    finding = the(preflight.check_shared(paths, MOUNTS))
+    finding = the(slurm.check_shared(paths, MOUNTS))
     assert finding.level == "yellow"
     assert "the run folder (/tmp/a), the token store (/tmp/b)" in finding.text
     assert "enc itself" not in finding.text
@@ -257,13 +262,13 @@ def test_ram_that_a_job_asks_for_must_hold_what_is_offloaded(plan: Make) -> None
     ("text", "amount"), [(None, None), ("0", None), ("480G", 480 * 2**30), ("512", 2**29), ("2T", 2**41), ("1K", 1024)]
 )
 def test_memory_of_slurm_is_read(text: str | None, amount: int | None) -> None:
-    assert preflight.memory_asked(text) == amount
+    assert slurm.memory_asked(text) == amount
 
 
 def test_sharding_groups_across_machines_are_yellow() -> None:
     def levels(replicate: int, ranks: int) -> list[str]:
         keys = {"parallel.engine": "fsdp", "parallel.replicate": replicate, "launch.nproc_per_node": ranks}
-        return [f.level for f in preflight.check_replicas(load_config("smoke", keys).config, 16)]
+        return [f.level for f in preflight.check_sharding_groups(load_config("smoke", keys).config, 16)]
 
     assert levels(2, 8) == levels(4, 8) == levels(1, 8) == []
     assert levels(2, 4) == ["yellow"]
@@ -283,7 +288,7 @@ def test_sharding_groups_across_machines_are_yellow() -> None:
     ],
 )
 def test_a_time_limit_without_room_for_work(keys: dict[str, Any], levels: list[str]) -> None:
-    assert [f.level for f in preflight.check_time(SlurmConfig(**keys))] == levels
+    assert [f.level for f in slurm.check_time(SlurmConfig(**keys))] == levels
 
 
 def test_a_job_without_sbatch_is_red(plan: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_a_launch_from_inside_a_job_is_noted(plan: Make, monkeypatch: pytest.Mon
     assert found(plan(), "SLURM", False) == []
 
 
-# --- surroundings ----------------------------------------------------------------------------------------------------
+# --- environment ------------------------------------------------------------------------------------------------------
 
 
 def test_a_stale_build_lock_is_named_with_the_command_that_removes_it(
@@ -324,14 +329,14 @@ def test_a_stale_build_lock_is_named_with_the_command_that_removes_it(
 
 def test_a_lock_on_a_shared_disk_may_be_held_by_another_machine() -> None:
     lock = BuildLock(Path("/home/me/.cache/torch_extensions/x/lock"), 3600, None)
-    finding = the(surroundings.check_build_locks([lock], True, MOUNTS))
+    finding = the(environment.check_build_locks([lock], True, MOUNTS))
     assert finding.level == "yellow"
     assert finding.fix.startswith("if no other machine is building: rm ")
 
 
 def test_caches_on_a_network_file_system_are_yellow() -> None:
-    folders = surroundings.cache_folders({"HOME": "/home/me", "TRITON_CACHE_DIR": "/dev/shm/triton"})
-    levels = {f.text.split()[0]: f.level for f in surroundings.check_caches(folders, MOUNTS)}
+    folders = environment.cache_folders({"HOME": "/home/me", "TRITON_CACHE_DIR": "/dev/shm/triton"})
+    levels = {f.text.split()[0]: f.level for f in environment.check_caches(folders, MOUNTS)}
     assert levels == {"TORCH_EXTENSIONS_DIR": "yellow", "HF_HOME": "yellow"}
 
 
@@ -368,7 +373,7 @@ def test_hub_names_are_noted_and_offline_is_yellow(plan: Make, monkeypatch: pyte
     ("soft", "hard", "level"), [(1024, 65536, "yellow"), (1024, 2048, "yellow"), (-1, -1, "green")]
 )
 def test_few_open_files_are_yellow(soft: int, hard: int, level: str) -> None:
-    assert surroundings.check_open_files(soft, hard).level == level
+    assert environment.check_open_files(soft, hard).level == level
 
 
 def test_a_port_that_cannot_be_bound_is_red(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from enc.encoder.config.checks import rule_problems
 from enc.encoder.config.launch_checks import WRITTEN
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher.backends.slurm.script import job_script, ranks_per_node
+from enc.launcher.backends.slurm.script import job_script
+from enc.launcher.planning.ranks import ranks_of_job
 
 
 def rendered(config: RunConfig, run_dir: Path = RUN_DIR, cwd: Path = CWD, python: str = PYTHON) -> str:
@@ -96,10 +97,10 @@ def test_rejected_options_are_left_out() -> None:
 def test_ranks_of_a_node_must_be_known_on_gpus() -> None:
     """One rank on CPUs or where no GPUs are asked for; else a number has to be given."""
     with pytest.raises(UsageError, match="--gpus-per-node"):
-        ranks_per_node(RunConfig())
-    assert ranks_per_node(RunConfig().changed({"launch.nproc_per_node": 3})) == 3
-    assert ranks_per_node(RunConfig().changed({"trainer.use_cpu": True})) == 1
-    assert ranks_per_node(RunConfig().changed({"launch.slurm.gpu_request": "none"})) == 1
+        ranks_of_job(RunConfig())
+    assert ranks_of_job(RunConfig().changed({"launch.nproc_per_node": 3})) == 3
+    assert ranks_of_job(RunConfig().changed({"trainer.use_cpu": True})) == 1
+    assert ranks_of_job(RunConfig().changed({"launch.slurm.gpu_request": "none"})) == 1
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -37,10 +37,12 @@ ALLOWED = {
     "tools.models": "encoder encoder.* tools.readers",
     "tools": "encoder encoder.* tools.models tools.readers",
     "tools.bench": "kernels encoder encoder.* tools tools.readers",
-    "launcher.machine": "encoder encoder.config launcher.*",
+    "launcher.machine": "encoder",
     "launcher.run_folder": "encoder encoder.* launcher.*",
-    "launcher.planning": "encoder encoder.* launcher.*",
-    "launcher.checks": "encoder encoder.* launcher.*",
+    "launcher.planning": "encoder encoder.checkpoints encoder.config encoder.data encoder.engine encoder.models "
+                         "encoder.sizing launcher.machine launcher.run_folder",
+    "launcher.checks": "encoder encoder.checkpoints encoder.config encoder.data encoder.sizing launcher.machine "
+                       "launcher.planning",
     "launcher.supervise": "encoder encoder.* launcher.*",
     "launcher.backends": "encoder encoder.* launcher.*",
     "launcher.watch": "encoder encoder.checkpoints launcher.run_folder launcher.backends",

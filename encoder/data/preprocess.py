@@ -19,7 +19,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ import numpy as np
 from enc.encoder.data import store
 from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
-from enc.encoder.data.sources.find import held_out_sources, is_store, resolve_source
+from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
 from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError, UsageError
@@ -48,20 +47,6 @@ Progress = Callable[[int, int | None, int], None]
 
 
 # -------------------------------------------------------------------------------------------------- what is asked for
-def store_path(dataset: DatasetConfig) -> Path:
-    """Return where the tokens of a dataset section are or will be, without reading any text.
-
-    That is `path` itself if it is a token store, else `pre_tokenize_output`, else `tokenized_data/<name>` (with the
-    hub config's name).
-    """
-    if dataset.path and is_store(Path(dataset.path).expanduser()):
-        return Path(dataset.path).expanduser()
-    if dataset.pre_tokenize_output:
-        return Path(dataset.pre_tokenize_output).expanduser()
-    name = Path(dataset.path).name if dataset.path else "-".join(filter(None, [dataset.name, dataset.config]))
-    return Path("tokenized_data") / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "corpus")
-
-
 def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
     """Return what a store must have been made from to serve this config: `store.check_matches` compares it.
 
@@ -106,29 +91,41 @@ def preprocess(
         UsageError: a bad source, tokenizer or target, another preprocess at work, or a store made from other things.
         RunError: it failed on the way (full disk, a killed worker); running it again goes on from there.
     """
+    return made_store(dataset, tokenizer, seed, on_progress).path
+
+
+def made_store(
+    dataset: DatasetConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    on_progress: Progress | None = None,
+    opened: store.TokenStore | None = None,
+) -> store.TokenStore:
+    """Do what `preprocess` does and return the store; `opened` is the one of this dataset if it was opened before."""
     target, wanted = store_path(dataset), wanted_request(dataset, tokenizer, seed)
-    if reusable(target, wanted):
-        return target
+    if found := reusable(target, wanted, opened):
+        return found
     try:
         with _lock(target):
-            if not reusable(target, wanted):  # another process may have finished it while this one waited to look
+            found = reusable(target, wanted)  # another process may have finished it while this one waited to look
+            if found is None:
                 _build(target, wanted, dataset, tokenizer, seed, on_progress or (lambda done, total, tokens: None))
     except OSError as error:
         raise _write_error(target, error) from error
-    return target
+    return found or store.TokenStore.open(target)
 
 
-def reusable(target: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether a complete store is at `target`, made from what is wanted; every byte of it is read and compared.
+def reusable(target: Path, wanted: dict[str, Any], opened: store.TokenStore | None = None) -> store.TokenStore | None:
+    """Return the complete store at `target` that was made from what is wanted; every byte of it is read and compared.
 
     Raises:
         UsageError: something else is there: a store of another request, a damaged one, or another kind of folder.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return False
-    store.check_matches(store.TokenStore.open(target).manifest, wanted, target)
-    store.verify(target)
-    return True
+        return None
+    opened = opened or store.TokenStore.open(target)
+    store.check_matches(opened.manifest, wanted, target)
+    return store.verify(opened)
 
 
 def _write_error(target: Path, error: OSError) -> Exception:

@@ -319,13 +319,13 @@ class TokenStore:
         return Documents([self.path / file for file in files], token_dtype(self.manifest["tokenizer"]["num_tokens"]))
 
 
-def verify(path: str | Path) -> TokenStore:
-    """Open a store and read every file, comparing checksums.
+def verify(path: str | Path | TokenStore) -> TokenStore:
+    """Open a store, if that was not done yet, and read every file, comparing checksums.
 
     Raises:
         UsageError: as `TokenStore.open`, or names the files whose content has changed.
     """
-    store = TokenStore.open(path)
+    store = path if isinstance(path, TokenStore) else TokenStore.open(path)
     files = store.manifest["files"]
     with ThreadPoolExecutor() as threads:  # hashing and reading let go of the interpreter
         checksums = list(threads.map(file_checksum, [store.path / name for name in files]))

@@ -1,19 +1,24 @@
 """What a sharding engine is told, as the JSON that lies in the run folder: `ds_config.json` or `fsdp.json`. No torch.
 
-base in ds_configs/ -> values of the run config -> the user's own DeepSpeed JSON -> what the engine is built with
+base in ds_configs/ -> values of the run config -> the user's own DeepSpeed JSON -> the file -> the ranks read it
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config.schema import RunConfig
+from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.sizing.batch_split import BatchSplit
 
 BASES = Path(__file__).parents[2] / "ds_configs"
 DEEPSPEED_FILE, FSDP_FILE = "ds_config.json", "fsdp.json"
+_USED = {  # what the engines here read by themselves
+    "deepspeed": ("zero_optimization.stage", "gradient_clipping"),
+    "fsdp": ("reshard_after_forward", "param_dtype", "reduce_dtype", "cpu_offload"),
+}
+_ANEW = "`enc launch` and `enc resume` write it anew."
 
 
 def to_json(settings: dict[str, Any]) -> str:
@@ -29,6 +34,52 @@ def engine_files(config: RunConfig, split: BatchSplit) -> dict[str, str]:
         case "fsdp":
             return {FSDP_FILE: to_json(fsdp_settings(config, split))}
     return {}
+
+
+def read_settings(run_dir: Path, config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+    """Return what the file of a run folder tells the engine of a config: the ranks build it with this.
+
+    Raises UsageError when the file is missing, is no JSON object, or does not go with the ranks and batch of the run.
+    """
+    path = run_dir / (DEEPSPEED_FILE if config.parallel.engine == "deepspeed" else FSDP_FILE)
+    settings = _read_object(path)
+    found, wanted = flatten(settings), _fixed_by_the_run(config, split)
+    lacking = {*wanted, *_USED[config.parallel.engine]} - found.keys()
+    if lacking:
+        raise UsageError(f"{path} lacks {', '.join(sorted(lacking))}. Add it; {_ANEW}")
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise UsageError(f"{path}: {key} is {json.dumps(found[key])}, but this run has {value}. Mend it; {_ANEW}")
+    return settings
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}, which tells the engine how to shard, cannot be read: {error.strerror}; {_ANEW}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid JSON: {error}. Mend it; {_ANEW}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: the settings of an engine are an object, {{...}}; this is not one. Mend it; {_ANEW}")
+    return settings
+
+
+def _fixed_by_the_run(config: RunConfig, split: BatchSplit) -> dict[str, int]:
+    """Return the settings that the ranks and the loop rely on, by dotted key."""
+    if config.parallel.engine == "fsdp":
+        return {f"mesh.{name}": count for name, count in fsdp_settings(config, split)["mesh"].items()}
+    return _batch_settings(split)
+
+
+def _batch_settings(split: BatchSplit) -> dict[str, int]:
+    return {
+        "train_batch_size": split.rows_per_step,
+        "train_micro_batch_size_per_gpu": split.rows_per_microbatch,
+        "gradient_accumulation_steps": split.accumulation,
+    }
 
 
 def _base(name: str) -> dict[str, Any]:
@@ -79,9 +130,7 @@ def own_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
 def _our_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     settings = _base(_base_name(config))
     settings |= {
-        "train_batch_size": split.rows_per_step,
-        "train_micro_batch_size_per_gpu": split.rows_per_microbatch,
-        "gradient_accumulation_steps": split.accumulation,
+        **_batch_settings(split),
         "gradient_clipping": config.trainer.gradient_clipping or 0.0,
         "communication_data_type": config.parallel.reduce_dtype,
     }

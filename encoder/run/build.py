@@ -16,7 +16,7 @@ from enc.encoder.data.store import TokenStore, data_fingerprint
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.engine.interface import Engine
-from enc.encoder.engine.settings import deepspeed_settings, fsdp_settings
+from enc.encoder.engine.settings import read_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.models import build as models
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -140,9 +140,12 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[Any, MlmObjective]:
 
 
 def build_engine(
-    config: RunConfig, model: Any, objective: MlmObjective, split: BatchSplit, device: torch.device
+    run_dir: Path, config: RunConfig, model: Any, objective: MlmObjective, split: BatchSplit, device: torch.device
 ) -> Engine:
-    """Compile the model if asked, put it on its device and wrap it in the engine of the config."""
+    """Compile the model if asked, put it on its device and wrap it in the engine of the config.
+
+    What a sharding engine is told it reads from its file in the run folder. Raises UsageError when that is broken.
+    """
     trainer, optimizer, engine = config.trainer, config.optimizer, config.parallel.engine
     if trainer.torch_compile:
         # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones
@@ -153,10 +156,10 @@ def build_engine(
     if engine == "fsdp":
         from enc.encoder.engine.fsdp import FsdpEngine  # a second of imports that others need not wait for
 
-        settings = fsdp_settings(config, split)
+        settings = read_settings(run_dir, config, split)
         return FsdpEngine(objective, model, model.blocks, optimizer, trainer.gradient_clipping, settings, device)
     if engine == "deepspeed":
         from enc.encoder.engine.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(objective, model, optimizer, deepspeed_settings(config, split), device)
+        return DeepSpeedEngine(objective, model, optimizer, read_settings(run_dir, config, split), device)
     return DdpEngine(objective.to(device), model, optimizer, trainer.gradient_clipping, split.world_size)

@@ -48,7 +48,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
     model, objective = build_model(config, data.tokenizer.num_tokens)
     if not trainer.resume_from_checkpoint:
         first_weights.load(model, config.model, model.num_tokens)
-    engine = build_engine(config, model, objective, split, hardware.device)
+    engine = build_engine(run_dir, config, model, objective, split, hardware.device)
     first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
     beat.mark("warm_up")
     engine.warm_up(next(iter(first)).to(hardware.device))

@@ -105,21 +105,21 @@ def peak_parts(config: RunConfig, world_size: int, rows: int) -> dict[str, int]:
     }
 
 
-def device_bytes(config: RunConfig, world_size: int, rows: int) -> int:
+def peak_bytes(config: RunConfig, world_size: int, rows: int) -> int:
     """Return the estimated peak of one device."""
     return static_bytes(config, world_size).device + step_bytes(config, world_size, rows).device
 
 
 def largest_rows(config: RunConfig, world_size: int, available: float) -> int:
     """Return the most rows of a microbatch that fit into `available` bytes of a device; 0 when not even one does."""
-    if device_bytes(config, world_size, 1) > available:
+    if peak_bytes(config, world_size, 1) > available:
         return 0
     low, high = 1, 2
-    while device_bytes(config, world_size, high) <= available:
+    while peak_bytes(config, world_size, high) <= available:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if device_bytes(config, world_size, middle) <= available else (low, middle)
+        low, high = (middle, high) if peak_bytes(config, world_size, middle) <= available else (low, middle)
     return low
 
 

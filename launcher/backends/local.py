@@ -10,38 +10,36 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.engine.settings import engine_name
+from enc.encoder.printable import Say
 from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher.checks.before_launch import check_before
+from enc.launcher.checks.preflight import local_checks
+from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
-from enc.launcher.planning.plan import Plan, make_plan, plan_notes, render
-from enc.launcher.planning.resume import set_aside, settled
+from enc.launcher.planning.plan import Plan, run_folder, with_tokens
+from enc.launcher.planning.plan_text import plan_notes
+from enc.launcher.planning.render import render
+from enc.launcher.planning.resume import plan_or_resume, set_aside
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import move_aside, record_launch
 
 _GRACE_S = 20.0
 
 
-def launch(config: RunConfig, allow_change: bool, prepare: Any, say: Any) -> int:
-    """Prepare the data, write the run folder and train; return the exit code.
-
-    `prepare(config)` makes the token store where there is none yet, `say(text)` tells a person.
-    """
-    run_dir = make_plan(config).run_dir
+def launch(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> int:
+    """Prepare the data, write the run folder and train; return the exit code."""
+    run_dir = run_folder(config, facts)
     lock = RunLock(run_dir)
     try:
-        config = settled(run_dir, config, allow_change, say)
-        prepare(config)
-        plan = make_plan(config)
-        check_before(plan, say)
-        if config.trainer.resume_from_checkpoint:
-            set_aside(run_dir, Path(str(config.trainer.resume_from_checkpoint)), say)
+        plan = with_tokens(plan_or_resume(config, facts, allow_change, say), say)
+        check_before(plan, facts, local_checks(plan, facts), say)
+        if plan.config.trainer.resume_from_checkpoint:
+            set_aside(run_dir, Path(str(plan.config.trainer.resume_from_checkpoint)), say)
         else:
             move_aside(run_dir, say)
-        say(f"Engine: {engine_name(plan.config)}, {plan.engine_reason}.")
+        say(f"Engine: {plan.engine}, {plan.engine_reason}.")
         for note in plan_notes(plan):
             say(note)
         relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks

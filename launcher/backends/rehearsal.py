@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ from enc.encoder.checkpoints.folder import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
+from enc.encoder.printable import Say
 from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.backends.slurm.host import free_port
 from enc.launcher.backends.slurm.rank import note
-from enc.launcher.machine.devices import num_gpus
+from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
-from enc.launcher.planning.plan import make_plan, render
+from enc.launcher.planning.plan import Plan, make_plan, plan_run, run_folder, with_tokens
+from enc.launcher.planning.ranks import usable_gpus
+from enc.launcher.planning.render import render
 from enc.launcher.run_folder.events import append_event, read_events
 from enc.launcher.supervise.supervise import supervise
+
+PlanOf = Callable[[RunConfig], Plan]
 
 _LEAST_STEPS = 24
 _S_PER_TROUBLE = 4.0  # a trouble needs some seconds of training around it
@@ -70,7 +76,7 @@ class Verdict:
 class LocalHost:
     """Ranks on this machine, spread over made-up nodes, and the trouble that hits them."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, troubles: list[str], say: Callable[[str], None]) -> None:
+    def __init__(self, run_dir: Path, config: RunConfig, troubles: list[str], say: Say) -> None:
         self.run_dir, self.config, self.say = run_dir, config, say
         part = config.trainer.max_steps // max(len(troubles), 1)
         self.acts = {2 + i * part: trouble for i, trouble in enumerate(troubles)}
@@ -163,22 +169,21 @@ class LocalHost:
         pass
 
 
-def rehearse(
-    config: RunConfig, troubles: list[str], prepare: Callable[[RunConfig], Any], say: Callable[[str], None]
-) -> Verdict:
+def rehearse(config: RunConfig, facts: MachineFacts, troubles: list[str], say: Say) -> Verdict:
     """Run a config's first steps undisturbed and disturbed, and compare the weights. Raises UsageError."""
     unknown = [trouble for trouble in troubles if trouble not in TROUBLES]
     if unknown:
         raise UsageError(f"There is no trouble {unknown[0]!r}. Troubles are: {', '.join(TROUBLES)}.")
-    small = rehearsal_config(config)
+    small = rehearsal_config(config, facts)
     folder = Path(small.trainer.output_dir)
     _make_room(folder)
-    prepare(small)
-    small = _long_enough(small, _undisturbed(small, folder / "undisturbed", say), len(troubles))
+    plan = with_tokens(plan_run(small, facts), say)
+    plan_of = partial(make_plan, facts=facts, store=plan.store_facts)
+    small = _long_enough(plan.asked, _undisturbed(plan_of, plan.asked, folder / "undisturbed", say), len(troubles))
     if small.trainer.max_steps > _LEAST_STEPS:
         shutil.rmtree(folder / "undisturbed")
-        _undisturbed(small, folder / "undisturbed", say)
-    hit = _run(small, folder / "disturbed", troubles, say)
+        _undisturbed(plan_of, small, folder / "undisturbed", say)
+    hit = _run(plan_of, small, folder / "disturbed", troubles, say)
     finished = hit[-1]["cause"] == "finished"
     steps = small.trainer.max_steps
     same = finished and _weights(folder / "disturbed", steps) == _weights(folder / "undisturbed", steps)
@@ -188,9 +193,9 @@ def rehearse(
     return verdict
 
 
-def _undisturbed(config: RunConfig, run_dir: Path, say: Callable[[str], None]) -> float:
+def _undisturbed(plan_of: PlanOf, config: RunConfig, run_dir: Path, say: Say) -> float:
     """Run without trouble and return the mean seconds a step. Raises RunError when even that fails."""
-    last = _run(config, run_dir, [], say)[-1]
+    last = _run(plan_of, config, run_dir, [], say)[-1]
     if last["cause"] != "finished":
         raise RunError(f"The run fails even undisturbed: {last['detail']} Its logs are in {run_dir / 'logs'}.")
     return read_rank_files(run_dir, last["attempt"])[0]["step_s"]
@@ -202,14 +207,14 @@ def _long_enough(config: RunConfig, step_s: float, num_troubles: int) -> RunConf
     return config.changed({"trainer.max_steps": steps, "trainer.save_steps": max(1, steps // 8)})
 
 
-def rehearsal_config(config: RunConfig) -> RunConfig:
+def rehearsal_config(config: RunConfig, facts: MachineFacts) -> RunConfig:
     """Return the config of a rehearsal: the same model, data and engine on the ranks that this machine can take."""
-    gpus = num_gpus(config)
+    gpus = usable_gpus(config, facts)
     wanted = config.launch.num_nodes * (config.launch.nproc_per_node or max(gpus, 2))
     ranks = max(1, min(wanted, gpus or 2))
     trainer = config.trainer
     return config.changed({
-        "trainer.output_dir": f"{Path(trainer.output_dir).absolute()}.rehearsal",
+        "trainer.output_dir": f"{run_folder(config, facts)}.rehearsal",
         "trainer.max_steps": _LEAST_STEPS, "trainer.save_steps": _LEAST_STEPS // 8, "trainer.save_strategy": "steps",
         "trainer.logging_steps": 5, "trainer.eval_max_batches": 2, "trainer.eval_steps": 20,
         "trainer.save_total_limit": 2, "trainer.disable_tqdm": True, "trainer.resume_from_checkpoint": None,
@@ -230,11 +235,10 @@ def _make_room(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _run(config: RunConfig, run_dir: Path, troubles: list[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _run(plan_of: PlanOf, config: RunConfig, run_dir: Path, troubles: list[str], say: Say) -> list[dict[str, Any]]:
     """Take a run to its end, through as many jobs as it needs; return its endings."""
-    config = config.changed({"trainer.output_dir": str(run_dir)})
+    plan = plan_of(config.changed({"trainer.output_dir": str(run_dir)}))
     run_dir.mkdir(parents=True)
-    plan = make_plan(config)
     (run_dir / "config.yaml").write_text(render(plan)["config.yaml"])
     append_event(run_dir, "rehearsed")
     name, ranks = "The same, disturbed" if troubles else "Undisturbed", plan.split.world_size

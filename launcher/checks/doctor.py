@@ -4,7 +4,6 @@ All probes run at once, each on a thread with a time limit: one that fails or ha
 thread is left behind. The disk is measured last, when nothing else reads.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError
-from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.backends.slurm import probe as probe_slurm
-from enc.launcher.checks import probe_machine, probe_software, surroundings
+from enc.launcher.checks import environment, probe_machine, probe_software
 from enc.launcher.checks.findings import Finding, green, red, yellow
-from enc.launcher.checks.preflight import preflight
-from enc.launcher.machine.facts import read_mounts
-from enc.launcher.planning.cluster_defaults import with_cluster_defaults
-from enc.launcher.planning.plan import choose_scheduler, make_plan, with_expected_vocabulary
+from enc.launcher.checks.preflight import PlaceChecks, preflight
+from enc.launcher.machine.facts import MachineFacts
+from enc.launcher.machine.gpus import InstalledGpu
+from enc.launcher.planning.plan import plan_run, with_expected_vocabulary
 
 T = TypeVar("T")
 
@@ -75,37 +72,46 @@ class Later(Generic[T]):
         return self._value[0]
 
 
-def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
+Probe = Callable[[], list[Finding]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the doctor is to look at beside the machine: a config, whose run has its own checks, and the scheduler."""
+
+    config: RunConfig | None
+    for_nodes: bool  # the run is for other machines than this one
+    scheduler: Callable[[float], list[Finding]]  # takes its time limit
+    run: Probe | None
+
+
+def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Section]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
-    limits = QUICK if quick else FULL
-    config = choose_scheduler(config, slurm.is_installed()) if config else None
-    for_slurm = config is not None and config.launch.scheduler == "slurm"
+    config = asked.config
     torch = Later(lambda: probe_software.ask_torch(limits.torch))
-    gpus = Later(lambda: probe_software.read_gpus(limits.probe))
-    looks: dict[str, list[Callable[[], list[Finding]]]] = {
+    gpus = Later(lambda: facts.gpus)
+    probes: dict[str, list[Probe]] = {
         "Software": [probe_software.versions, lambda: _torch(torch, gpus, limits)],
-        "GPUs": [lambda: _gpus(gpus.get(limits.probe + 0.5))],
-        "Network": [lambda: _network(config, for_slurm), lambda: _of_torch(torch, limits, probe_software.check_nccl)],
+        "GPUs": [lambda: _gpus(gpus.get(limits.probe + 0.5), facts)],
+        "Network": [lambda: _network(asked, facts), lambda: _of_torch(torch, limits, probe_software.check_nccl)],
         "Fast paths": [lambda: _of_torch(torch, limits, probe_software.check_fast_paths)],
-        "Compilers": [lambda: probe_software.compilers(config)],
-        "Machine": [probe_machine.machine_facts],
-        "SLURM": [lambda: probe_slurm.slurm_facts(config, for_slurm, limits.slurm)],
-        **({"This run": [lambda: run_findings(config, for_slurm)]} if config is not None else {"Caches": [_caches]}),
+        "Compilers": [lambda: probe_software.compilers(config, facts)],
+        "Machine": [lambda: probe_machine.check_machine(facts)],
+        "SLURM": [lambda: asked.scheduler(limits.slurm)],
+        **({"This run": [asked.run]} if asked.run else {"Caches": [lambda: _caches(facts)]}),
     }  # fmt: skip
-    started = {name: [Later(look) for look in calls] for name, calls in looks.items()}
+    started = {name: [Later(probe) for probe in calls] for name, calls in probes.items()}
     longest = {"Software": limits.torch, "Network": limits.torch, "Fast paths": limits.torch, "SLURM": limits.slurm}
-    said: set[Finding] = set()
+    reported: set[Finding] = set()
     for name, calls in started.items():
         limit = longest.get(name, limits.probe) + 1  # a probe that knows its own limit says more
         found = dict.fromkeys(finding for call in calls for finding in _result(name, call, limit))
-        new = [finding for finding in found if finding not in said]
-        said |= found.keys()
+        new = [finding for finding in found if finding not in reported]
+        reported |= found.keys()
         if new:
             yield Section(name, new)
-    if not quick:
-        folder = Path(config.trainer.output_dir if config else ".")
-        speed = Later(lambda: probe_machine.disk_speed(folder, with_expected_vocabulary(config) if config else None))
-        yield Section("Disk", _result("speed", speed, FULL.probe))
+    if limits is not QUICK:
+        yield Section("Disk", _result("speed", Later(lambda: _disk(config, facts)), FULL.probe))
 
 
 def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding]:
@@ -119,7 +125,7 @@ def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding
         return [yellow(name, f"could not be looked at: {type(error).__name__}: {error}", "")]
 
 
-def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probe_software.GpuSeen]], limits: Limits) -> list[Finding]:
+def _torch(torch: Later[dict[str, Any]], gpus: Later[list[InstalledGpu]], limits: Limits) -> list[Finding]:
     try:
         facts = torch.get(limits.torch + 1)
     except TimeoutError as error:
@@ -133,8 +139,8 @@ def _torch(torch: Later[dict[str, Any]], gpus: Later[list[probe_software.GpuSeen
     return list(probe_software.check_torch(facts, num_gpus))
 
 
-def _gpus(gpus: list[probe_software.GpuSeen]) -> list[Finding]:
-    return list(probe_software.check_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")))
+def _gpus(gpus: list[InstalledGpu], facts: MachineFacts) -> list[Finding]:
+    return list(probe_software.check_gpus(gpus, facts.environment.get("CUDA_VISIBLE_DEVICES")))
 
 
 def _of_torch(
@@ -146,33 +152,28 @@ def _of_torch(
         return []
 
 
-def _network(config: RunConfig | None, for_slurm: bool) -> list[Finding]:
-    variables = {**os.environ, **(config.launch.env if config else {})}
-    return list(
-        probe_machine.check_network(probe_machine.read_interfaces(), probe_machine.read_fabrics(), variables, for_slurm)
-    )
+def _network(asked: Asked, facts: MachineFacts) -> list[Finding]:
+    variables = {**facts.environment, **(asked.config.launch.env if asked.config else {})}
+    interfaces, fabrics = probe_machine.read_interfaces(), probe_machine.read_fabrics()
+    return list(probe_machine.check_network(interfaces, fabrics, variables, asked.for_nodes))
 
 
-def _caches() -> list[Finding]:
-    folders, mounts = surroundings.cache_folders(dict(os.environ)), read_mounts()
-    found = list(surroundings.check_caches(folders, mounts))
+def _caches(facts: MachineFacts) -> list[Finding]:
+    found = list(environment.check_caches(environment.cache_folders(facts.environment), facts.mounts))
     return found or [green("caches", "none on a network file system")]
 
 
-def run_findings(config: RunConfig, for_slurm: bool) -> list[Finding]:
-    """Return what the preflight of a config's run finds; a config that makes no plan is one red line."""
+def _disk(config: RunConfig | None, facts: MachineFacts) -> list[Finding]:
+    folder = Path(config.trainer.output_dir if config else ".")
+    return probe_machine.disk_speed(folder, with_expected_vocabulary(config) if config else None, facts)
+
+
+def run_findings(config: RunConfig, facts: MachineFacts, checks_of_place: PlaceChecks) -> list[Finding]:
+    """Return what the checks before a launch of a config find; a config that makes no plan is one red line."""
     try:
-        plan = make_plan(_as_submitted(config) if for_slurm and slurm.is_installed() else config)
+        plan = plan_run(config, facts)
     except EncError as error:
         return [red("plan", str(error))]
     except OverflowError:
         return [red("plan", "a number of this run is too large to compute with", "lower it")]
-    return preflight(plan, for_slurm)
-
-
-def _as_submitted(config: RunConfig) -> RunConfig:
-    """Return a config with what the cluster says of its nodes, if it says anything."""
-    try:
-        return with_cluster_defaults(config, lambda text: None)
-    except EncError:  # said under SLURM
-        return config
+    return [*preflight(plan, facts), *checks_of_place(plan, facts)]

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.checks import surroundings
+from enc.launcher.checks import environment
 from enc.launcher.checks.findings import Finding, green, red, size, yellow
-from enc.launcher.machine.devices import ram_bytes
-from enc.launcher.machine.facts import cgroup_cores, existing_parent, mount_of, read_mounts
+from enc.launcher.machine.cgroups import cgroup_cores
+from enc.launcher.machine.facts import MachineFacts
+from enc.launcher.machine.mounts import existing_parent, mount_of
 
 _PROBE_BYTES = 256 * 10**6
 _PROBE_S = 4.0
@@ -105,18 +106,16 @@ def read_fabrics() -> list[str]:
 # --- machine ---------------------------------------------------------------------------------------------------------
 
 
-def machine_facts() -> list[Finding]:
+def check_machine(facts: MachineFacts) -> list[Finding]:
     """Look at cores, memory and limits."""
-    usable, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    allowed = cgroup_cores()
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limited = f" of {size(physical)}: a control group limits this process" if ram_bytes() < physical else ""
+    physical = facts.physical_ram_bytes
+    limited = f" of {size(physical)}: a control group limits this process" if facts.ram_bytes < physical else ""
     shared = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
     return [
-        check_cores(usable, cores, allowed, os.getloadavg()[0]),
-        green("RAM", f"{size(ram_bytes())}{limited}"),
+        check_cores(facts.cores, os.cpu_count() or 1, cgroup_cores(), os.getloadavg()[0]),
+        green("RAM", f"{size(facts.ram_bytes)}{limited}"),
         *check_shared_memory(shared),
-        surroundings.check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        environment.check_open_files(*facts.open_files),
         *check_locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], bool(read_fabrics())),
     ]
 
@@ -182,7 +181,7 @@ def measure_disk(folder: Path) -> DiskSpeed:
     return DiskSpeed(written, write_s, read_s, max(0.0, changed - ended, began - changed))
 
 
-def disk_speed(folder: Path, config: RunConfig | None) -> list[Finding]:
+def disk_speed(folder: Path, config: RunConfig | None, facts: MachineFacts) -> list[Finding]:
     """Measure the disk of the run folder."""
     place = existing_parent(folder)
     reserve = config.trainer.min_free_disk_gb * 1e9 if config else 0
@@ -191,7 +190,7 @@ def disk_speed(folder: Path, config: RunConfig | None) -> list[Finding]:
         return [yellow("speed", f"not measured: {place} has only {size(free)} free", "free some space")]
     if not os.access(place, os.W_OK):
         return [yellow("speed", f"not measured: {place} cannot be written", "choose another trainer.output_dir")]
-    mount = mount_of(place, read_mounts())
+    mount = mount_of(place, facts.mounts)
     one = checkpoint_bytes(config.model) if config else None
     return list(check_speed(measure_disk(place), f"{place} ({mount.type})" if mount else str(place), one))
 

@@ -3,14 +3,12 @@
 A probe observes; what it makes of that is a function of what was observed, which tests call with other values.
 """
 
-import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,13 @@ import enc
 from enc import __version__
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
-from enc.launcher.checks import surroundings
+from enc.launcher.checks import environment
 from enc.launcher.checks.findings import Finding, green, red, yellow
-from enc.launcher.machine.facts import build_locks, extensions_folder, read_mounts
+from enc.launcher.machine.build_locks import build_locks, extensions_folder
+from enc.launcher.machine.facts import MachineFacts
+from enc.launcher.machine.gpus import InstalledGpu
 
 _SHOWN = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "triton", "flash-attn", "wandb")
-_GPU_FIELDS = "index,name,driver_version,memory.total,memory.used,compute_cap"
 
 
 # --- software --------------------------------------------------------------------------------------------------------
@@ -141,41 +140,7 @@ def check_fast_paths(facts: dict[str, Any]) -> Iterator[Finding]:
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class GpuSeen:
-    """A line of nvidia-smi; memory in MiB."""
-
-    index: str
-    name: str
-    driver: str
-    total: int
-    used: int
-    capability: str
-
-
-def read_gpus(timeout_s: float) -> list[GpuSeen]:
-    """Ask nvidia-smi for the GPUs; none where it is not installed. Raises UsageError with what it said."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"nvidia-smi did not answer within {timeout_s:g} s: a GPU or the driver hangs") from None
-    if done.returncode:
-        raise UsageError(f"nvidia-smi failed: {' '.join((done.stdout + done.stderr).split())}")
-    return [gpu for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if (gpu := _gpu_of(row))]
-
-
-def _gpu_of(row: list[str]) -> GpuSeen | None:
-    try:
-        index, name, driver, total, used, capability = row
-        return GpuSeen(index, name, driver, int(total), int(used), capability)
-    except ValueError:
-        return None
-
-
-def check_gpus(gpus: list[GpuSeen], visible: str | None) -> Iterator[Finding]:
+def check_gpus(gpus: list[InstalledGpu], visible: str | None) -> Iterator[Finding]:
     """GPUs should be alike, empty and visible."""
     if not gpus:
         yield green("GPUs", "none on this machine")
@@ -210,9 +175,9 @@ def _check_visible(visible: str, known: list[str]) -> Iterator[Finding]:
 # --- compilers -------------------------------------------------------------------------------------------------------
 
 
-def compilers(config: RunConfig | None) -> list[Finding]:
+def compilers(config: RunConfig | None, facts: MachineFacts) -> list[Finding]:
     """Look for what compiles kernels, and for what an interrupted build left behind."""
-    variables = dict(os.environ)
+    variables = facts.environment
     compiler = shutil.which(variables.get("CXX") or "g++") or shutil.which("c++") or shutil.which("clang++")
     compiles = (
         config is not None and config.trainer.torch_compile and config.trainer.torch_compile_backend == "inductor"
@@ -223,7 +188,7 @@ def compilers(config: RunConfig | None) -> list[Finding]:
     return [
         check_compiler(compiler, compiles),
         *check_nvcc(nvcc, variables.get("CUDA_HOME")),
-        *surroundings.check_build_locks(locks, is_needed, read_mounts()),
+        *environment.check_build_locks(locks, is_needed, facts.mounts),
     ]
 
 

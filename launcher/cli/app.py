@@ -14,7 +14,8 @@ from enc.launcher.cli import ckpt as cli_ckpt
 from enc.launcher.cli import ckpt_convert as cli_ckpt_convert
 from enc.launcher.cli import config as cli_config
 from enc.launcher.cli import doctor as cli_doctor
-from enc.launcher.cli import plan as cli_plan
+from enc.launcher.cli import estimate as cli_estimate
+from enc.launcher.cli import render as cli_render
 from enc.launcher.cli import run as cli_run
 from enc.launcher.cli import watch as cli_watch
 
@@ -47,9 +48,9 @@ def options(
 app.add_typer(cli_run.launch_app, name="launch")
 app.command("resume", context_settings=cli_run.OVERRIDES)(cli_run.resume)
 app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess)
-app.command("plan", context_settings=cli_run.OVERRIDES)(cli_plan.plan)
+app.command("plan", context_settings=cli_run.OVERRIDES)(cli_estimate.estimate)
 app.command("doctor", context_settings=cli_run.OVERRIDES)(cli_doctor.doctor)
-app.add_typer(cli_plan.render_app, name="render")
+app.add_typer(cli_render.render_app, name="render")
 app.command("status")(cli_watch.status)
 app.command("logs")(cli_watch.logs)
 app.command("ls")(cli_watch.list_runs)

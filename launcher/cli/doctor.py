@@ -1,5 +1,6 @@
 """`enc doctor`."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.encoder.errors import EncError
 from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
-    from enc.launcher.checks.doctor import Section
+    from enc.encoder.config.schema import RunConfig
+    from enc.launcher.checks.doctor import Asked, Section
     from enc.launcher.checks.findings import Finding
+    from enc.launcher.machine.facts import MachineFacts
 
 _WORDS = {
     "green": ("ok", typer.colors.GREEN),
@@ -36,13 +40,16 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look for what would spoil a run: on this machine, and for a config. Exit code 3 when something is bad."""
-    from enc.launcher.checks.doctor import diagnose
+    from enc.launcher.checks.doctor import FULL, QUICK, diagnose
+    from enc.launcher.machine.facts import look
 
+    limits = QUICK if quick else FULL
     machines = {} if nodes is None else {"launch.nodes": nodes}
     loaded = load(config, context, {**machines, **ranks_given(nproc)}) if config else None
     started = time.perf_counter()
     sections = []
-    for section in diagnose(loaded, quick):
+    facts = look(gpu_timeout_s=limits.probe)
+    for section in diagnose(_asked(loaded, facts), facts, limits):
         sections.append(section)
         if not as_json:
             typer.echo(_page(section), color=_colour())
@@ -59,6 +66,30 @@ def doctor(
             say("With a config, `enc doctor CFG` checks its run too.")
     sys.stdout.flush()
     raise typer.Exit(3 if counts["red"] else 0)
+
+
+def _asked(config: "RunConfig | None", facts: "MachineFacts") -> "Asked":
+    """Return what the doctor looks at beside the machine."""
+    from enc.launcher.backends.slurm.defaults import with_cluster_defaults
+    from enc.launcher.backends.slurm.probe import slurm_facts
+    from enc.launcher.checks.doctor import Asked, run_findings
+    from enc.launcher.checks.preflight import local_checks
+    from enc.launcher.checks.slurm import slurm_checks
+    from enc.launcher.planning.ranks import choose_scheduler
+
+    if config is None:
+        return Asked(None, False, lambda limit_s: slurm_facts(None, False, limit_s), None)
+    chosen = choose_scheduler(config, facts)
+    for_slurm = chosen.launch.scheduler == "slurm"
+
+    def run() -> "list[Finding]":
+        submitted = chosen
+        if for_slurm and facts.has_slurm:
+            with contextlib.suppress(EncError):  # said under SLURM
+                submitted = with_cluster_defaults(chosen, lambda text: None)
+        return run_findings(submitted, facts, slurm_checks if for_slurm else local_checks)
+
+    return Asked(chosen, for_slurm, lambda limit_s: slurm_facts(chosen, for_slurm, limit_s), run)
 
 
 def _counts(sections: "Iterable[Section]") -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,16 +66,20 @@ def _placed(
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.text_table import table
-    from enc.launcher.backends.slurm import commands as slurm
-    from enc.launcher.planning.plan import choose_scheduler, make_plan, plan_notes, plan_table, render
+    from enc.launcher.machine.facts import look
+    from enc.launcher.planning.plan import plan_run
+    from enc.launcher.planning.plan_text import plan_notes, plan_table
+    from enc.launcher.planning.ranks import choose_scheduler
+    from enc.launcher.planning.render import render
 
-    config = choose_scheduler(config, slurm.is_installed())
+    facts = look()
+    config = choose_scheduler(config, facts)
     on_slurm = config.launch.scheduler == "slurm"
-    if on_slurm and slurm.is_installed():
-        from enc.launcher.planning.cluster_defaults import with_cluster_defaults
+    if on_slurm and facts.has_slurm:
+        from enc.launcher.backends.slurm.defaults import with_cluster_defaults
 
         config = with_cluster_defaults(config, say)
-    plan = make_plan(config)
+    plan = plan_run(config, facts)
     files = render(plan)
     if on_slurm:
         from enc.launcher.backends.slurm.script import SCRIPT_FILE
@@ -97,8 +100,9 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
     from dataclasses import asdict
 
     from enc.launcher.backends.rehearsal import TROUBLES, rehearse
+    from enc.launcher.machine.facts import look
 
-    verdict = rehearse(config, troubles, _preprocess, say)
+    verdict = rehearse(config, look(), troubles, say)
     if as_json:
         acts = [asdict(act) for act in verdict.acts]
         typer.echo(json.dumps({"survived": verdict.survived, "same_bytes": verdict.same_bytes, "troubles": acts}))
@@ -114,19 +118,22 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
 
 
 def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
-    from enc.launcher.backends.local import launch
-    from enc.launcher.backends.slurm import commands as slurm
-    from enc.launcher.planning.plan import choose_scheduler
+    from enc.launcher.machine.facts import look
+    from enc.launcher.planning.plan import run_folder
+    from enc.launcher.planning.ranks import choose_scheduler
 
-    config = choose_scheduler(config, slurm.is_installed())
+    facts = look()
+    config = choose_scheduler(config, facts)
     if config.launch.scheduler == "slurm":
         from enc.launcher.backends.slurm.submit import submit
 
-        job = submit(config, allow_change, _preprocess, say)
-        run_dir = str(Path(config.trainer.output_dir).absolute())
+        job = submit(config, facts, allow_change, say)
+        run_dir = str(run_folder(config, facts))
         typer.echo(json.dumps({"job": job, "run_dir": run_dir}) if as_json else job)
         return
-    sys.exit(launch(config, allow_change, _preprocess, say))
+    from enc.launcher.backends.local import launch
+
+    sys.exit(launch(config, facts, allow_change, say))
 
 
 def resume(
@@ -158,30 +165,12 @@ def resume(
 
 def preprocess(context: typer.Context, config: ConfigArgument) -> None:
     """Tokenise the text of a config into a token store; print the store's path."""
-    typer.echo(str(_preprocess(load(config, context))))
+    from enc.encoder.data.sources.find import store_path
+    from enc.launcher.planning.token_store import make_store
 
-
-def _preprocess(config: "RunConfig") -> Any:
-    """Make the token store of a config, with a progress bar; a finished one is reused."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from enc.encoder.data.preprocess import preprocess, store_path
-
-    existed = (store_path(config.dataset) / "manifest.json").is_file()
-    columns = (TextColumn("Tokenising"), BarColumn(), TextColumn("{task.fields[tokens]}"), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, tokens="", visible=not existed)
-
-        def show(done: int, total: int | None, tokens: int) -> None:
-            progress.update(task, completed=done, total=total, tokens=f"{tokens:,} tokens")
-
-        path = preprocess(config.dataset, config.tokenizer, config.seed, show)
-    splits = json.loads((path / "manifest.json").read_text())["splits"]
-    counts = "; ".join(f"{name} {s['documents']:,} documents, {s['tokens']:,} tokens" for name, s in splits.items())
-    say(f"{'Using the token store' if existed else 'Made the token store'} {path}: {counts}.")
-    return path
+    loaded = load(config, context)
+    make_store(loaded, say)
+    typer.echo(str(store_path(loaded.dataset)))
 
 
 @eval_app.command("mlm")

@@ -3,7 +3,7 @@
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.sizing.batch_split import split_batch
-from enc.encoder.sizing.memory import device_bytes as needed_bytes
+from enc.encoder.sizing.memory import peak_bytes
 
 # Settings that only one engine has, or is taken for: (key of the parallel section, value) -> engine; the first counts.
 _ASKS: dict[tuple[str, object], str] = {
@@ -45,7 +45,7 @@ def fits(config: RunConfig, engine: str, world_size: int, device_bytes: int) -> 
 
 def _needed(config: RunConfig, engine: str, world_size: int) -> int:
     rows = split_batch(config.trainer, world_size).rows_per_microbatch
-    return needed_bytes(config.changed({"parallel.engine": engine}), world_size, rows)
+    return peak_bytes(config.changed({"parallel.engine": engine}), world_size, rows)
 
 
 def _of(config: RunConfig, engine: str, world_size: int, device_bytes: int) -> str:

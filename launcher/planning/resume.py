@@ -12,28 +12,31 @@ from enc.encoder.checkpoints.folder import (
 )
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig, differences, keeps_numbers
-from enc.encoder.data.store import read_manifest
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
-from enc.launcher.planning.plan import Plan, make_plan, self_contained, store_fingerprint
+from enc.encoder.printable import Say
+from enc.launcher.machine.facts import MachineFacts
+from enc.launcher.planning.plan import Plan, plan_run, run_folder
+from enc.launcher.planning.render import self_contained
 from enc.launcher.run_folder.records import refuse_older_run
 
 
-def settled(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
-    """Return the config, fixed to the checkpoint that it goes on from if it resumes a run.
+def plan_or_resume(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> Plan:
+    """Plan a run under its lock; one that resumes is fixed to the checkpoint that it goes on from.
 
     Raises UsageError when it cannot go on, or when a new run would meet the checkpoints of an older one.
     """
+    run_dir = run_folder(config, facts)
     remove_leftovers(run_dir)
     if config.trainer.resume_from_checkpoint:
-        return resumed(run_dir, config, allow_change, say)
+        return resumed(run_dir, config, facts, allow_change, say)
     if not config.trainer.overwrite_output_dir:
         refuse_older_run(run_dir)
-    return config
+    return plan_run(config, facts)
 
 
-def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> RunConfig:
-    """Find the checkpoint to go on from, compare its config with this one, and return this one fixed to it.
+def resumed(run_dir: Path, config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> Plan:
+    """Find the checkpoint to go on from, plan the run that goes on, and compare its config with the checkpoint's.
 
     Raises UsageError when there is no complete checkpoint, or when the change would not continue the same run.
     """
@@ -41,19 +44,12 @@ def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> R
     for status in passed_over:
         say(passed_over_text(status))
     old = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
-    plan = make_plan(_inherit(config, old))
+    plan = plan_run(_inherit(config, old, folder), facts)
     new = self_contained(plan)
-    changes = {key: pair for key, pair in differences(old, new).items() if not _is_bookkeeping(key)}
-    made_from, tokens = read_trainer_state(folder)["data_fingerprint"], store_fingerprint(plan)
-    if made_from is None:  # an imported checkpoint does not know its text, but it has the tokenizer
-        if config.tokenizer == old.tokenizer and _has_tokenizer_of(folder, plan):
-            changes.pop("tokenizer.path", None)
-    elif tokens not in (None, made_from):
-        changes["the token store's contents"] = (made_from, tokens)
+    changes = _changes(folder, old, new, plan)
     if changes:
-        say(
-            "Changed since the checkpoint:\n" + "\n".join(f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changes.items())
-        )
+        listed = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, (was, now) in changes.items())
+        say(f"Changed since the checkpoint:\n{listed}")
     breaking = [key for key in changes if not keeps_numbers(key) and not _schedule_is_fixed(key, old, new)]
     if breaking and not allow_change:
         listed = "\n".join(f"- {key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in breaking)
@@ -62,10 +58,22 @@ def resumed(run_dir: Path, config: RunConfig, allow_change: bool, say: Any) -> R
             "Undo them for an exact continuation, or add --allow-change to go on with the new values."
         )
     say(f"Resuming from {folder}.")
-    return plan.config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
+    return plan
 
 
-def set_aside(run_dir: Path, folder: Path, say: Any) -> None:
+def _changes(folder: Path, old: RunConfig, new: RunConfig, plan: Plan) -> dict[str, tuple[Any, Any]]:
+    """Return what a run computes from and what differs from the checkpoint: key -> (there, now)."""
+    changes = {key: pair for key, pair in differences(old, new).items() if not _is_bookkeeping(key)}
+    made_from, tokens = read_trainer_state(folder)["data_fingerprint"], plan.store_facts.fingerprint
+    if made_from is None:  # an imported checkpoint does not know its text, but it has the tokenizer
+        if plan.asked.tokenizer == old.tokenizer and _has_tokenizer_of(folder, plan):
+            changes.pop("tokenizer.path", None)
+    elif tokens not in (None, made_from):
+        changes["the token store's contents"] = (made_from, tokens)
+    return changes
+
+
+def set_aside(run_dir: Path, folder: Path, say: Say) -> None:
     """Take checkpoints that lie after the one to go on from out of the run's way."""
     aside = set_aside_newer(run_dir, read_trainer_state(folder)["step"])
     if aside:
@@ -74,21 +82,22 @@ def set_aside(run_dir: Path, folder: Path, say: Any) -> None:
 
 def _has_tokenizer_of(folder: Path, plan: Plan) -> bool:
     """Tell whether the token store was made with the checkpoint's tokenizer; one that is yet to be made will be."""
-    if not plan.store_ready:
+    manifest = plan.store_facts.manifest
+    if manifest is None:
         return True
-    return (
-        read_manifest(plan.store)["tokenizer"]["fingerprint"]
-        == EncoderTokenizer.load(folder / "tokenizer").fingerprint()
-    )
+    return manifest["tokenizer"]["fingerprint"] == EncoderTokenizer.load(folder / "tokenizer").fingerprint()
 
 
 def passed_over_text(status: CheckpointStatus) -> str:
     return f"Passed over checkpoint {status.path}: it is {status.state} ({'; '.join(status.problems[:2])})."
 
 
-def _inherit(config: RunConfig, old: RunConfig) -> RunConfig:
-    """Take over what the first launch resolved: sizes from the tokenizer, and the global batch unless it is given."""
-    updates: dict[str, Any] = {"model.vocab_size": old.model.vocab_size, "model.pad_token_id": old.model.pad_token_id}
+def _inherit(config: RunConfig, old: RunConfig, folder: Path) -> RunConfig:
+    """Go on from a checkpoint with what the first launch resolved: sizes from the tokenizer, and the global batch."""
+    updates: dict[str, Any] = {
+        "model.vocab_size": old.model.vocab_size, "model.pad_token_id": old.model.pad_token_id,
+        "trainer.resume_from_checkpoint": str(folder.absolute()),
+    }  # fmt: skip
     if config.trainer.global_batch_size is None:
         updates["trainer.global_batch_size"] = old.trainer.global_batch_size
     return config.changed(updates)

@@ -25,7 +25,10 @@ from enc.encoder.errors import EncError, RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.signals import STOP_SIGNALS
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.planning.plan import make_plan, render
+from enc.launcher.machine.facts import look
+from enc.launcher.planning.plan import Plan, after_tokenising, plan_run
+from enc.launcher.planning.render import render
+from enc.launcher.planning.token_store import look_at_store
 from enc.launcher.run_folder.events import append_event, since_submitted
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.read import json_object, newest_attempt
@@ -194,10 +197,13 @@ def _attempt(run_dir: Path, host: Host, signals: Signals) -> tuple[Ending, Launc
         config = load_run(run_dir)
         launch = config.launch
         config = _with_checkpoint(run_dir, config)
-        if _make_store(run_dir, config, signals) is not None:
-            cause = _said(run_dir, host) or "signal"
-            return Ending(cause, 0, "A signal came while text was tokenised."), launch, number
-        attempt = _record_attempt(run_dir, host, config)
+        plan = plan_run(config, look())
+        if not plan.store_ready:
+            if _make_store(run_dir, signals) is not None:
+                cause = _said(run_dir, host) or "signal"
+                return Ending(cause, 0, "A signal came while text was tokenised."), launch, number
+            plan = after_tokenising(plan, look_at_store(config.dataset))
+        attempt = _record_attempt(run_dir, host, plan)
     except EncError as error:
         say(str(error))
         cause = "config" if isinstance(error, UsageError) else "crash"
@@ -221,13 +227,11 @@ def _with_checkpoint(run_dir: Path, config: RunConfig) -> RunConfig:
     return config.changed({"trainer.resume_from_checkpoint": str(folder.absolute())})
 
 
-def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | None:
-    """Tokenise the text if that is still to be done; return the signal that interrupted it, if one did.
+def _make_store(run_dir: Path, signals: Signals) -> int | None:
+    """Tokenise the text; return the signal that interrupted it, if one did.
 
     Raises UsageError or RunError with what the command said.
     """
-    if make_plan(config).store_ready:
-        return None
     say("Tokenising the text.")
     program = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
     log = run_dir / "logs" / "preprocess.log"
@@ -247,11 +251,10 @@ def _make_store(run_dir: Path, config: RunConfig, signals: Signals) -> int | Non
     return None
 
 
-def _record_attempt(run_dir: Path, host: Host, config: RunConfig) -> Attempt:
+def _record_attempt(run_dir: Path, host: Host, plan: Plan) -> Attempt:
     """Write what the ranks will read, and what is known of this attempt."""
-    plan = make_plan(config)
     number = written(lambda: record_launch(run_dir, render(plan), sys.argv, plan.as_dict(), host.job))
-    resumes = config.trainer.resume_from_checkpoint
+    resumes = plan.config.trainer.resume_from_checkpoint
     step = read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
     details = {"nodes": host.nodes, "restart_count": host.restart_count, "from_step": step}
     written(lambda: append_event(run_dir, "attempt", attempt=number, job=host.job, **details))

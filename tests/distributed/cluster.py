@@ -10,7 +10,9 @@ from typing import Any
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
-from enc.launcher.planning.plan import make_plan, render
+from enc.launcher.machine.facts import look
+from enc.launcher.planning.plan import plan_run
+from enc.launcher.planning.render import render
 
 SCRIPT = Path(__file__).with_name("runs.py")
 COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_limit=0", "trainer.eval_strategy=no",
@@ -42,7 +44,7 @@ class Cluster:
             words.append(f"trainer.resume_from_checkpoint={source / 'checkpoints' / str(goes_on[1])}")
         config = load_config("smoke", parse_overrides(words)).config
         run_dir.mkdir(parents=True, exist_ok=True)
-        for file, text in render(make_plan(config)).items():
+        for file, text in render(plan_run(config, look())).items():
             (run_dir / file).write_text(text)
         return run_dir
 

@@ -25,7 +25,7 @@ from enc.encoder.run.build import build_model, train_loader
 from enc.encoder.run.start import announce, build, open_heartbeat
 from enc.encoder.run.train import Run, train
 from enc.encoder.signals import StopFlag
-from enc.encoder.sizing.memory import device_bytes, static_bytes
+from enc.encoder.sizing.memory import peak_bytes, static_bytes
 
 
 def open_run(run_dir: Path, ranks: Ranks) -> Run:
@@ -107,7 +107,7 @@ def measure_peak(run_dir: Path, ranks: Ranks) -> None:
     for _ in range(3):
         run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
         run.engine.step(1e-3)
-    computed = device_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
+    computed = peak_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
     peak = torch.cuda.max_memory_allocated()
     (run_dir / "bytes.json").write_text(json.dumps({"peak": peak, "computed": computed}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,20 @@ def resolve_source(dataset: DatasetConfig) -> Source:
     if _looks_local(name):
         return _local_source(name, "dataset.name")
     return Source("hub", name)
+
+
+def store_path(dataset: DatasetConfig) -> Path:
+    """Return where the tokens of a dataset section are or will be, without reading any text.
+
+    That is `path` itself if it is a token store, else `pre_tokenize_output`, else `tokenized_data/<name>` (with the
+    hub config's name).
+    """
+    if dataset.path and is_store(Path(dataset.path).expanduser()):
+        return Path(dataset.path).expanduser()
+    if dataset.pre_tokenize_output:
+        return Path(dataset.pre_tokenize_output).expanduser()
+    name = Path(dataset.path).name if dataset.path else "-".join(filter(None, [dataset.name, dataset.config]))
+    return Path("tokenized_data") / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "corpus")
 
 
 def held_out_sources(source: Source, dataset: DatasetConfig) -> dict[str, Source]:

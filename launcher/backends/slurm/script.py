@@ -11,8 +11,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.preprocess import store_path
+from enc.encoder.data.sources.find import store_path
 from enc.encoder.errors import UsageError
+from enc.launcher.planning.ranks import ranks_of_job
 
 SCRIPT_FILE = "job.sbatch"
 _TEMPLATES = Path(__file__).parents[3] / "slurm"
@@ -49,19 +50,6 @@ def job_script(config: RunConfig, run_dir: Path, cwd: Path, python: str) -> str:
     )
 
 
-def ranks_per_node(config: RunConfig) -> int:
-    """Return the ranks on each node of a job. Raises UsageError when GPUs are asked for and nothing says how many."""
-    launch = config.launch
-    if launch.nproc_per_node:
-        return launch.nproc_per_node
-    if config.trainer.use_cpu or launch.slurm.gpu_request == "none":
-        return 1
-    raise UsageError(
-        "How many GPUs a node has is not known: give --gpus-per-node N (launch.nproc_per_node), or a site that says it "
-        "(--site NAME; `enc config sites` lists them). For a run on CPUs set trainer.use_cpu true."
-    )
-
-
 # --- what is in the script -------------------------------------------------------------------------------------------
 
 
@@ -72,7 +60,7 @@ def _directives(config: RunConfig, run_dir: Path) -> list[Option]:
     options: list[tuple[str, object]] = [
         ("--job-name", run_dir.name),
         ("--nodes", config.launch.num_nodes),
-        ("--ntasks-per-node", ranks_per_node(config)),
+        ("--ntasks-per-node", ranks_of_job(config)),
         *_gpus(config),
         ("--cpus-per-task", slurm.cpus_per_task),
         ("--mem", slurm.mem),
@@ -99,7 +87,7 @@ def _directives(config: RunConfig, run_dir: Path) -> list[Option]:
 
 
 def _gpus(config: RunConfig) -> list[tuple[str, object]]:
-    slurm, count = config.launch.slurm, ranks_per_node(config)
+    slurm, count = config.launch.slurm, ranks_of_job(config)
     typed = f"{slurm.gpu_type}:{count}" if slurm.gpu_type else str(count)
     if config.trainer.use_cpu or slurm.gpu_request == "none":
         return []
@@ -111,7 +99,7 @@ def _srun(config: RunConfig, run_dir: Path, cwd: Path) -> list[str]:
 
     A rank's task only fails for good, and late (`enc.launcher.rank`): then srun ends the others too. It waits for none.
     """
-    launch, ranks = config.launch, ranks_per_node(config)
+    launch, ranks = config.launch, ranks_of_job(config)
     words = [
         f"--nodes={launch.num_nodes}",
         f"--ntasks={launch.num_nodes * ranks}",

@@ -4,38 +4,39 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.printable import Say
 from enc.launcher.backends.slurm import commands as slurm
+from enc.launcher.backends.slurm.defaults import with_cluster_defaults
 from enc.launcher.backends.slurm.script import SCRIPT_FILE, job_script
 from enc.launcher.checks.before_launch import check_before
+from enc.launcher.checks.slurm import slurm_checks
+from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.rank_environment import blocked_stop_signals
-from enc.launcher.planning.cluster_defaults import Say, submitted_config, told, with_cluster_defaults
-from enc.launcher.planning.plan import Plan, make_plan, plan_notes
-from enc.launcher.planning.resume import set_aside, settled
+from enc.launcher.planning.plan import Plan, run_folder, with_tokens
+from enc.launcher.planning.plan_text import plan_notes
+from enc.launcher.planning.render import self_contained
+from enc.launcher.planning.resume import plan_or_resume, set_aside
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
 from enc.launcher.run_folder.snapshot import snapshot_code
 
 
-def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig], Any], say: Say) -> str:
+def submit(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> str:
     """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left.
 
-    `prepare(config)` checks the token store where there is one; a missing one is made in the job.
+    A token store that is there is checked; a missing one is made in the job.
     """
     config = with_cluster_defaults(config, say)
-    run_dir = make_plan(config).run_dir
-    lock = RunLock(run_dir)
+    lock = RunLock(run_folder(config, facts))
     try:
-        config = settled(run_dir, config, allow_change, say)
-        plan = make_plan(config)
+        plan = plan_or_resume(config, facts, allow_change, say)
         if plan.store_ready:
-            prepare(config)
-        check_before(plan, say)
+            plan = with_tokens(plan, say)
+        check_before(plan, facts, slurm_checks(plan, facts), say)
         for note in plan_notes(plan):
             say(note)
         with blocked_stop_signals():  # a job that is queued needs its files
@@ -44,8 +45,32 @@ def submit(config: RunConfig, allow_change: bool, prepare: Callable[[RunConfig],
         lock.release(remove_if_created=True)
         raise
     lock.release()  # the job waits for this
-    say(told(plan, job))
+    say(queued_text(plan, job))
     return job
+
+
+def submitted_config(plan: Plan) -> RunConfig:
+    """Return the config that a job starts from.
+
+    What is not known here is left to the job: text that is not tokenised yet keeps its place, relative to the job's
+    working folder, and `auto` stays the engine where the memory of the nodes' GPUs is not given.
+    """
+    updates = {"trainer.output_dir": str(plan.run_dir), "launch.site": None}
+    if plan.asked_engine == "auto" and plan.device_bytes is None:
+        updates["parallel.engine"] = "auto"
+    if plan.store_ready:
+        return self_contained(plan).changed(updates)
+    return plan.config.changed(updates | {"dataset.pre_tokenize_output": str(plan.store)})
+
+
+def queued_text(plan: Plan, job: str) -> str:
+    """Tell what was queued, and how to watch it."""
+    nodes, ranks = plan.config.launch.num_nodes, plan.config.launch.nproc_per_node
+    return (
+        f"Job {job} is queued: {nodes} node{'s' if nodes > 1 else ''} x {ranks} rank{'s' if ranks != 1 else ''}, "
+        f"{plan.engine}, in {plan.run_dir}.\nWatch it with `enc status {job}` and `enc logs -f {job}`; "
+        f"`enc cancel {job}` ends it."
+    )
 
 
 def _queue(plan: Plan, lock: RunLock, say: Say) -> str:
@@ -94,7 +119,7 @@ def _sbatch(plan: Plan) -> str:
 
 def script_of(plan: Plan) -> str:
     """Return the job script of a plan, for the working folder and Python of this process."""
-    return job_script(plan.config, plan.run_dir, Path.cwd(), plan.config.launch.python or sys.executable)
+    return job_script(plan.config, plan.run_dir, plan.cwd, plan.config.launch.python or sys.executable)
 
 
 def _write_run(plan: Plan, job: str) -> None:

@@ -1,14 +1,15 @@
-"""Checks of what surrounds a run: limits, caches, build locks, accounts. `enc doctor` has some without a config.
+"""Checks of the environment of a run: limits, caches, build locks, accounts. `enc doctor` has some without a config.
 
 Each check is a function of what was observed; `enc.launcher.checks.preflight` and `enc.launcher.checks.doctor` observe.
 """
 
 import netrc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from enc.launcher.checks.findings import Finding, green, red, size, yellow
-from enc.launcher.machine.facts import BuildLock, Mount, home, mount_of
+from enc.launcher.machine.build_locks import BuildLock, home
+from enc.launcher.machine.mounts import Mount, mount_of
 
 _OPEN_FILES = 4096
 _STALE_LOCK_S = 600
@@ -24,7 +25,7 @@ def check_open_files(soft: int, hard: int) -> Finding:
     return yellow("open files", f"only {soft:,} a process; ranks with many peers or workers run out", more)
 
 
-def check_build_locks(locks: list[BuildLock], is_needed: bool, mounts: list[Mount]) -> Iterator[Finding]:
+def check_build_locks(locks: list[BuildLock], is_needed: bool, mounts: Sequence[Mount]) -> Iterator[Finding]:
     """A build that was killed leaves a lock behind, and every later one waits for it without a word."""
     for lock in locks:
         if lock.holder is not None:
@@ -47,7 +48,7 @@ def _age(seconds: float) -> str:
     return f"{minutes // 60} hours" if minutes < 48 * 60 else f"{minutes // 1440} days"
 
 
-def cache_folders(variables: dict[str, str]) -> dict[str, Path]:
+def cache_folders(variables: Mapping[str, str]) -> dict[str, Path]:
     """Return the variable of each cache and the folder that it stands for."""
     own = home(variables)
     default = {
@@ -58,7 +59,7 @@ def cache_folders(variables: dict[str, str]) -> dict[str, Path]:
     return {name: Path(variables.get(name) or folder).expanduser() for name, folder in default.items()}
 
 
-def check_caches(folders: dict[str, Path], mounts: list[Mount]) -> Iterator[Finding]:
+def check_caches(folders: dict[str, Path], mounts: Sequence[Mount]) -> Iterator[Finding]:
     """Many ranks that compile into, or lock, one folder of a file server are slow and sometimes wrong."""
     for name, folder in folders.items():
         mount = mount_of(folder, mounts)
@@ -67,7 +68,7 @@ def check_caches(folders: dict[str, Path], mounts: list[Mount]) -> Iterator[Find
             yield yellow("caches", text, f"set {name} to a folder on a local disk of the node, e.g. in launch.env")
 
 
-def check_wandb_login(variables: dict[str, str], netrc_file: Path, more_setup: bool) -> Finding:
+def check_wandb_login(variables: Mapping[str, str], netrc_file: Path, more_setup: bool) -> Finding:
     """W&B asks for its key on a terminal, which a job has not."""
     host = variables.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
     if variables.get("WANDB_API_KEY"):
@@ -84,7 +85,7 @@ def check_wandb_login(variables: dict[str, str], netrc_file: Path, more_setup: b
     return red("W&B", f"{why}: the run would fail at its start", fix)
 
 
-def check_hub(names: list[str], variables: dict[str, str]) -> Iterator[Finding]:
+def check_hub(names: list[str], variables: Mapping[str, str]) -> Iterator[Finding]:
     """`names` are the hub names, with what they are, that will be fetched when the token store is made."""
     offline = [key for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if variables.get(key, "0") not in ("", "0")]
     token = variables.get("HF_TOKEN") or (cache_folders(variables)["HF_HOME"] / "token").exists()
