@@ -1,31 +1,34 @@
-"""Starting a run on this machine: the only place where folders are changed and processes started.
+"""A run on this machine: its ranks are children of the launching process, which supervises them.
 
-The ranks run side by side and are watched from here. torchrun is not used: it turns every exit code into 1 and kills
-ranks 30 s after a signal, whether or not their checkpoint is written.
+torchrun is not used: it turns every exit code into 1 and kills ranks 30 s after a signal, whether or not their
+checkpoint is written.
 """
 
 import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import IO, Any
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.printable import Say
-from enc.encoder.signals import STOP_SIGNALS
 from enc.launcher.checks.before_launch import check_before
 from enc.launcher.checks.preflight import local_checks
 from enc.launcher.machine.facts import MachineFacts
-from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, free_port
 from enc.launcher.planning.plan import Plan, run_folder, with_tokens
 from enc.launcher.planning.plan_text import plan_notes
 from enc.launcher.planning.render import render
 from enc.launcher.planning.resume import plan_or_resume, set_aside
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import move_aside, record_launch
-
-_GRACE_S = 20.0
+from enc.launcher.supervise.attempt import Attempt
+from enc.launcher.supervise.signals import Signals
+from enc.launcher.supervise.supervise import supervise_here
+from enc.launcher.supervise.trainer import start_trainer
 
 
 def launch(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> int:
@@ -42,93 +45,94 @@ def launch(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say)
         say(f"Engine: {plan.engine}, {plan.engine_reason}.")
         for note in plan_notes(plan):
             say(note)
-        relay = SignalRelay()  # from here on there is a run, and a signal is for its ranks
-        attempt = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
+        signals = Signals()  # from here on there is a run, and a signal is for its ranks
+        number = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
     except BaseException:
         lock.release(remove_if_created=True)
         raise
-    return start(run_dir, plan, attempt, lock, relay)
+    return _run(plan, number, lock, signals)
 
 
-class SignalRelay:
-    """Passes stop signals on to the ranks, also those that arrive before the ranks exist."""
-
-    def __init__(self) -> None:
-        self.early: list[int] = []
-        self.processes: list[subprocess.Popen] = []
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._pass_on)
-
-    def _pass_on(self, number: int, _frame: object) -> None:
-        if not self.processes:
-            self.early.append(number)
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    def connect(self, processes: list[subprocess.Popen]) -> None:
-        """Name the ranks; what came early reaches them now."""
-        self.processes = processes
-        for number in self.early:
-            self._pass_on(number, None)
+def _run(plan: Plan, number: int, lock: RunLock, signals: Signals) -> int:
+    """Run the ranks under the run's lock, which they inherit, and return their common exit code."""
+    host = LocalHost(plan.run_dir, plan.config.launch.env, lock)
+    with signals:
+        code = supervise_here(host, Attempt(plan.run_dir, number, plan.config, plan.split.world_size), signals)
+    for rank, end in host.exit_codes().items():
+        if end is not None and end < 0:
+            print(f"Rank {rank} was killed by {signal.Signals(-end).name}.", file=sys.stderr)
+    return code
 
 
-def start(run_dir: Path, plan: Plan, attempt: int, lock: RunLock, relay: SignalRelay) -> int:
-    """Run the training processes under the run's lock and return their common exit code."""
-    command = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
-    with blocked_stop_signals():
-        processes = [_start_rank(command, rank, plan, attempt, lock) for rank in range(plan.split.world_size)]
-        relay.connect(processes)
-    return _watch(processes)
+class LocalHost:
+    """The ranks of a local run, side by side; what rank 0 prints is on the terminal."""
 
+    restarts = False
 
-def _start_rank(command: list[str], rank: int, plan: Plan, attempt: int, lock: RunLock) -> subprocess.Popen:
-    world_size = plan.split.world_size
-    place = Place(rank, rank, world_size, world_size, "127.0.0.1", _port())
-    environment = rank_environment(place, plan.config.launch.env | {"ENC_ATTEMPT": str(attempt)})
-    output = None
-    if rank > 0:
-        folder = plan.run_dir / "logs" / str(attempt)
+    def __init__(self, run_dir: Path, variables: Mapping[str, str], lock: RunLock | None) -> None:
+        """`variables` are what the config adds to the environment; the ranks hold `lock` while they live."""
+        self.run_dir, self.variables, self.lock = run_dir, variables, lock
+        self.job: str | None = None
+        self.nodes = [socket.gethostname()]
+        self.restart_count = 0
+        self.attempt = 0
+        self.ranks: list[subprocess.Popen] = []
+
+    def start(self, attempt: int, world_size: int) -> None:
+        self.attempt, self.ranks = attempt, []
+        port, per_node = free_port(), world_size // len(self.nodes)
+        more = {**self.variables, "ENC_ATTEMPT": str(attempt)}
+        held = [] if self.lock is None else [self.lock.file.fileno()]
+        with blocked_stop_signals():
+            for rank in range(world_size):
+                place = Place(rank, rank, world_size, world_size, "127.0.0.1", port, self.nodes[rank // per_node])
+                with self._output(rank) as output:
+                    # A group of its own: Ctrl-C reaches this process alone, which passes it on once.
+                    started = start_trainer(self.run_dir, place, output, more, pass_fds=held, process_group=0)
+                    self.ranks.append(started)
+
+    def _output(self, rank: int) -> AbstractContextManager[IO[Any] | None]:
+        return nullcontext() if rank == 0 else self._log(rank)
+
+    def _log(self, rank: int) -> IO[Any]:
+        folder = self.run_dir / "logs" / str(self.attempt)
         folder.mkdir(parents=True, exist_ok=True)
-        output = (folder / f"rank{rank}.log").open("a")
-    # A group of its own: Ctrl-C reaches this process alone, which passes it on once.
-    return subprocess.Popen(
-        command, env=environment, stderr=output, stdout=output, pass_fds=[lock.file.fileno()], process_group=0
-    )
+        return (folder / f"rank{rank}.log").open("a")
 
+    def running(self) -> bool:
+        return None in self.exit_codes().values()
 
-_chosen_port: list[int] = []
+    def exit_codes(self) -> dict[int, int | None]:
+        return {rank: process.poll() for rank, process in enumerate(self.ranks)}
 
+    def signal(self, number: int) -> None:
+        for process in self.ranks:
+            process.send_signal(number)  # does nothing to one that has ended
 
-def _port() -> int:
-    """Return a TCP port that was free a moment ago, the same one for all ranks."""
-    if not _chosen_port:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            _chosen_port.append(probe.getsockname()[1])
-    return _chosen_port[0]
+    def kill(self) -> None:
+        for process in self.ranks:
+            process.kill()
 
+    def end_time(self) -> float | None:
+        return None
 
-def _watch(processes: list[subprocess.Popen]) -> int:
-    """Wait for all ranks; when one fails, the others get 20 s to end by themselves."""
-    kill_at = None
-    while any(process.poll() is None for process in processes):
-        failed = any(process.poll() not in (None, 0, 75) for process in processes)
-        if failed and kill_at is None:
-            kill_at = time.monotonic() + _GRACE_S
-        if kill_at is not None and time.monotonic() > kill_at:
-            for process in processes:
-                process.kill()
-        time.sleep(0.05)
-    return _common_exit_code([process.returncode for process in processes])
+    def is_warning(self, number: int) -> bool:
+        return False
 
+    def interruption(self) -> str | None:
+        return None
 
-def _common_exit_code(codes: list[int]) -> int:
-    """Return 0 or 75 when all ranks agree, else the code of the first failure; a killed rank counts as 3."""
-    for rank, code in enumerate(codes):
-        if code < 0:
-            print(f"Rank {rank} was killed by {signal.Signals(-code).name}.", file=sys.stderr)
-    bad = [code for code in codes if code not in (0, 75)]
-    if bad:
-        return 2 if 2 in bad else 3
-    return max(codes)
+    def never_started(self) -> dict[int, str]:
+        return {}
+
+    def unhealthy(self) -> str | None:
+        return None
+
+    def next_job_by(self, must_be_new: bool) -> str:
+        raise NotImplementedError("a local run has no next job")
+
+    def next_job(self, must_be_new: bool) -> None:
+        raise NotImplementedError("a local run has no next job")
+
+    def drop_next_jobs(self) -> None:
+        pass

@@ -1,13 +1,18 @@
 """The place of a rank among the others, as the environment that its trainer reads."""
 
 import os
+import random
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from enc.encoder.errors import UsageError
 from enc.encoder.signals import STOP_SIGNALS
+
+_PORTS = range(20_000, 30_000)  # below the ports that systems give out by themselves
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Place:
     local_world_size: int
     address: str
     port: int
+    node: str
+    """Name of its machine."""
 
 
 def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
@@ -27,7 +34,7 @@ def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({}
     own = {
         "RANK": place.rank, "LOCAL_RANK": place.local_rank, "WORLD_SIZE": place.world_size,
         "LOCAL_WORLD_SIZE": place.local_world_size, "MASTER_ADDR": place.address, "MASTER_PORT": place.port,
-        "ENC_LAUNCHER_PID": os.getpid(),
+        "ENC_LAUNCHER_PID": os.getpid(), "ENC_NODE_NAME": place.node,
     }  # fmt: skip
     environment = {**os.environ, **more, **{key: str(value) for key, value in own.items()}}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // place.local_world_size)))
@@ -45,3 +52,16 @@ def blocked_stop_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def free_port() -> int:
+    """Return a port for the ranks to meet at, free on this machine; a random one, for others look at the same time."""
+    start = random.SystemRandom().randrange(len(_PORTS))
+    for port in [*_PORTS[start:], *_PORTS[:start]]:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UsageError(f"All ports from {_PORTS[0]} to {_PORTS[-1]} are taken on this machine.")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from enc.encoder.errors import EncError
 from enc.launcher.backends.slurm.host import SlurmHost
-from enc.launcher.supervise.supervise import say, supervise
+from enc.launcher.supervise.attempt import say
+from enc.launcher.supervise.supervise import supervise
 
 
 def main(words: list[str]) -> int:
