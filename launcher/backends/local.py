@@ -18,7 +18,8 @@ from enc.encoder.printable import Say
 from enc.launcher.checks.before_launch import check_before
 from enc.launcher.checks.preflight import local_checks
 from enc.launcher.machine.facts import MachineFacts
-from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, free_port
+from enc.launcher.machine.ports import free_port
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals
 from enc.launcher.planning.plan import Plan, run_folder, with_tokens
 from enc.launcher.planning.plan_text import plan_notes
 from enc.launcher.planning.render import render

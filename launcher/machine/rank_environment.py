@@ -1,18 +1,13 @@
 """The place of a rank among the others, as the environment that its trainer reads."""
 
 import os
-import random
 import signal
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from enc.encoder.errors import UsageError
 from enc.encoder.signals import STOP_SIGNALS
-
-_PORTS = range(20_000, 30_000)  # below the ports that systems give out by themselves
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,3 @@ def blocked_stop_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-def free_port() -> int:
-    """Return a port for the ranks to meet at, free on this machine; a random one, for others look at the same time."""
-    start = random.SystemRandom().randrange(len(_PORTS))
-    for port in [*_PORTS[start:], *_PORTS[:start]]:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise UsageError(f"All ports from {_PORTS[0]} to {_PORTS[-1]} are taken on this machine.")

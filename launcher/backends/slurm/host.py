@@ -17,7 +17,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.backends.slurm import next_job
-from enc.launcher.machine.rank_environment import free_port
+from enc.launcher.machine.ports import free_port
 
 _ASK_EVERY_S = 60.0
 _PROBE_S = 90.0
