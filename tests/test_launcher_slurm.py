@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from enc.encoder.errors import UsageError
+from enc.launcher.backends.registry import find_jobs
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.backends.slurm import submit
 from enc.launcher.backends.slurm.submit import _sbatch
@@ -74,11 +75,11 @@ def test_a_run_belongs_to_the_job_that_is_to_follow(commands: Path, tmp_path_fac
     command(commands, "sbatch", "exit 1")
     command(commands, "squeue", "echo '19|PENDING|BeginTime|0:00|10:00|N/A||2|19|19'")
     append_event(run_dir, "submitted", job="18")
-    lock = RunLock(run_dir, job="18")
+    lock = RunLock(run_dir, find_jobs, job="18")
     append_event(run_dir, "continued", job="19", after="18")
     lock.release()
     with pytest.raises(UsageError, match="belongs to job 19, which is pending"):
-        RunLock(run_dir)
+        RunLock(run_dir, find_jobs)
 
 
 def test_an_outer_job_leaves_nothing_in_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,139 +1,63 @@
-"""A run on this machine: its ranks are children of the launching process, which supervises them.
+"""Runs on this machine, in the foreground. Methods import what they need: `enc status` asks every backend."""
 
-torchrun is not used: it turns every exit code into 1 and kills ranks 30 s after a signal, whether or not their
-checkpoint is written.
-"""
-
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, NoReturn
 
-from enc.encoder.config.schema import RunConfig
+from enc.encoder.errors import UsageError
 from enc.encoder.printable import Say
-from enc.launcher.checks.before_launch import check_before
-from enc.launcher.checks.preflight import local_checks
-from enc.launcher.machine.facts import MachineFacts
-from enc.launcher.machine.ports import free_port
-from enc.launcher.machine.rank_environment import Place, blocked_stop_signals
-from enc.launcher.planning.plan import Plan, run_folder, with_tokens
-from enc.launcher.planning.plan_text import plan_notes
-from enc.launcher.planning.render import render
-from enc.launcher.planning.resume import plan_or_resume, set_aside
-from enc.launcher.run_folder.lock import RunLock
-from enc.launcher.run_folder.records import move_aside, record_launch
-from enc.launcher.supervise.attempt import Attempt
-from enc.launcher.supervise.signals import Signals
-from enc.launcher.supervise.supervise import supervise_here
-from enc.launcher.supervise.trainer import start_trainer
+from enc.launcher.backends.interface import Launched
+from enc.launcher.run_folder.job import Job
+
+if TYPE_CHECKING:
+    from enc.encoder.config.schema import RunConfig
+    from enc.launcher.checks.findings import Finding
+    from enc.launcher.machine.facts import MachineFacts
+    from enc.launcher.planning.plan import Plan
+    from enc.launcher.run_folder.lock import RunLock
 
 
-def launch(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> int:
-    """Prepare the data, write the run folder and train; return the exit code."""
-    run_dir = run_folder(config, facts)
-    lock = RunLock(run_dir)
-    try:
-        plan = with_tokens(plan_or_resume(config, facts, allow_change, say), say)
-        check_before(plan, facts, local_checks(plan, facts), say)
-        if plan.config.trainer.resume_from_checkpoint:
-            set_aside(run_dir, Path(str(plan.config.trainer.resume_from_checkpoint)), say)
-        else:
-            move_aside(run_dir, say)
-        say(f"Engine: {plan.engine}, {plan.engine_reason}.")
-        for note in plan_notes(plan):
-            say(note)
-        signals = Signals()  # from here on there is a run, and a signal is for its ranks
-        number = record_launch(run_dir, render(plan), sys.argv, plan.as_dict())
-    except BaseException:
-        lock.release(remove_if_created=True)
-        raise
-    return _run(plan, number, lock, signals)
+class LocalBackend:
+    """This machine. It has no jobs: a run is the process that launched it."""
 
+    name, title = "local", "this machine"
 
-def _run(plan: Plan, number: int, lock: RunLock, signals: Signals) -> int:
-    """Run the ranks under the run's lock, which they inherit, and return their common exit code."""
-    host = LocalHost(plan.run_dir, plan.config.launch.env, lock)
-    with signals:
-        code = supervise_here(host, Attempt(plan.run_dir, number, plan.config, plan.split.world_size), signals)
-    for rank, end in host.exit_codes().items():
-        if end is not None and end < 0:
-            print(f"Rank {rank} was killed by {signal.Signals(-end).name}.", file=sys.stderr)
-    return code
+    def is_installed(self) -> bool:
+        return True
 
-
-class LocalHost:
-    """The ranks of a local run, side by side; what rank 0 prints is on the terminal."""
-
-    restarts = False
-
-    def __init__(self, run_dir: Path, variables: Mapping[str, str], lock: RunLock | None) -> None:
-        """`variables` are what the config adds to the environment; the ranks hold `lock` while they live."""
-        self.run_dir, self.variables, self.lock = run_dir, variables, lock
-        self.job: str | None = None
-        self.nodes = [socket.gethostname()]
-        self.restart_count = 0
-        self.attempt = 0
-        self.ranks: list[subprocess.Popen] = []
-
-    def start(self, attempt: int, world_size: int) -> None:
-        self.attempt, self.ranks = attempt, []
-        port, per_node = free_port(), world_size // len(self.nodes)
-        more = {**self.variables, "ENC_ATTEMPT": str(attempt)}
-        held = [] if self.lock is None else [self.lock.file.fileno()]
-        with blocked_stop_signals():
-            for rank in range(world_size):
-                place = Place(rank, rank, world_size, world_size, "127.0.0.1", port, self.nodes[rank // per_node])
-                with self._output(rank) as output:
-                    # A group of its own: Ctrl-C reaches this process alone, which passes it on once.
-                    started = start_trainer(self.run_dir, place, output, more, pass_fds=held, process_group=0)
-                    self.ranks.append(started)
-
-    def _output(self, rank: int) -> AbstractContextManager[IO[Any] | None]:
-        return nullcontext() if rank == 0 else self._log(rank)
-
-    def _log(self, rank: int) -> IO[Any]:
-        folder = self.run_dir / "logs" / str(self.attempt)
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / f"rank{rank}.log").open("a")
-
-    def running(self) -> bool:
-        return None in self.exit_codes().values()
-
-    def exit_codes(self) -> dict[int, int | None]:
-        return {rank: process.poll() for rank, process in enumerate(self.ranks)}
-
-    def signal(self, number: int) -> None:
-        for process in self.ranks:
-            process.send_signal(number)  # does nothing to one that has ended
-
-    def kill(self) -> None:
-        for process in self.ranks:
-            process.kill()
-
-    def end_time(self) -> float | None:
+    def current_job(self, environment: Mapping[str, str]) -> None:
         return None
 
-    def is_warning(self, number: int) -> bool:
-        return False
+    def defaults(self, config: "RunConfig", say: Say) -> "RunConfig":
+        return config
 
-    def interruption(self) -> str | None:
-        return None
+    def checks(self, plan: "Plan", facts: "MachineFacts") -> "list[Finding]":
+        from enc.launcher.checks.preflight import local_checks
 
-    def never_started(self) -> dict[int, str]:
+        return local_checks(plan, facts)
+
+    def probe(self, config: "RunConfig | None", facts: "MachineFacts", timeout_s: float) -> "list[Finding]":
+        return []  # the doctor looks at this machine in any case
+
+    def render(self, plan: "Plan") -> dict[str, str]:
         return {}
 
-    def unhealthy(self) -> str | None:
-        return None
+    def submit(self, plan: "Plan", lock: "RunLock", say: Say) -> Launched:
+        from enc.launcher.backends.local_host import run_here
 
-    def next_job_by(self, must_be_new: bool) -> str:
-        raise NotImplementedError("a local run has no next job")
+        return Launched(exit_code=run_here(plan, lock, say))
 
-    def next_job(self, must_be_new: bool) -> None:
-        raise NotImplementedError("a local run has no next job")
+    def host(self, run_dir: Path, command: list[str]) -> NoReturn:
+        raise UsageError(f"A local run has no job: start it with `enc resume latest --run {run_dir}`.")
 
-    def drop_next_jobs(self) -> None:
-        pass
+    def owns(self, job: str) -> bool:
+        return False
+
+    def jobs(self, ids: list[str], timeout_s: float) -> dict[str, Job]:
+        return {}
+
+    def folders_of_job(self, job: str, timeout_s: float) -> list[Path]:
+        return []
+
+    def cancel(self, ids: list[str], gently: bool) -> tuple[list[str], str]:
+        return [], ""

@@ -24,7 +24,7 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.printable import Say
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.backends.local import LocalHost
+from enc.launcher.backends.local_host import LocalHost
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.plan import Plan, make_plan, plan_run, run_folder, with_tokens
 from enc.launcher.planning.ranks import usable_gpus

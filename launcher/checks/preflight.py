@@ -2,7 +2,7 @@
 
 `preflight` looks at the files of a plan and calls the checks; each check is a function of what was observed and returns
 findings: red is sure to fail, yellow may, green is a fact worth knowing. What depends on where the ranks will run is
-checked beside it: `local_checks` here, and those of a job in `enc.launcher.checks.slurm`.
+checked beside it: `local_checks` here, and those of a job where its scheduler is (`enc.launcher.backends`).
 """
 
 import os

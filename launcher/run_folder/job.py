@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Phase = Literal["waiting", "running", "ending", "over"]
+
 
 @dataclass(frozen=True)
 class Job:
     """A job of a run; texts are the scheduler's own words."""
 
-    scheduler: str  # as a person calls it: SLURM
+    scheduler: str  # what people call it
     id: str
-    phase: Literal["waiting", "running", "ending", "over"]
+    phase: Phase
     state: str
     was_cancelled: bool = False
     reason: str = ""

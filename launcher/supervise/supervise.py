@@ -62,7 +62,7 @@ def written(write: Callable[[], T]) -> T:
 def supervise(run_dir: Path, host: Host) -> int:
     """Take a run as far as this job can; return the exit code of the job."""
     with Signals() as signals:
-        lock = RunLock(run_dir, _LOCK_PATIENCE_S, host.job)
+        lock = RunLock(run_dir, lambda jobs: {}, _LOCK_PATIENCE_S, host.job)
         try:
             return _supervise(run_dir, host, signals)
         finally:
@@ -134,7 +134,7 @@ def _attempt(run_dir: Path, host: Host, signals: Signals) -> tuple[Ending, Launc
         config = load_run(run_dir)
         launch = config.launch
         config = _with_checkpoint(run_dir, config)
-        plan = plan_run(config, look())
+        plan = plan_run(config, look(job=host.job))
         if not plan.store_ready:
             if _make_store(run_dir, signals) is not None:
                 cause = _interruption(run_dir, host) or "signal"
@@ -181,9 +181,9 @@ def _make_store(run_dir: Path, signals: Signals) -> int | None:
             return number
         signals.wait(POLL_S)
     if child.returncode:
-        said = log.read_bytes()[began:].decode(errors="replace").strip().removeprefix("enc: ")
+        output_text = log.read_bytes()[began:].decode(errors="replace").strip().removeprefix("enc: ")
         kind = UsageError if child.returncode == 2 else RunError
-        raise kind(said or f"Tokenising ended with code {child.returncode} and no word; see {log}.")
+        raise kind(output_text or f"Tokenising ended with code {child.returncode} and no word; see {log}.")
     return None
 
 

@@ -9,41 +9,24 @@ from pathlib import Path
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.printable import Say
 from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.backends.slurm.defaults import with_cluster_defaults
 from enc.launcher.backends.slurm.script import SCRIPT_FILE, job_script
-from enc.launcher.checks.before_launch import check_before
-from enc.launcher.checks.slurm import slurm_checks
-from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.rank_environment import blocked_stop_signals
-from enc.launcher.planning.plan import Plan, run_folder, with_tokens
+from enc.launcher.planning.plan import Plan
 from enc.launcher.planning.plan_text import plan_notes
 from enc.launcher.planning.render import self_contained
-from enc.launcher.planning.resume import plan_or_resume, set_aside
+from enc.launcher.planning.resume import set_aside
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
 from enc.launcher.run_folder.snapshot import snapshot_code
 
 
-def submit(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> str:
-    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left.
-
-    A token store that is there is checked; a missing one is made in the job.
-    """
-    config = with_cluster_defaults(config, say)
-    lock = RunLock(run_folder(config, facts))
-    try:
-        plan = plan_or_resume(config, facts, allow_change, say)
-        if plan.store_ready:
-            plan = with_tokens(plan, say)
-        check_before(plan, facts, slurm_checks(plan, facts), say)
-        for note in plan_notes(plan):
-            say(note)
-        with blocked_stop_signals():  # a job that is queued needs its files
-            job = _queue(plan, lock, say)
-    except BaseException:
-        lock.release(remove_if_created=True)
-        raise
+def submit(plan: Plan, lock: RunLock, say: Say) -> str:
+    """Write the folder of a run and queue its job; return the job's id. Raises UsageError, and nothing is left."""
+    for note in plan_notes(plan):
+        say(note)
+    with blocked_stop_signals():  # a job that is queued needs its files
+        job = _queue(plan, lock, say)
     lock.release()  # the job waits for this
     say(queued_text(plan, job))
     return job

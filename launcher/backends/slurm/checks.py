@@ -11,6 +11,7 @@ from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import find_gpu
+from enc.launcher.backends.slurm.commands import is_installed
 from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.checks.preflight import check_memory, check_ram, run_checks
 from enc.launcher.machine.facts import MachineFacts
@@ -25,7 +26,7 @@ def slurm_checks(plan: Plan, facts: MachineFacts) -> list[Finding]:
     """Check whether a plan can work as a job."""
     slurm = plan.config.launch.slurm
     return run_checks({
-        "SLURM": lambda: check_slurm(facts.has_slurm, facts.slurm_job),
+        "SLURM": lambda: check_slurm(is_installed(), facts.job),
         "time limit": lambda: check_time(slurm),
         "shared paths": lambda: check_shared(shared_paths(plan), facts.mounts),
         "python": lambda: check_programs(plan.config),
