@@ -20,7 +20,7 @@ from enc.encoder.data.chunks import LENGTH
 from enc.encoder.data.encoding import DocumentEncoder
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError
-from enc.encoder.signals import die_with_parent
+from enc.encoder.signals import end_with_pipe
 
 
 class WorkerPool:
@@ -81,8 +81,8 @@ class WorkerPool:
 def _start_worker(tokenizer_dir: Path) -> subprocess.Popen[bytes]:
     one_thread = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # -P: nothing in the working directory may stand in for an installed package
-    code = "import sys; from enc.encoder.data.workers import worker_main; worker_main(sys.argv[1], int(sys.argv[2]))"
-    command = [sys.executable, "-P", "-c", code, str(tokenizer_dir.absolute()), str(os.getpid())]
+    code = "import sys; from enc.encoder.data.workers import worker_main; worker_main(sys.argv[1])"
+    command = [sys.executable, "-P", "-c", code, str(tokenizer_dir.absolute())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **one_thread})
 
 
@@ -105,10 +105,10 @@ def _receive(pipe: BinaryIO) -> Any:
     return pickle.loads(data)
 
 
-def worker_main(tokenizer_dir: str, parent_pid: int) -> None:
+def worker_main(tokenizer_dir: str) -> None:
     """Run a worker process: read lists of UTF-8 texts from stdin, write (lengths, ids) to stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    die_with_parent(parent_pid)  # even in the middle of a text
+    end_with_pipe(sys.stdin.fileno())  # even in the middle of a text
     tokenizer = EncoderTokenizer.load(tokenizer_dir)
     encode = DocumentEncoder(tokenizer.tokenizer, store.token_dtype(tokenizer.num_tokens))
     while True:
