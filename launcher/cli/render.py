@@ -92,9 +92,9 @@ def render_slurm(
     as_json: JsonOption = False,
 ) -> None:
     """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
+    from enc.launcher.backends.queue import submitted_config
     from enc.launcher.backends.registry import current_job
-    from enc.launcher.backends.slurm.script import SCRIPT_FILE
-    from enc.launcher.backends.slurm.submit import script_of, submitted_config
+    from enc.launcher.backends.slurm.script import SCRIPT_FILE, script_of
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import plan_run
     from enc.launcher.planning.plan_text import plan_notes

@@ -53,15 +53,17 @@ class SlurmBackend:
         return slurm_facts(config, facts.environment, timeout_s)
 
     def render(self, plan: "Plan") -> dict[str, str]:
-        from enc.launcher.backends.slurm.script import SCRIPT_FILE
-        from enc.launcher.backends.slurm.submit import script_of
+        from enc.launcher.backends.slurm.script import SCRIPT_FILE, script_of
 
         return {SCRIPT_FILE: script_of(plan)}
 
     def submit(self, plan: "Plan", lock: "RunLock", say: Say) -> Launched:
-        from enc.launcher.backends.slurm.submit import submit
+        from enc.launcher.backends.queue import JobScript, queue_run
+        from enc.launcher.backends.slurm.script import SCRIPT_FILE, script_of
 
-        return Launched(job=submit(plan, lock, say))
+        details = {"after": plan.config.launch.slurm.after}
+        script = JobScript(SCRIPT_FILE, script_of(plan), slurm.submit, slurm.cancel, details)
+        return Launched(job=queue_run(plan, lock, script, say))
 
     def host(self, run_dir: Path, command: list[str]) -> "SlurmHost":
         from enc.launcher.backends.slurm.host import SlurmHost
