@@ -2,7 +2,7 @@
 
     start all ranks -> stand by: relay signals, stop in time, end a hang or what a failure left over -> last words
 
-It is the same for a SLURM job, a local run and a rehearsal: what differs is behind `Host`.
+It is the same for a job, a local run and a rehearsal: what differs is behind `Host`.
 """
 
 import contextlib

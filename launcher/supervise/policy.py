@@ -132,7 +132,7 @@ def classify(ranks: list[RankEnd], stopped_for: str | None, interruption: str | 
 
 
 _INTERRUPTIONS = {
-    "cancelled": "The job was cancelled (scancel).",
+    "cancelled": "The job was cancelled.",
     "time_limit": "The job reached its time limit.",
     "preempted": "The job was preempted.",
     "requeued": "The job was requeued.",

@@ -72,7 +72,8 @@ def _job(state: RunState, problem: str | None) -> str | None:
         return f"{state.job}. {problem}" if problem else unknown
     if state.job_waits:
         return f"{state.job} {state.job_state} ({state.job_reason})"
-    return f"{state.job} {state.job_state}, {state.job_elapsed} of {state.job_time_limit}"
+    times = f", {state.job_elapsed} of {state.job_time_limit}" if state.job_time_limit else ""
+    return f"{state.job} {state.job_state}{times}"
 
 
 def _nodes(state: RunState) -> str | None:

@@ -19,6 +19,7 @@ from enc.launcher.machine.mounts import Mount, why_node_local
 from enc.launcher.planning.plan import Plan
 
 _SHORT_S = 300
+_MORE_RAM = "more memory a node (launch.slurm.mem), or more nodes"
 _IMAGE_FILES = (".sif", ".sqsh", ".squashfs")
 
 
@@ -31,7 +32,7 @@ def slurm_checks(plan: Plan, facts: MachineFacts) -> list[Finding]:
         "shared paths": lambda: check_shared(shared_paths(plan), facts.mounts),
         "python": lambda: check_programs(plan.config),
         "memory": lambda: [check_memory(plan, *_device(plan))],
-        "RAM": lambda: check_ram(plan, memory_asked(slurm.mem), "asked for by launch.slurm.mem", False),
+        "RAM": lambda: check_ram(plan, memory_asked(slurm.mem), "asked for by launch.slurm.mem", False, _MORE_RAM),
     })  # fmt: skip
 
 
