@@ -13,7 +13,9 @@ import pytest
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.checks import environment, preflight, slurm
+from enc.launcher.backends.registry import current_job
+from enc.launcher.backends.slurm import checks as slurm
+from enc.launcher.checks import environment, preflight
 from enc.launcher.checks.findings import Finding
 from enc.launcher.machine.build_locks import BuildLock
 from enc.launcher.machine.cgroups import cgroup_cores, cgroup_memory_limit
@@ -42,7 +44,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def checked(plan: Plan, for_slurm: bool) -> list[Finding]:
     """Return what is found before a launch of a plan here, or as a job."""
     of_place = slurm.slurm_checks if for_slurm else preflight.local_checks
-    return [*preflight.preflight(plan, look()), *of_place(plan, look())]
+    facts = look(current_job(os.environ))
+    return [*preflight.preflight(plan, facts), *of_place(plan, facts)]
 
 
 def found(plan: Plan, what: str, for_slurm: bool = False) -> list[Finding]:

@@ -11,8 +11,7 @@ from typing import Any, cast
 import pytest
 from running import Enc
 
-from enc.encoder.heartbeat import read_rank_files
-from enc.launcher.backends.slurm.rank import note
+from enc.encoder.heartbeat import note_rank, read_rank_files
 from enc.launcher.run_folder.events import append_event, read_events
 from enc.launcher.supervise import supervise
 
@@ -60,8 +59,8 @@ def test_no_start_in_the_last_moments_of_a_job(left_s: float | None, over: bool)
 
 def test_a_trainer_that_ended_without_a_word_has_a_code(tmp_path: Path) -> None:
     """Its task writes it down; the step and phase that it last told of stay."""
-    note(tmp_path, 1, 0)
-    note(tmp_path, 1, 0, code=1, error=None, lost_peer=False)
+    note_rank(tmp_path, 1, 0)
+    note_rank(tmp_path, 1, 0, code=1, error=None, lost_peer=False)
     assert (read_rank_files(tmp_path, 1)[0]["code"], read_rank_files(tmp_path, 1)[0]["phase"]) == (1, "start")
 
 

@@ -73,9 +73,8 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
 
 
 def _job_has_gpus(config: RunConfig) -> bool:
-    """Tell whether a SLURM job was promised GPUs: one of its nodes must not go on with its CPUs for a night."""
-    launch = config.launch
-    return launch.scheduler == "slurm" and launch.slurm.gpu_request != "none" and not config.trainer.use_cpu
+    """Tell whether a job was promised GPUs: one of its nodes must not go on with its CPUs for a night."""
+    return config.launch.on_cluster and config.launch.asks_for_gpus and not config.trainer.use_cpu
 
 
 def open_heartbeat(run_dir: Path, rank: int, config: RunConfig) -> Heartbeat:

@@ -1,4 +1,4 @@
-"""The story that a run's events tell: what state they leave it in, and why it stopped. Pure."""
+"""What a run's events add up to: what state they leave it in, and why it stopped. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class History:
     not_continued: bool = False  # no further job could be had
 
 
-def tell(events: list[dict[str, Any]]) -> History:
+def history_of(events: list[dict[str, Any]]) -> History:
     """Go through a run's events, oldest first."""
     history = History()
     for event in events:
@@ -110,9 +110,9 @@ def _apply(history: History, name: str, event: dict[str, Any]) -> None:
 def _end_attempt(history: History, event: dict[str, Any]) -> None:
     cause, decision = text(event.get("cause")) or "unknown", text(event.get("decision"))
     _note_step(history, event.get("step"))
-    said = [part.strip().rstrip(".") for key in ("detail", "reason") if (part := text(event.get(key)) or "").strip()]
-    said = list(dict.fromkeys(said))
-    why = "".join(f"{part[:1].upper()}{part[1:]}. " for part in said).strip() or f"It ended by: {cause}."
+    parts = [part.strip().rstrip(".") for key in ("detail", "reason") if (part := text(event.get(key)) or "").strip()]
+    sentences = " ".join(f"{part[:1].upper()}{part[1:]}." for part in dict.fromkeys(parts))
+    why = sentences or f"It ended by: {cause}."
     if decision in RESTARTING:
         history.restarts[cause] += 1
         history.why = why

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_run
 from enc.encoder.errors import UsageError
 from enc.launcher.backends.slurm import commands as slurm
@@ -10,22 +11,31 @@ from enc.launcher.backends.slurm.script import SCRIPT_FILE
 from enc.launcher.run_folder.events import append_event, read_events, since_submitted
 
 
-def request(run_dir: Path, job: str, must_be_new: bool = False) -> str:
-    """Ask for the job that goes on with a run, as its config says, and return what was done, as a decision's name.
+def kind(settings: SlurmConfig, must_be_new: bool) -> str:
+    """Return how the next job is had, as a decision's name.
 
-    A requeued job starts again itself, and this one ends at once. Nodes can only be excluded by a new job: it must be
-    one when a node was excluded just now. Raises UsageError when SLURM refuses.
+    Nodes can only be excluded by a new job: it must be one when a node was excluded just now.
+    """
+    if must_be_new or settings.continue_by == "resubmit":
+        return "resubmit"
+    return {"requeue": "requeue", "array": "next_task"}[settings.continue_by]
+
+
+def request(run_dir: Path, job: str, must_be_new: bool = False) -> str:
+    """Ask for the job that goes on with a run, as its config says, and return how.
+
+    A requeued job starts again itself, and this one ends at once. Raises UsageError when SLURM refuses.
     """
     settings = load_run(run_dir).launch.slurm
-    if settings.continue_by == "array" and not must_be_new:
+    how = kind(settings, must_be_new)
+    if how == "next_task":
         if os.environ.get("SLURM_ARRAY_TASK_ID") == os.environ.get("SLURM_ARRAY_TASK_MAX"):
             raise UsageError("this was the last task of the array (launch.slurm.array_size)")
-        return "next_task"
-    if settings.continue_by == "requeue" and not must_be_new:
+    elif how == "requeue":
         slurm.patiently(lambda: slurm.requeue(job))
-        return "requeue"
-    _submit_next(run_dir, job, [*settings.exclude, *excluded_nodes(run_dir)])
-    return "resubmit"
+    else:
+        _submit_next(run_dir, job, [*settings.exclude, *excluded_nodes(run_dir)])
+    return how
 
 
 def _submit_next(run_dir: Path, job: str, exclude: list[str]) -> None:

@@ -1,51 +1,46 @@
-"""Sending a run to SLURM: checks, files, sbatch. What happens in the job is `supervise`."""
+"""Queueing a run, with any scheduler that takes a job script: what is written when, and what a failure undoes."""
 
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.printable import Say
-from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.backends.slurm.defaults import with_cluster_defaults
-from enc.launcher.backends.slurm.script import SCRIPT_FILE, job_script
-from enc.launcher.checks.before_launch import check_before
-from enc.launcher.checks.slurm import slurm_checks
-from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.rank_environment import blocked_stop_signals
-from enc.launcher.planning.plan import Plan, run_folder, with_tokens
+from enc.launcher.planning.plan import Plan
 from enc.launcher.planning.plan_text import plan_notes
 from enc.launcher.planning.render import self_contained
-from enc.launcher.planning.resume import plan_or_resume, set_aside
+from enc.launcher.planning.resume import set_aside
 from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
 from enc.launcher.run_folder.snapshot import snapshot_code
 
 
-def submit(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> str:
-    """Check a run, write its folder and queue its job; return the job's id. Raises UsageError, and nothing is left.
+@dataclass(frozen=True)
+class JobScript:
+    """A job script, and the scheduler's ways to take it and to give it up."""
 
-    A token store that is there is checked; a missing one is made in the job.
-    """
-    config = with_cluster_defaults(config, say)
-    lock = RunLock(run_folder(config, facts))
-    try:
-        plan = plan_or_resume(config, facts, allow_change, say)
-        if plan.store_ready:
-            plan = with_tokens(plan, say)
-        check_before(plan, facts, slurm_checks(plan, facts), say)
-        for note in plan_notes(plan):
-            say(note)
-        with blocked_stop_signals():  # a job that is queued needs its files
-            job = _queue(plan, lock, say)
-    except BaseException:
-        lock.release(remove_if_created=True)
-        raise
+    name: str
+    text: str
+    submit: Callable[[Path], str]  # a script, which is copied -> the job's id
+    cancel: Callable[[str], object]
+    details: Mapping[str, Any] = field(default_factory=dict)  # for the event
+
+
+def queue_run(plan: Plan, lock: RunLock, script: JobScript, say: Say) -> str:
+    """Write the folder of a run and queue its job; return the job's id. Raises UsageError, and nothing is left."""
+    for note in plan_notes(plan):
+        say(note)
+    with blocked_stop_signals():  # a job that is queued needs its files
+        job = _queue(plan, lock, script, say)
     lock.release()  # the job waits for this
-    say(queued_text(plan, job))
+    say(_queued_text(plan, job))
     return job
 
 
@@ -63,8 +58,7 @@ def submitted_config(plan: Plan) -> RunConfig:
     return plan.config.changed(updates | {"dataset.pre_tokenize_output": str(plan.store)})
 
 
-def queued_text(plan: Plan, job: str) -> str:
-    """Tell what was queued, and how to watch it."""
+def _queued_text(plan: Plan, job: str) -> str:
     nodes, ranks = plan.config.launch.num_nodes, plan.config.launch.nproc_per_node
     return (
         f"Job {job} is queued: {nodes} node{'s' if nodes > 1 else ''} x {ranks} rank{'s' if ranks != 1 else ''}, "
@@ -73,15 +67,16 @@ def queued_text(plan: Plan, job: str) -> str:
     )
 
 
-def _queue(plan: Plan, lock: RunLock, say: Say) -> str:
+def _queue(plan: Plan, lock: RunLock, script: JobScript, say: Say) -> str:
     """Queue the job and write what it starts from.
 
-    When SLURM refuses it, an older run is put back in its place; when its files cannot be written, it is cancelled.
+    When the scheduler refuses it, an older run is put back in its place; when its files cannot be written, it is
+    cancelled.
     """
     run_dir, checkpoint = plan.run_dir, plan.config.trainer.resume_from_checkpoint
     moved_to = None if checkpoint else move_aside(run_dir, say)
     try:
-        job = _sbatch(plan)
+        job = hand_over(plan, script)
     except BaseException:
         if moved_to:
             move_back(moved_to, run_dir, say)
@@ -90,44 +85,39 @@ def _queue(plan: Plan, lock: RunLock, say: Say) -> str:
         lock.belongs_to(job)
         if checkpoint:
             set_aside(run_dir, Path(str(checkpoint)), say)
-        _write_run(plan, job)
+        _write_run(plan, script, job)
     except BaseException:
-        slurm.cancel(job)
+        script.cancel(job)
         raise
     return job
 
 
-def _sbatch(plan: Plan) -> str:
-    """Hand the script to SLURM, which keeps a copy; the run's own files are written once it was accepted."""
+def hand_over(plan: Plan, script: JobScript) -> str:
+    """Hand the script to the scheduler, which keeps a copy; the run's own files are written once it was accepted."""
     new = not (plan.run_dir / "logs").exists()
-    script = plan.run_dir / f".{SCRIPT_FILE}"
+    path = plan.run_dir / f".{script.name}"
     (plan.run_dir / "logs").mkdir(exist_ok=True)
     try:
-        if plan.config.launch.snapshot_code:  # before sbatch: a job that starts at once imports from it
+        if plan.config.launch.snapshot_code:  # before it is queued: a job that starts at once imports from it
             snapshot_code(plan.run_dir)
-        script.write_text(script_of(plan))
-        job = slurm.submit(script)
-        script.replace(plan.run_dir / SCRIPT_FILE)
+        path.write_text(script.text)
+        job = script.submit(path)
+        path.replace(plan.run_dir / script.name)
         return job
     except BaseException:
-        script.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         if new:
             (plan.run_dir / "logs").rmdir()
             shutil.rmtree(plan.run_dir / "code", ignore_errors=True)
         raise
 
 
-def script_of(plan: Plan) -> str:
-    """Return the job script of a plan, for the working folder and Python of this process."""
-    return job_script(plan.config, plan.run_dir, plan.cwd, plan.config.launch.python or sys.executable)
-
-
-def _write_run(plan: Plan, job: str) -> None:
+def _write_run(plan: Plan, script: JobScript, job: str) -> None:
     """Write the config that the job starts from, and the event."""
     launch = plan.config.launch
     write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
     append_event(
         plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,
-        script=SCRIPT_FILE, after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
+        script=script.name, **script.details, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
         user=os.environ.get("USER", ""),
     )  # fmt: skip
