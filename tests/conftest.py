@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from foreign import CASES, run_writer
+from processes import quiet_environment
 from running import Enc
 
 if not Path("/dev/nvidiactl").exists():
@@ -19,8 +20,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of commands: plain width, no colours, offline."""
-    quiet = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | quiet
+    return quiet_environment()
 
 
 @pytest.fixture(scope="session")
