@@ -111,7 +111,7 @@ def _close_all_but(kept: set[int]) -> None:
 def _fresh_state() -> None:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     sys.modules["numpy"].random.seed()
-    sys.modules["torch"].seed()
+    sys.modules["torch"].default_generator.seed()
     threads = os.environ.get("OMP_NUM_THREADS")
     with Path("/proc/self/maps").open() as maps:
         libraries = {line.split()[-1] for line in maps if "libgomp" in line}
