@@ -40,8 +40,10 @@ LATE = re.compile(
     r"|TOKENIZERS_PARALLELISM|RAYON_NUM_THREADS|XDG_CONFIG_HOME|XDG_CACHE_HOME|HOME|PATH|USER|PWD|OLDPWD|SHLVL|_"
 )
 LIBRARIES = (
-    "deepspeed", "transformers", "datasets", "tensorboard", "torch.utils.tensorboard", "torch.distributed.fsdp",
-    "torch.distributed.checkpoint", "torch._dynamo",
+    "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "transformers", "datasets", "tensorboard",
+    "torch.utils.tensorboard", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._inductor.compile_fx",
+    "torch.profiler._memory_profiler", "functorch.compile", "setuptools", "setuptools.dist", "deepspeed.comm.torch",
+    "deepspeed.module_inject.auto_tp", "deepspeed.moe.layer", "deepspeed.ops.op_builder.all_ops",
 )  # fmt: skip
 ROOMS = ("encoder", "kernels", "tools", "launcher")
 
@@ -61,7 +63,10 @@ def modules() -> Iterator[str]:
 
 
 def preload() -> None:
-    for name in (*LIBRARIES, *modules()):
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):  # a module that another version lacks only costs time
+            importlib.import_module(name)
+    for name in modules():
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork has one thread: imports must start none"
     gc.collect()
