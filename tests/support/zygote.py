@@ -99,6 +99,7 @@ def become(words: list[str], folder: str | None, environment: Mapping[str, str],
 
 def _fresh_signals() -> None:
     """Handlers as in a new interpreter; what was ignored stays ignored, as exec leaves it."""
+    signal.set_wakeup_fd(-1)  # its descriptor will be another file's
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
