@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enc.kernels import chips, masked_ce_torch
+from enc.kernels import dispatch, masked_ce_torch
 from enc.kernels.masked_ce_torch import Head
 
 IGNORED = -100
@@ -109,7 +109,7 @@ def from_logits(
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
     """Say why no fused kernels compute the loss on this device; None if they do, or if the CPU has its own way."""
-    problem = None if device == "cpu" else chips.why_not_triton(device, dtype)
+    problem = None if device == "cpu" else dispatch.why_not_triton(device, dtype)
     return problem and f"{problem}: PyTorch computes the loss in chunks of columns"
 
 

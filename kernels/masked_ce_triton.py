@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 from enc.kernels.masked_ce_torch import Head
 
 _BUFFER_BYTES = 64 * 2**20
@@ -61,7 +61,7 @@ def _tile(head: Head) -> Tile:
     """Choose the largest tile that needs no more registers than there are."""
     if head.dtype == torch.float32 or head.hidden.shape[1] % 64:
         return Tile(64, 64, 32, 4, 2)
-    stages = 4 if chips.capability(head.hidden.device) >= (9, 0) else 3
+    stages = 4 if dispatch.capability(head.hidden.device) >= (9, 0) else 3
     plain = head.softcap is None and head.bias is None
     return Tile(128 if plain else 64, 128, 64, 8, stages)
 
