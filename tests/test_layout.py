@@ -24,7 +24,7 @@ ALLOWED = {
     "encoder": "",
     "encoder.config": "encoder",
     "encoder.sizing": "encoder encoder.config",
-    "encoder.data": "encoder encoder.config encoder.sizing",
+    "encoder.data": "kernels encoder encoder.config encoder.sizing",
     "encoder.models": "kernels encoder encoder.config encoder.sizing",
     "encoder.objectives": "kernels encoder encoder.data encoder.models",
     "encoder.optim": "encoder",

@@ -90,7 +90,7 @@ def exact_ce(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     """Return the summed loss, in blocks of rows that are computed again in the backward pass."""
 
     def block(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight, bias), y, ignore_index=masked_ce.IGNORED, reduction="sum")
+        return F.cross_entropy(F.linear(x, weight, bias), y, ignore_index=masked_ce.IGNORE_INDEX, reduction="sum")
 
     blocks = zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
     return torch.stack([checkpoint(block, x, y, use_reentrant=False) for x, y in blocks]).sum()
