@@ -1,6 +1,6 @@
 """Rules of the section `launch`: what would clash with what enc itself writes into a job script, or never work.
 
-A rule yields (keys involved, what is wrong and what to do), as in `config_checks`. No message shows an environment
+A rule yields (keys involved, what is wrong and what to do), as in `checks`. No message shows an environment
 value: it may be a secret.
 """
 
@@ -12,7 +12,8 @@ from enc.encoder.config.launch import ContainerConfig, LaunchConfig, SlurmConfig
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import GPUS
 
-Finding = tuple[tuple[str, ...], str]
+Broken = tuple[tuple[str, ...], str]
+"""A broken rule: the keys involved, and what is wrong and what to do."""
 
 # What enc writes into `#SBATCH` lines -> what sets it.
 WRITTEN = {
@@ -84,7 +85,7 @@ _LONGEST_VALUE = 100_000  # bytes; Linux takes 128 KiB for one variable
 _CLEANS_ENVIRONMENT = ("--cleanenv", "-e", "--containall", "-C")
 
 
-def launch_rules(config: RunConfig) -> Iterator[Finding]:
+def launch_rules(config: RunConfig) -> Iterator[Broken]:
     """Yield every broken rule of the section `launch`."""
     launch = config.launch
     yield from _environment_rules(launch)
@@ -99,7 +100,7 @@ def launch_rules(config: RunConfig) -> Iterator[Finding]:
         yield ("launch.python",), f"is {launch.python!r}, which is no program"
 
 
-def _environment_rules(launch: LaunchConfig) -> Iterator[Finding]:
+def _environment_rules(launch: LaunchConfig) -> Iterator[Broken]:
     for name, value in launch.env.items():
         keys = (f"launch.env.{name}",)
         owner = next((who for prefix, who in _PREFIXES.items() if name.startswith(prefix)), None)
@@ -129,7 +130,7 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _container_rules(container: ContainerConfig) -> Iterator[Finding]:
+def _container_rules(container: ContainerConfig) -> Iterator[Broken]:
     key = "launch.container"
     if container.kind == "none":
         given = [name for name in ("image", "mounts", "args") if getattr(container, name)]
@@ -159,7 +160,7 @@ def _container_rules(container: ContainerConfig) -> Iterator[Finding]:
             yield (f"{key}.args",), f"has {word!r}, which would hide from the ranks who they are; take it out"
 
 
-def _directive_rules(slurm: SlurmConfig) -> Iterator[Finding]:
+def _directive_rules(slurm: SlurmConfig) -> Iterator[Broken]:
     free = {"--gres"} if slurm.gpu_request != "gres" else set()
     free |= {"--dependency"} if slurm.after is None else set()
     free |= {word for word in slurm.directives if word.startswith("--exclusive=") and not slurm.exclusive}
@@ -176,12 +177,12 @@ def _directive_rules(slurm: SlurmConfig) -> Iterator[Finding]:
             yield ("launch.slurm.rejected",), text
 
 
-def _srun_rules(launch: LaunchConfig) -> Iterator[Finding]:
+def _srun_rules(launch: LaunchConfig) -> Iterator[Broken]:
     refused = _SRUN | (_PYXIS if launch.container.kind == "pyxis" else {})
     yield from _clashes("launch.slurm.srun", launch.slurm.srun, refused)
 
 
-def _clashes(key: str, words: list[str], refused: dict[str, str]) -> Iterator[Finding]:
+def _clashes(key: str, words: list[str], refused: dict[str, str]) -> Iterator[Broken]:
     for word in words:
         name = _option(word)
         if name in refused:
@@ -194,7 +195,7 @@ def _option(word: str) -> str:
     return word.partition("=")[0] if word.startswith("--") else word[:2]
 
 
-def _job_rules(slurm: SlurmConfig) -> Iterator[Finding]:
+def _job_rules(slurm: SlurmConfig) -> Iterator[Broken]:
     how = "launch.slurm.continue_by"
     if slurm.continue_by in ("requeue", "array") and f"--{slurm.continue_by}" in slurm.rejected:
         other = "resubmit" if slurm.continue_by == "requeue" else "requeue or resubmit"
