@@ -4,13 +4,13 @@ A rule yields (keys involved, what is wrong and what to do), as in `checks`. No 
 value: it may be a secret.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from enc.encoder.config.launch import ContainerConfig, LaunchConfig, SlurmConfig
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import GPUS
+from enc.encoder.spelling import did_you_mean
 
 Broken = tuple[tuple[str, ...], str]
 """A broken rule: the keys involved, and what is wrong and what to do."""
@@ -95,7 +95,10 @@ def launch_rules(config: RunConfig) -> Iterator[Broken]:
     yield from _job_rules(launch.slurm)
     names = [gpu.name for gpu in GPUS]
     if launch.gpu and launch.gpu.lower() not in names:
-        yield ("launch.gpu",), f"is {launch.gpu!r}; known are {', '.join(names)}{_close(launch.gpu.lower(), names)}"
+        yield (
+            ("launch.gpu",),
+            f"is {launch.gpu!r}; known are {', '.join(names)}{did_you_mean(launch.gpu.lower(), names)}",
+        )
     if launch.python and launch.python.startswith("-"):
         yield ("launch.python",), f"is {launch.python!r}, which is no program"
 
@@ -173,7 +176,7 @@ def _directive_rules(slurm: SlurmConfig) -> Iterator[Broken]:
     names = [*WRITTEN, *(_option(word) for word in slurm.directives)]
     for word in slurm.rejected:
         if word not in names:
-            text = f"has {word!r}, which enc does not write{_close(word, names)}"
+            text = f"has {word!r}, which enc does not write{did_you_mean(word, names)}"
             yield ("launch.slurm.rejected",), text
 
 
@@ -223,8 +226,3 @@ def time_limit_s(text: str) -> int | None:
     else:
         hours, minutes, seconds = 0, *[*numbers, 0][:2]
     return (((int(days or 0) * 24) + hours) * 60 + minutes) * 60 + seconds or None
-
-
-def _close(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
