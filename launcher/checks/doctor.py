@@ -38,7 +38,7 @@ FULL, QUICK = Limits(probe=12, torch=60, slurm=10), Limits(probe=3, torch=3, slu
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A headed part of the report."""
 
     name: str
@@ -75,7 +75,7 @@ class Later(Generic[T]):
         return self._value[0]
 
 
-def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
+def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Chapter]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     limits = QUICK if quick else FULL
     config = choose_scheduler(config, slurm.is_installed()) if config else None
@@ -101,11 +101,11 @@ def diagnose(config: RunConfig | None, quick: bool) -> Iterator[Section]:
         new = [finding for finding in found if finding not in said]
         said |= found.keys()
         if new:
-            yield Section(name, new)
+            yield Chapter(name, new)
     if not quick:
         folder = Path(config.trainer.output_dir if config else ".")
         speed = Later(lambda: probe_machine.disk_speed(folder, with_expected_vocabulary(config) if config else None))
-        yield Section("Disk", _result("speed", speed, FULL.probe))
+        yield Chapter("Disk", _result("speed", speed, FULL.probe))
 
 
 def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding]:

@@ -14,7 +14,7 @@ import typer
 from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
-    from enc.launcher.checks.doctor import Section
+    from enc.launcher.checks.doctor import Chapter
     from enc.launcher.checks.findings import Finding
 
 _WORDS = {
@@ -61,7 +61,7 @@ def doctor(
     raise typer.Exit(3 if counts["red"] else 0)
 
 
-def _counts(sections: "Iterable[Section]") -> dict[str, int]:
+def _counts(sections: "Iterable[Chapter]") -> dict[str, int]:
     levels: list[str] = [finding.level for section in sections for finding in section.findings]
     return {level: levels.count(level) for level in _WORDS}
 
@@ -70,7 +70,7 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _page(section: "Section") -> str:
+def _page(section: "Chapter") -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     lines = [line for finding in section.findings for line in _lines(finding, width)]
     return "\n".join([typer.style(section.name, bold=True), *lines, ""])
