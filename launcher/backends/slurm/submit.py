@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.events import Event, append_event
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.backends.slurm.script import SCRIPT_FILE, job_script
 from enc.launcher.checks.before_launch import check_before
@@ -16,7 +17,6 @@ from enc.launcher.machine.rank_environment import blocked_stop_signals
 from enc.launcher.planning.cluster_defaults import Say, submitted_config, told, with_cluster_defaults
 from enc.launcher.planning.plan import Plan, make_plan, plan_notes
 from enc.launcher.planning.resume import set_aside, settled
-from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
 from enc.launcher.run_folder.snapshot import snapshot_code
@@ -102,7 +102,7 @@ def _write_run(plan: Plan, job: str) -> None:
     launch = plan.config.launch
     write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
     append_event(
-        plan.run_dir, "submitted", job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,
+        plan.run_dir, Event.SUBMITTED, job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,
         script=SCRIPT_FILE, after=launch.slurm.after, command=shlex.join(sys.argv), git=git_state(Path.cwd()),
         user=os.environ.get("USER", ""),
     )  # fmt: skip
