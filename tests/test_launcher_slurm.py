@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
 from enc.launcher.backends.queue import JobScript, hand_over
 from enc.launcher.backends.registry import find_jobs
 from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 
 
@@ -71,9 +71,9 @@ def test_a_run_belongs_to_the_job_that_is_to_follow(commands: Path, tmp_path_fac
     run_dir = tmp_path_factory.mktemp("run")
     command(commands, "sbatch", "exit 1")
     command(commands, "squeue", "echo '19|PENDING|BeginTime|0:00|10:00|N/A||2|19|19'")
-    append_event(run_dir, "submitted", job="18")
+    append_event(run_dir, Event.SUBMITTED, job="18", **dict.fromkeys(Event.SUBMITTED.fields[1:]))
     lock = RunLock(run_dir, find_jobs, job="18")
-    append_event(run_dir, "continued", job="19", after="18")
+    append_event(run_dir, Event.CONTINUED, job="19", after="18")
     lock.release()
     with pytest.raises(UsageError, match="belongs to job 19, which is pending"):
         RunLock(run_dir, find_jobs)

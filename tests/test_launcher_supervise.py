@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 from running import Enc
 
+from enc.encoder.events import Event, append_event
 from enc.encoder.heartbeat import note_rank, read_rank_files
-from enc.launcher.run_folder.events import append_event, read_events
+from enc.launcher.run_folder.events import read_events
 from enc.launcher.supervise import supervise
 
 
@@ -34,9 +35,9 @@ def test_an_event_that_did_not_fit_is_an_error(tmp_path: Path, monkeypatch: pyte
     whole = os.write
     monkeypatch.setattr(os, "write", lambda file, line: whole(file, line[:10]))
     with pytest.raises(OSError, match="No space left"):
-        append_event(tmp_path, "attempt")
+        append_event(tmp_path, Event.ATTEMPT)
     monkeypatch.undo()
-    append_event(tmp_path, "attempt_ended")
+    append_event(tmp_path, Event.ATTEMPT_ENDED)
     assert [event["event"] for event in read_events(tmp_path)] == ["attempt_ended"]
 
 

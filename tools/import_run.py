@@ -1,7 +1,6 @@
 """A run folder made from a checkpoint that another program wrote, so that `enc resume` goes on with it."""
 
 import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from enc.encoder.checkpoints.folder import write_manifest
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
 from enc.encoder.models import first_weights
 from enc.tools.consolidate import write_file
 from enc.tools.models.fitting import Derived, ModelState
@@ -87,13 +87,7 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
         tokenizer.save(folder / "tokenizer")
         _write_json(folder / "tokenizer_info.json", tokenizer.info())
         _write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
-        event = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "event": "imported",
-            "step": step,
-            "source": str(source.path.absolute()),
-        }
-        (partial / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        append_event(partial, Event.IMPORTED, step=step, source=str(source.path.absolute()))
         write_manifest(folder, step)
     return Imported(out, step, bool(state.moments), _not_carried(source, bool(state.moments)))
 

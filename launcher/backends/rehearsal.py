@@ -21,6 +21,7 @@ from typing import IO, Any
 from enc.encoder.checkpoints.folder import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.events import Event, append_event
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.printable import Say
 from enc.encoder.sizing.sizes import checkpoint_bytes
@@ -29,7 +30,7 @@ from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.plan import Plan, make_plan, plan_run, run_folder, with_tokens
 from enc.launcher.planning.ranks import usable_gpus
 from enc.launcher.planning.render import render
-from enc.launcher.run_folder.events import append_event, read_events
+from enc.launcher.run_folder.events import read_events
 from enc.launcher.supervise.supervise import supervise
 
 PlanOf = Callable[[RunConfig], Plan]
@@ -105,7 +106,7 @@ class RehearsalHost(LocalHost):
             return
         trouble = self.acts.pop(due)
         self.say(f"step {step:>3}: {TROUBLES[trouble]}")
-        append_event(self.run_dir, "trouble", trouble=trouble, step=step)
+        append_event(self.run_dir, Event.TROUBLE, trouble=trouble, step=step)
         last = self.ranks[-1]
         match trouble:
             case "preempt":
@@ -206,13 +207,13 @@ def _run(plan_of: PlanOf, config: RunConfig, run_dir: Path, troubles: list[str],
     plan = plan_of(config.changed({"trainer.output_dir": str(run_dir)}))
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(render(plan)["config.yaml"])
-    append_event(run_dir, "rehearsed")
+    append_event(run_dir, Event.REHEARSED)
     name, ranks = "The same, disturbed" if troubles else "Undisturbed", plan.split.world_size
     say(f"{name}: {config.trainer.max_steps} steps on {ranks} rank{'s' if ranks > 1 else ''}.")
     host = RehearsalHost(run_dir, plan.config, troubles, say)
     while supervise(run_dir, host) == 75 and read_events(run_dir)[-1].get("decision") != "stop":
         pass
-    return [event for event in read_events(run_dir) if event["event"] == "attempt_ended"]
+    return [event for event in read_events(run_dir) if event["event"] == Event.ATTEMPT_ENDED]
 
 
 def _weights(run_dir: Path, steps: int) -> bytes:
@@ -224,9 +225,9 @@ def _acts(run_dir: Path) -> list[Act]:
     acts: list[Act] = []
     events = read_events(run_dir)
     for index, event in enumerate(events):
-        if event["event"] == "trouble":
+        if event["event"] == Event.TROUBLE:
             after = events[index:]
-            cause = next((e["cause"] for e in after if e["event"] == "attempt_ended"), "none")
-            start = next((e["from_step"] for e in after if e["event"] == "attempt"), None)
+            cause = next((e["cause"] for e in after if e["event"] == Event.ATTEMPT_ENDED), "none")
+            start = next((e["from_step"] for e in after if e["event"] == Event.ATTEMPT), None)
             acts.append(Act(event["trouble"], event["step"], cause, start))
     return acts

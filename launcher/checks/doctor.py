@@ -36,7 +36,7 @@ FULL, QUICK = Limits(probe=12, torch=60, scheduler=10), Limits(probe=3, torch=3,
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A headed part of the report."""
 
     name: str
@@ -86,7 +86,7 @@ class Asked:
     run: Probe | None
 
 
-def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Section]:
+def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Chapter]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     config = asked.config
     torch = Later(lambda: probe_software.ask_torch(limits.torch))
@@ -111,9 +111,9 @@ def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Sect
         new = [finding for finding in found if finding not in reported]
         reported |= found.keys()
         if new:
-            yield Section(name, new)
+            yield Chapter(name, new)
     if limits is not QUICK:
-        yield Section("Disk", _result("speed", Later(lambda: _disk(config, facts)), FULL.probe))
+        yield Chapter("Disk", _result("speed", Later(lambda: _disk(config, facts)), FULL.probe))
 
 
 def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding]:

@@ -18,7 +18,7 @@ from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given,
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
-    from enc.launcher.checks.doctor import Asked, Section
+    from enc.launcher.checks.doctor import Asked, Chapter
     from enc.launcher.checks.findings import Finding
     from enc.launcher.machine.facts import MachineFacts
 
@@ -89,7 +89,7 @@ def _asked(config: "RunConfig | None", facts: "MachineFacts") -> "Asked":
     return Asked(chosen, chosen.launch.on_cluster, schedulers, run)
 
 
-def _counts(sections: "Iterable[Section]") -> dict[str, int]:
+def _counts(sections: "Iterable[Chapter]") -> dict[str, int]:
     levels: list[str] = [finding.level for section in sections for finding in section.findings]
     return {level: levels.count(level) for level in _WORDS}
 
@@ -98,7 +98,7 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _page(section: "Section") -> str:
+def _page(section: "Chapter") -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     lines = [line for finding in section.findings for line in _lines(finding, width)]
     return "\n".join([typer.style(section.name, bold=True), *lines, ""])

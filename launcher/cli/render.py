@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
 from enc.launcher.cli.options import (
     OVERRIDES,
     ConfigArgument,
@@ -130,7 +131,6 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
     Raises UsageError when the folder holds a run already.
     """
     from enc.launcher.backends.registry import find_jobs
-    from enc.launcher.run_folder.events import append_event
     from enc.launcher.run_folder.lock import RunLock
     from enc.launcher.run_folder.records import refuse_older_run, write_atomically
 
@@ -140,6 +140,6 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
         (run_dir / "logs").mkdir(exist_ok=True)
         for name, text in files.items():
             write_atomically(run_dir / name, text)
-        append_event(run_dir, "rendered")
+        append_event(run_dir, Event.RENDERED)
     finally:
         lock.release(remove_if_created=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.events import Event, append_event
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.run_folder.events import append_event
 from enc.launcher.supervise.deadline import Times, reserve_s
 from enc.launcher.supervise.host import Host
 from enc.launcher.supervise.policy import RankEnd
@@ -120,7 +120,7 @@ def _hangs(attempt: Attempt, watchdog: Watchdog, now: float) -> bool:
     text = hang_text(ranks, watchdog.timeout_s)
     say(text)
     with contextlib.suppress(OSError):
-        append_event(attempt.run_dir, "hang", attempt=attempt.number, ranks=ranks[:16], detail=text)
+        append_event(attempt.run_dir, Event.HANG, attempt=attempt.number, ranks=ranks[:16], detail=text)
     return True
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enc.encoder.config.launch import LaunchConfig
+from enc.encoder.events import Event
 
 _STARTING = ("start", "build", "warm_up", "restore")
 _STOP = ("finished", "config", "cancelled")
@@ -158,7 +159,7 @@ def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig, 
     """
     if ending.cause in _STOP or not restarts:
         return Decision("stop", ending.detail, code=_EXIT_CODES.get(ending.cause, 3))
-    past = [event for event in history if event["event"] == "attempt_ended"]
+    past = [event for event in history if event["event"] == Event.ATTEMPT_ENDED]
     stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
     patience = launch.restarts.same_step * (1 if ending.cause in ("crash", "time_limit") else 2)
     if stuck >= patience:
@@ -206,7 +207,7 @@ def _without_progress(ending: Ending, past: list[dict[str, Any]]) -> int:
 
 
 def _to_exclude(ending: Ending, history: list[dict[str, Any]], cap: int) -> tuple[str, ...]:
-    excluded = {event["node"] for event in history if event["event"] == "node_excluded"}
+    excluded = {event["node"] for event in history if event["event"] == Event.NODE_EXCLUDED}
     before = {node for event in history for node in event.get("bad_nodes", {})}
     wanted = [node for node in ending.bad_nodes if node in before and node not in excluded]
     return tuple(wanted[: max(0, cap - len(excluded))])

@@ -22,12 +22,13 @@ from enc.encoder.config.launch import LaunchConfig
 from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import EncError, RunError, UsageError
+from enc.encoder.events import Event, append_event
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher.machine.facts import look
 from enc.launcher.planning.plan import Plan, after_tokenising, plan_run
 from enc.launcher.planning.render import render
 from enc.launcher.planning.token_store import look_at_store
-from enc.launcher.run_folder.events import append_event, since_submitted
+from enc.launcher.run_folder.events import since_submitted
 from enc.launcher.run_folder.lock import RunLock
 from enc.launcher.run_folder.read import json_object, newest_attempt
 from enc.launcher.run_folder.records import git_state, record_launch
@@ -100,9 +101,9 @@ def _supervise(run_dir: Path, host: Host, signals: Signals) -> int:
 def _why_not_to_begin(history: list[dict[str, Any]]) -> str | None:
     """Return why a job that was queued earlier has nothing to do any more, or None."""
     for event in history:
-        if event["event"] == "cancelled":
+        if event["event"] == Event.CANCELLED:
             return f"The run was cancelled by {event.get('by', 'somebody')}; nothing is started."
-        if event["event"] == "attempt_ended" and event["decision"] == "stop":
+        if event["event"] == Event.ATTEMPT_ENDED and event["decision"] == "stop":
             return f"The run has ended ({event['cause']}); nothing is started."
     return None
 
@@ -112,7 +113,7 @@ def _after_lost_job(run_dir: Path, host: Host, history: list[dict[str, Any]]) ->
     names = [event["event"] for event in history if event["event"] in ("attempt", "attempt_ended")]
     if not names or names[-1] == "attempt_ended":
         return None
-    last = [event for event in history if event["event"] == "attempt"][-1]
+    last = [event for event in history if event["event"] == Event.ATTEMPT][-1]
     number = last["attempt"]
     step = max((file.get("step", 0) for file in read_rank_files(run_dir, number).values()), default=0)
     detail = (
@@ -193,7 +194,7 @@ def _record_attempt(run_dir: Path, host: Host, plan: Plan) -> Attempt:
     resumes = plan.config.trainer.resume_from_checkpoint
     step = read_trainer_state(Path(str(resumes)))["step"] if resumes else 0
     details = {"nodes": host.nodes, "restart_count": host.restart_count, "from_step": step}
-    written(lambda: append_event(run_dir, "attempt", attempt=number, job=host.job, **details))
+    written(lambda: append_event(run_dir, Event.ATTEMPT, attempt=number, job=host.job, **details))
     _compare_code(run_dir, number)
     say(f"Attempt {number} of {run_dir}: {plan.split.world_size} ranks on {', '.join(host.nodes)}, from step {step}.")
     return Attempt(run_dir, number, plan.config, plan.split.world_size)
@@ -205,7 +206,7 @@ def _compare_code(run_dir: Path, number: int) -> None:
     old, new = before.get("git"), git_state(Path.cwd())
     if before and old != new:
         with contextlib.suppress(OSError):
-            append_event(run_dir, "code_changed", before=old, now=new)
+            append_event(run_dir, Event.CODE_CHANGED, before=old, now=new)
 
 
 # --- after it --------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def _compare_code(run_dir: Path, number: int) -> None:
 
 def _interruption(run_dir: Path, host: Host) -> str | None:
     """Return what was done to the job: by `enc cancel`, or by the scheduler."""
-    cancelled = any(event["event"] == "cancelled" for event in since_submitted(run_dir))
+    cancelled = any(event["event"] == Event.CANCELLED for event in since_submitted(run_dir))
     return "cancelled" if cancelled else host.interruption()
 
 
@@ -224,7 +225,7 @@ def _decide(run_dir: Path, host: Host, ending: Ending, launch: LaunchConfig, num
     decision = decide(ending, history, launch, host.restarts)
     for node in decision.exclude:
         against = evidence(node, ending, number, history)
-        written(partial(append_event, run_dir, "node_excluded", node=node, evidence=against))
+        written(partial(append_event, run_dir, Event.NODE_EXCLUDED, node=node, evidence=against))
     if decision.action == "restart" and (why := _nearly_over(host) or host.unhealthy()):
         decision = Decision("continue", f"{decision.reason.rstrip('.')}. It cannot start again in this job: {why}")
     how = decision.action
@@ -251,7 +252,7 @@ def _newest_step(run_dir: Path) -> int:
 def _record(run_dir: Path, number: int, ending: Ending, decision: Decision, how: str) -> None:
     more = {"bad_nodes": ending.bad_nodes} if ending.bad_nodes else {}
     written(lambda: append_event(
-        run_dir, "attempt_ended", attempt=number, cause=ending.cause, step=ending.step, detail=ending.detail,
+        run_dir, Event.ATTEMPT_ENDED, attempt=number, cause=ending.cause, step=ending.step, detail=ending.detail,
         decision=how, reason=decision.reason, saved=ending.saved, **more,
     ))  # fmt: skip
 
@@ -263,6 +264,6 @@ def _continue(run_dir: Path, host: Host, decision: Decision) -> Decision:
         why = str(error).rstrip(".")
         text = f"The run is saved, but no further job could be had: {why}. Go on with `enc resume latest`."
         say(text)
-        written(lambda: append_event(run_dir, "not_continued", detail=text))
+        written(lambda: append_event(run_dir, Event.NOT_CONTINUED, detail=text))
         return Decision("stop", text, code=75)
     return decision

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.events import Event, append_event
 from enc.launcher.backends.registry import owner_of
-from enc.launcher.run_folder.events import append_event, since_submitted
+from enc.launcher.run_folder.events import since_submitted
 from enc.launcher.watch.run_state import ACTIVE, RunFiles, RunState
 
 
@@ -24,7 +25,7 @@ def cancel_run(files: RunFiles, state: RunState, name: str, say: Callable[[str],
         raise UsageError(f"{name} is not active: it is {state.state}. There is nothing to cancel.")
     if not files.jobs:
         _check_local(files, state)
-    again = any(event["event"] == "cancelled" for event in since_submitted(files.dir))
+    again = any(event["event"] == Event.CANCELLED for event in since_submitted(files.dir))
     record_cancelled(files.dir)
     if not files.jobs and files.lock.pid:
         _signal(files.lock.pid, signal.SIGTERM)
@@ -66,7 +67,7 @@ def _has_open(pid: int, path: Path) -> bool | None:
 def record_cancelled(run_dir: Path) -> None:
     """Note in the run folder that nobody is to start the run again."""
     try:
-        append_event(run_dir, "cancelled", by=f"{_user()}@{socket.gethostname()}")
+        append_event(run_dir, Event.CANCELLED, by=f"{_user()}@{socket.gethostname()}")
     except OSError as error:
         raise UsageError(
             f"{run_dir}/events.jsonl cannot be written ({error.strerror}), so {run_dir} was not cancelled."

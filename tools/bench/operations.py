@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from enc.encoder.config.messages import did_you_mean
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 from enc.kernels import masked_ce, rope, swiglu
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
