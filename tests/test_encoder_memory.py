@@ -39,14 +39,14 @@ def test_the_parts_are_the_whole() -> None:
     """What the plan lists adds up to what decides whether a run fits."""
     for engine in ("ddp", "fsdp", "deepspeed"):
         parts = memory.peak_parts(changed(engine=engine), 4, 8)
-        assert sum(parts.values()) - parts["host"] == memory.device_bytes(changed(engine=engine), 4, 8)
+        assert sum(parts.values()) - parts["host"] == memory.needed_bytes(changed(engine=engine), 4, 8)
 
 
 def test_the_largest_microbatch_is_the_largest() -> None:
     """One row more does not fit; 0 where not even one row does."""
     config = changed(engine="ddp")
     rows = memory.largest_rows(config, 8, 60e9)
-    assert memory.device_bytes(config, 8, rows) <= 60e9 < memory.device_bytes(config, 8, rows + 1)
+    assert memory.needed_bytes(config, 8, rows) <= 60e9 < memory.needed_bytes(config, 8, rows + 1)
     assert memory.largest_rows(config, 8, 1e9) == 0
 
 

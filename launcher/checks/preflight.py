@@ -210,7 +210,7 @@ def check_tokenizer(plan: Plan) -> Iterator[Finding]:
 
 def check_disk(plan: Plan, free: int, existing: int) -> Finding:
     """The disk must take the checkpoints that will be kept and the one being written, beside those that are there."""
-    one, reserve = checkpoint_bytes(plan.config.model), plan.config.trainer.min_free_disk_gb * 1e9
+    one, reserve = checkpoint_bytes(plan.config), plan.config.trainer.min_free_disk_gb * 1e9
     kept = max(2, checkpoints_kept(plan) + 1 - existing)
     left = f" with trainer.min_free_disk_gb {reserve / 1e9:g} left free" if reserve else ""
     text = f"{size(free)} free{left}, a checkpoint takes {size(one)}"
@@ -321,7 +321,7 @@ def _check_ram(plan: Plan, for_slurm: bool) -> Iterator[Finding]:
     parts = peak_parts(plan.config, world, plan.split.rows_per_microbatch)
     needed = {
         "offloaded state": ranks * parts["host"],
-        "the copy that a save writes": checkpoint_bytes(plan.config.model) * ranks // world,
+        "the copy that a save writes": checkpoint_bytes(plan.config) * ranks // world,
     }
     if plan.config.trainer.use_cpu or (plan.device == "cpu" and not for_slurm):
         needed["the model and its steps"] = ranks * (sum(parts.values()) - parts["host"])

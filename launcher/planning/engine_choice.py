@@ -3,7 +3,7 @@
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.sizing.batch_split import split_batch
-from enc.encoder.sizing.memory import device_bytes as needed_bytes
+from enc.encoder.sizing.memory import needed_bytes
 
 # Settings that only one engine has, or is taken for: (key of the parallel section, value) -> engine; the first counts.
 _ASKS: dict[tuple[str, object], str] = {

@@ -66,7 +66,7 @@ class Plan:
             "vocab_size": model.vocab_size,
             "parameters": num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in memory.items()},
-            "checkpoint_mb": round(checkpoint_bytes(model) / 2**20, 1),
+            "checkpoint_mb": round(checkpoint_bytes(self.config) / 2**20, 1),
         }
 
 

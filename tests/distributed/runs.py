@@ -18,14 +18,13 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from enc.encoder.config.load import load_text
-from enc.encoder.engine.interface import state_names
 from enc.encoder.errors import RunError
 from enc.encoder.ranks import Ranks
 from enc.encoder.run.build import build_model, train_loader
 from enc.encoder.run.start import announce, build, open_heartbeat
 from enc.encoder.run.train import Run, train
 from enc.encoder.signals import StopFlag
-from enc.encoder.sizing.memory import device_bytes, static_bytes
+from enc.encoder.sizing.memory import needed_bytes, static_bytes
 
 
 def open_run(run_dir: Path, ranks: Ranks) -> Run:
@@ -44,7 +43,7 @@ def train_run(run_dir: Path, ranks: Ranks) -> None:
 def check_contract(run_dir: Path, ranks: Ranks) -> None:
     """Hold an engine to its interface: skipped updates, named state, norms."""
     run = open_run(run_dir, ranks)
-    engine, names = run.engine, state_names(list(run.engine.shapes))
+    engine, names = run.engine, list(run.engine.state_shapes)
     batch = next(iter(train_loader(run.data, run.config, run.split, ranks, False, 0)))
 
     def update(factor: float) -> float:
@@ -59,7 +58,7 @@ def check_contract(run_dir: Path, ranks: Ranks) -> None:
 
     before = state()
     assert list(before) == names
-    assert all(before[name].shape == engine.shapes[name] for name in engine.shapes)
+    assert {name: tuple(tensor.shape) for name, tensor in before.items()} == engine.state_shapes
     assert not any(before[name].any() for name in names if name not in engine.shapes), "moments start at zero"
     norm = update(math.nan if ranks.rank == ranks.world_size - 1 else 1.0)
     assert not math.isfinite(norm)
@@ -107,7 +106,7 @@ def measure_peak(run_dir: Path, ranks: Ranks) -> None:
     for _ in range(3):
         run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
         run.engine.step(1e-3)
-    computed = device_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
+    computed = needed_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
     peak = torch.cuda.max_memory_allocated()
     (run_dir / "bytes.json").write_text(json.dumps({"peak": peak, "computed": computed}))
 
