@@ -15,6 +15,7 @@ from pathlib import Path
 import deepspeed  # noqa: F401
 import pytest
 import torch
+from mixed_optimizer import put_in
 from torch.distributed.tensor import DTensor
 
 from enc.encoder.config.load import load_text
@@ -96,6 +97,14 @@ def count_bytes(run_dir: Path, ranks: Ranks) -> None:
     static = static_bytes(run.config, ranks.world_size)
     held = held_bytes() - before
     (run_dir / "bytes.json").write_text(json.dumps({"held": held, "computed": static.device + static.host}))
+
+
+def check_another_optimizer(run_dir: Path, ranks: Ranks) -> None:
+    """Hold an engine to its interface, and its memory to what is computed, with an optimizer unlike Adam."""
+    with pytest.MonkeyPatch.context() as patch:
+        put_in(patch)
+        check_contract(run_dir, ranks)
+        count_bytes(run_dir, ranks)
 
 
 def measure_peak(run_dir: Path, ranks: Ranks) -> None:
