@@ -162,7 +162,7 @@ def test_disk_is_compared_with_all_checkpoints_that_will_be_kept(
 ) -> None:
     """Three are kept and a fourth is written beside them; those that are there already take no more room."""
     made = plan(trainer__max_steps=100, trainer__save_total_limit=3)
-    one = checkpoint_bytes(made.config.model)
+    one = checkpoint_bytes(made.config)
     assert preflight.check_disk(made, int(free * one), existing).level == level
 
 
@@ -210,7 +210,7 @@ def test_a_disk_that_takes_no_files_is_red(plan: Make, small_disk: Path) -> None
 
 def test_min_free_disk_gb_is_left_free(plan: Make) -> None:
     made = plan(trainer__min_free_disk_gb=10)
-    one = checkpoint_bytes(made.config.model)
+    one = checkpoint_bytes(made.config)
     finding = preflight.check_disk(made, int(10e9 + one), 0)
     assert finding.level == "red"
     assert "trainer.min_free_disk_gb 10 left free" in finding.text

@@ -117,7 +117,7 @@ class RehearsalHost(LocalHost):
             case "time-limit":
                 self.limit = time.time() + _LIMIT_S
             case "full-disk":
-                small = checkpoint_bytes(self.config.model) // 4
+                small = checkpoint_bytes(self.config) // 4
                 for process in self.ranks:
                     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (small, small))
             case "hang":

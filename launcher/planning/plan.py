@@ -97,7 +97,7 @@ class Plan:
             "vocab_size": model.vocab_size,
             "parameters": sizes.num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in self.memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(model) / 2**20, 1),
+            "checkpoint_mb": round(sizes.checkpoint_bytes(self.config) / 2**20, 1),
         }
 
 

@@ -102,7 +102,7 @@ def _stop_in_time(host: Host, attempt: Attempt) -> None:
     files = attempt.files.values()
     step_s = max((file["step_s"] for file in files if file.get("step_s")), default=None)
     save_s = max((file["save_s"] for file in files if file.get("save_s")), default=None)
-    reserve = reserve_s(Times(step_s, save_s), checkpoint_bytes(attempt.config.model))
+    reserve = reserve_s(Times(step_s, save_s), checkpoint_bytes(attempt.config))
     left = end - time.time()
     if left > reserve:
         return

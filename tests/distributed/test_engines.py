@@ -1,10 +1,12 @@
 """Every engine trains the same model: real gloo ranks, real DeepSpeed, real FSDP."""
 
+import json
 from itertools import product
 from typing import Any
 
 import pytest
 from cluster import Cluster
+from test_memory import MODEL
 
 ENGINES = {
     "ddp": ["parallel.engine=ddp"],
@@ -140,6 +142,18 @@ def test_engines_keep_their_contract(cluster: Cluster) -> None:
             for case, words in wanted.items()
         ]
         cluster.act("check_contract", ranks, runs)
+
+
+def test_engines_go_by_what_the_optimizer_keeps(cluster: Cluster) -> None:
+    """One tensor for a matrix, two and a count for the rest: named state, memory and updates are right with these."""
+    runs = [
+        cluster.prepare(f"mixed-{name}", 2, *options(name, "plain", "fp32"), *MODEL, "optimizer.name=adam")
+        for name in ON_TWO
+    ]
+    cluster.act("check_another_optimizer", 2, runs)
+    found = {run.name: json.loads((run / "bytes.json").read_text()) for run in runs}
+    wrong = {name: c for name, c in found.items() if c["computed"] != pytest.approx(c["held"], rel=0.01)}
+    assert not wrong
 
 
 # (engine that saved, engine that goes on): each of five goes on from itself and from one of another kind.
