@@ -35,10 +35,10 @@ def test_an_event_that_did_not_fit_is_an_error(tmp_path: Path, monkeypatch: pyte
     whole = os.write
     monkeypatch.setattr(os, "write", lambda file, line: whole(file, line[:10]))
     with pytest.raises(OSError, match="No space left"):
-        append_event(tmp_path, Event.ATTEMPT)
+        append_event(tmp_path, Event.RENDERED)
     monkeypatch.undo()
-    append_event(tmp_path, Event.ATTEMPT_ENDED)
-    assert [event["event"] for event in read_events(tmp_path)] == ["attempt_ended"]
+    append_event(tmp_path, Event.REHEARSED)
+    assert [event["event"] for event in read_events(tmp_path)] == ["rehearsed"]
 
 
 @pytest.mark.parametrize("spoilt", ["", "{", "[]"])
