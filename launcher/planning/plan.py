@@ -148,7 +148,7 @@ def _ranks_and_batch(config: RunConfig, facts: MachineFacts) -> tuple[int, Batch
     """Return the ranks on each machine, and how all of them share a step."""
     per_node = ranks_per_node(config, facts)
     world_size = config.launch.num_nodes * per_node
-    check_replicas(config, world_size)
+    check_replicas(config.parallel, world_size)
     gpus = 0 if config.launch.scheduler == "slurm" else usable_gpus(config, facts)
     if 0 < gpus < per_node:
         raise UsageError(f"launch.nproc_per_node is {per_node}, but this machine has {gpus} GPUs; a rank needs one.")
