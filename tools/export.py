@@ -24,7 +24,7 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.config import ModelConfig
 from enc.tools.models.export_target import ExportTarget
 from enc.tools.models.registry import tools_of
-from enc.tools.output import new_output, refuse_taken
+from enc.tools.output import new_output, refuse_dtype, refuse_taken
 from enc.tools.readers.source import damaged, numbers_in
 from enc.tools.sentence_files import write_sentence_files
 
@@ -61,8 +61,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
     With `sentence_transformers` it loads there too, with mean pooling. The model card has the numbers of the run's
     metrics at the checkpoint's step. Raises as `export_model` does.
     """
-    if dtype not in _DTYPES:
-        raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}.")
+    refuse_dtype(dtype)
     _refuse_incomplete(folder)
     config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
     counters = numbers_in(folder / "trainer_state.json", {"step": "step", "tokens": "tokens"})

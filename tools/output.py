@@ -64,6 +64,15 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
+DTYPES = ("fp32", "bf16")  # that exported weights can have
+
+
+def refuse_dtype(dtype: str) -> None:
+    """Raise UsageError unless weights can be written in a dtype."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
+
+
 def refuse_taken(out: Path, folder: bool = True) -> None:
     """Raise UsageError unless `out` is free; an empty folder is free for a folder."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.config.schema import RunConfig, flatten
+from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
 from enc.encoder.sizing.batch_split import BatchSplit
@@ -86,9 +87,9 @@ def _base(name: str) -> dict[str, Any]:
     return json.loads((BASES / f"{name}.json").read_text())
 
 
-def check_replicas(config: RunConfig, world_size: int) -> None:
+def check_replicas(parallel: ParallelConfig, world_size: int) -> None:
     """Raise UsageError when `parallel.replicate` does not divide the number of ranks."""
-    replicas = config.parallel.replicate
+    replicas = parallel.replicate
     if world_size % replicas:
         raise UsageError(
             f"parallel.replicate is {replicas}, which does not divide the {world_size} ranks; use a divisor of "
@@ -102,7 +103,7 @@ def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     Raises UsageError when `parallel.replicate` does not divide the number of ranks.
     """
     parallel, world = config.parallel, split.world_size
-    check_replicas(config, world)
+    check_replicas(parallel, world)
     return _base("fsdp") | {
         "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
         "reshard_after_forward": parallel.reshard_after_forward,

@@ -20,7 +20,7 @@ from enc.encoder.data.sources.source import Source
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
 from enc.encoder.sizing import sizes
-from enc.encoder.sizing.memory import largest_rows, static_bytes
+from enc.encoder.sizing.memory import largest_rows
 from enc.launcher.checks import environment
 from enc.launcher.checks.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.build_locks import build_locks, extensions_folder, home
@@ -201,13 +201,11 @@ def check_sharding_groups(config: RunConfig, world_size: int) -> Iterator[Findin
 
 def check_memory(plan: Plan, device: int | None, where: str) -> Finding:
     """Compare the estimated peak with a device's memory; `where` names the device. What is surely held is exact."""
-    config, split = plan.config, plan.split
-    peak = sum(plan.memory.values()) - plan.memory["host"]
+    peak, held = sum(plan.memory.values()) - plan.memory["host"], plan.held_bytes
     if device is None:
         hint = "set launch.gpu, e.g. h100-80gb, to compare it with what the nodes have"
         return green("memory", f"about {size(peak)} a rank at its peak, by estimate; {hint}")
     text = f"about {size(peak)} of {size(device)} {where}"
-    held = static_bytes(config, split.world_size).device
     if held > device:
         return red("memory", f"weights and moments alone take {size(held)}: more than {size(device)} {where}",
                    _what_fits(plan, device))  # fmt: skip

@@ -122,10 +122,15 @@ def export(
 
     An MPNet becomes transformers' own where that computes the same, else a folder with the model's code.
     """
-    from enc.tools.export import export_checkpoint
+    from enc.tools.output import refuse_dtype, refuse_taken
 
-    place = Path(out) if out else None
-    result = export_checkpoint(checkpoint_folder(checkpoint), place, dtype, sentence_transformers)
+    folder, place = checkpoint_folder(checkpoint), Path(out) if out else None
+    refuse_dtype(dtype)
+    if place is not None:
+        refuse_taken(place)
+    from enc.tools.export import export_checkpoint  # brings torch and transformers along
+
+    result = export_checkpoint(folder, place, dtype, sentence_transformers)
     say(result.form)
     say(
         f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "

@@ -5,11 +5,10 @@ config + MachineFacts --plan_run--> Plan                    opens the token stor
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config.checks import rule_problems
+from enc.encoder.config.checks import rule_problems, unused_settings
 from enc.encoder.config.messages import raise_problems
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.config.yaml_source import Problem
@@ -20,7 +19,7 @@ from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import Say
 from enc.encoder.sizing import sizes
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
-from enc.encoder.sizing.memory import peak_parts
+from enc.encoder.sizing.memory import peak_parts, static_bytes
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.engine_choice import choose_engine
 from enc.launcher.planning.ranks import device_bytes, device_of, ranks_per_node, usable_gpus
@@ -40,7 +39,13 @@ class Plan:
     split: BatchSplit
     device: str
     device_bytes: int | None  # memory that each rank's device has, if that is known from here
+    engine: str  # with what tells it from its variants
     engine_reason: str
+    engine_files: dict[str, str]  # what the engine reads beside `config.yaml`: {file name: text}
+    memory: dict[str, int]  # estimated peak of one rank by part, in bytes; `host` is beside it, in CPU memory
+    held_bytes: int  # of the device, between two steps: exact
+    unused: tuple[str, ...]  # a sentence for each setting without effect
+    first_weights: tuple[str, ...] = ()  # a sentence for each part of them that `model.init_from` does not give
 
     @property
     def store(self) -> Path:
@@ -56,24 +61,9 @@ class Plan:
         return self.asked.parallel.engine
 
     @property
-    def engine(self) -> str:
-        """The engine with what tells it from its variants."""
-        return engine_name(self.config)
-
-    @property
     def tokens_per_step(self) -> int:
         """Places for tokens in a step; packed rows are at least 99 % full."""
         return self.split.rows_per_step * self.config.row_length
-
-    @cached_property
-    def memory(self) -> dict[str, int]:
-        """The estimated peak of one rank by part, in bytes; `host` is beside it, in CPU memory."""
-        return peak_parts(self.config, self.split.world_size, self.split.rows_per_microbatch)
-
-    @cached_property
-    def engine_files(self) -> dict[str, str]:
-        """What the engine reads beside `config.yaml`: {file name: text}."""
-        return engine_files(self.config, self.split)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan's numbers with their units in the names."""
@@ -107,9 +97,7 @@ class Plan:
 def plan_run(config: RunConfig, facts: MachineFacts) -> Plan:
     """Read the files that a config names and plan its run. Raises UsageError when they do not go together."""
     store = look_at_store(config.dataset)
-    plan = make_plan(_with_own_json(config, facts), facts, store)
-    _check_first_weights(plan)
-    return plan
+    return _with_first_weights(make_plan(_with_own_json(config, facts), facts, store))
 
 
 def run_folder(config: RunConfig, facts: MachineFacts) -> Path:
@@ -127,7 +115,8 @@ def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan
     plan = Plan(
         config=asked, asked=asked, cwd=facts.cwd, run_dir=run_folder(config, facts), store_facts=store,
         num_tokens=0, split=split, device=device_of(config, facts),
-        device_bytes=device_bytes(config, per_node, facts), engine_reason="",
+        device_bytes=device_bytes(config, per_node, facts), engine="", engine_reason="", engine_files={}, memory={},
+        held_bytes=0, unused=(),
     )  # fmt: skip
     return with_store(plan, store)
 
@@ -138,8 +127,10 @@ def with_store(plan: Plan, store: StoreFacts) -> Plan:
     num_tokens = store.num_tokens or _expected_tokens(plan.asked)
     pad_id = plan.asked.model.pad_token_id if store.pad_token_id is None else store.pad_token_id
     vocabulary = {"model.vocab_size": padded_vocab_size(num_tokens), "model.pad_token_id": pad_id}
-    config, reason = _with_engine(plan.asked.changed(vocabulary), plan.split, plan.device_bytes)
-    return replace(plan, config=config, store_facts=store, num_tokens=num_tokens, engine_reason=reason)
+    plan = replace(plan, store_facts=store, num_tokens=num_tokens)
+    if plan.engine and plan.config.changed(vocabulary) == plan.config:
+        return plan
+    return _with_engine(plan, plan.asked.changed(vocabulary))
 
 
 def with_tokens(plan: Plan, say: Say) -> Plan:
@@ -150,16 +141,14 @@ def with_tokens(plan: Plan, say: Say) -> Plan:
 
 def after_tokenising(plan: Plan, store: StoreFacts) -> Plan:
     """Return a plan with the token store that was made for it. Raises UsageError when first weights do not fit it."""
-    plan = with_store(plan, store)
-    _check_first_weights(plan)
-    return plan
+    return _with_first_weights(with_store(plan, store))
 
 
 def _ranks_and_batch(config: RunConfig, facts: MachineFacts) -> tuple[int, BatchSplit]:
     """Return the ranks on each machine, and how all of them share a step."""
     per_node = ranks_per_node(config, facts)
     world_size = config.launch.num_nodes * per_node
-    check_replicas(config, world_size)
+    check_replicas(config.parallel, world_size)
     gpus = 0 if config.launch.on_cluster else usable_gpus(config, facts)
     if 0 < gpus < per_node:
         raise UsageError(f"launch.nproc_per_node is {per_node}, but this machine has {gpus} GPUs; a rank needs one.")
@@ -180,19 +169,25 @@ def _check_best(config: RunConfig, store: StoreFacts) -> None:
         )
 
 
-def _with_engine(config: RunConfig, split: BatchSplit, device_memory: int | None) -> tuple[RunConfig, str]:
-    """Return the config with its engine chosen and its own DeepSpeed settings checked, and why that engine.
+def _with_engine(plan: Plan, config: RunConfig) -> Plan:
+    """Return a plan with its engine chosen for a config whose vocabulary is settled, and what that engine needs.
 
     Raises UsageError when other settings do not go with the engine that `auto` took.
     """
-    asked = config.parallel.engine
-    engine, reason = choose_engine(config, split.world_size, device_memory)
+    split = plan.split
+    engine, reason = choose_engine(config, split.world_size, plan.device_bytes)
     config = config.changed({"parallel.engine": engine})
-    why = f" (parallel.engine auto took {engine}: {reason})" if asked == "auto" else ""
+    memory = peak_parts(config, split.world_size, split.rows_per_microbatch)
+    held = static_bytes(config, split.world_size).device
+    why = f" (parallel.engine auto took {engine}: {reason})" if plan.asked_engine == "auto" else ""
     raise_problems("The config", [Problem(keys[0], f"{text}{why}") for keys, text in rule_problems(config)])
+    unused = tuple(unused_settings(config))
     if engine == "deepspeed":
         config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
-    return config, reason
+    return replace(
+        plan, config=config, engine=engine_name(config), engine_reason=reason, memory=memory, held_bytes=held,
+        unused=unused, engine_files=engine_files(config, split),
+    )  # fmt: skip
 
 
 def _expected_tokens(config: RunConfig) -> int:
@@ -216,8 +211,13 @@ def _with_own_json(config: RunConfig, facts: MachineFacts) -> RunConfig:
     return config.changed({"parallel.deepspeed_config": own_settings(config, split)})
 
 
-def _check_first_weights(plan: Plan) -> None:
-    """Raise UsageError when the folder of first weights (`model.init_from`) does not go with the run."""
-    if not plan.config.trainer.resume_from_checkpoint:
-        store, trains_tokenizer = plan.store_facts, plan.config.tokenizer.train is not None
-        first_weights.check(plan.config.model, trains_tokenizer, store.num_tokens, store.tokenizer_dir)
+def _with_first_weights(plan: Plan) -> Plan:
+    """Return a plan with what the folder of first weights (`model.init_from`) lacks.
+
+    Raises UsageError when that folder does not go with the run.
+    """
+    if plan.config.trainer.resume_from_checkpoint:
+        return plan
+    model, store, trains_tokenizer = plan.config.model, plan.store_facts, plan.config.tokenizer.train is not None
+    first_weights.check(model, trains_tokenizer, store.num_tokens, store.tokenizer_dir)
+    return replace(plan, first_weights=tuple(first_weights.notes(model)))

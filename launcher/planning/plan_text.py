@@ -1,16 +1,12 @@
 """A plan as a person reads it."""
 
-from enc.encoder.config.checks import unused_settings
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.models import first_weights
 from enc.launcher.planning.plan import Plan
 
 
 def plan_notes(plan: Plan) -> list[str]:
     """Return what a person should know before the run starts: settings without effect, weights that are not given."""
-    goes_on = plan.config.trainer.resume_from_checkpoint
-    missing = [] if goes_on else first_weights.notes(plan.config.model)
-    return [f"Note: {text}" for text in (*unused_settings(plan.config), *missing)]
+    return [f"Note: {text}" for text in (*plan.unused, *plan.first_weights)]
 
 
 def plan_table(plan: Plan) -> list[tuple[str, str]]:
