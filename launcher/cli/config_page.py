@@ -1,7 +1,7 @@
 """The configuration reference, made from the schema: docs/configuration.md is the output of this module."""
 
 import types
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -87,7 +87,7 @@ def _type_name(kind: Any, metadata: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " \\| ".join(str(value) for value in arguments)
-    if origin in (types.UnionType, getattr(types, "UnionType", None)) or str(origin) == "typing.Union":
+    if origin in (Union, types.UnionType):
         return " \\| ".join(_type_name(part, metadata) for part in arguments)
     if hasattr(kind, "__metadata__"):
         return _type_name(arguments[0], kind.__metadata__)

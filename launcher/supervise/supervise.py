@@ -110,7 +110,7 @@ def _why_not_to_begin(history: list[dict[str, Any]]) -> str | None:
 
 def _after_lost_job(run_dir: Path, host: Host, history: list[dict[str, Any]]) -> Decision | None:
     """Close an attempt whose job vanished without a word; return a decision to stop when that was once too often."""
-    names = [event["event"] for event in history if event["event"] in ("attempt", "attempt_ended")]
+    names = [event["event"] for event in history if event["event"] in (Event.ATTEMPT, Event.ATTEMPT_ENDED)]
     if not names or names[-1] == "attempt_ended":
         return None
     last = [event for event in history if event["event"] == Event.ATTEMPT][-1]

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from enc.encoder.events import EVENTS_FILE
 from enc.encoder.tasks import TaskRecord
 from enc.launcher.run_folder.history import history_of
 from enc.launcher.run_folder.read import json_lines, task_of
@@ -43,7 +44,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 520, 240, 58, 26, 10, 12
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder and return its path."""
     records = json_lines(run_dir / "metrics.jsonl")
-    events = json_lines(run_dir / "events.jsonl")
+    events = json_lines(run_dir / EVENTS_FILE)
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")
     task = task_of(config)
     environment = Environment(

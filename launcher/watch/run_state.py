@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir, list_checkpoints, verify
+from enc.encoder.events import EVENTS_FILE
 from enc.encoder.heartbeat import read_rank_files
 from enc.launcher.backends.registry import title_of
 from enc.launcher.run_folder.history import History, history_of
@@ -121,7 +122,7 @@ class RunState:
 
 def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
     """Read a run folder; `brief` reads only the last lines of its files."""
-    history = history_of(json_lines(run_dir / "events.jsonl", 2**14 if brief else -1))
+    history = history_of(json_lines(run_dir / EVENTS_FILE, 2**14 if brief else -1))
     newest = newest_attempt(run_dir)
     attempt = history.attempt if history.attempt is not None else newest
     config = tail(run_dir / "config.yaml", 2**18).decode(errors="replace")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from enc.encoder.errors import UsageError
+from enc.encoder.events import EVENTS_FILE
 from enc.launcher.backends.registry import owner_of
 from enc.launcher.run_folder.find import find_run, find_runs
 from enc.launcher.run_folder.read import tail
@@ -50,7 +51,7 @@ def _run_of_job(job: str) -> Path:
     """Return the run that a job belongs to: from the events of the runs here, else from its scheduler."""
 
     def had_job(run: Path) -> bool:
-        return f'"job": "{job}"'.encode() in tail(run / "events.jsonl", 2**24)
+        return f'"job": "{job}"'.encode() in tail(run / EVENTS_FILE, 2**24)
 
     if here := next(filter(had_job, find_runs(Path.cwd())), None):
         return here

@@ -21,7 +21,7 @@ from typing import Any
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
-from enc.encoder.events import Event
+from enc.encoder.events import EVENTS_FILE, Event
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters
 
@@ -34,7 +34,7 @@ def measure(overrides: list[str], folder: Path) -> dict[str, Any]:
     words = ["launch", "pretrain", "neobert-100m", *overrides]
     subprocess.run([*_ENC, *words], cwd=folder, check=True, stdout=sys.stderr)
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / "run" / EVENTS_FILE).read_text().splitlines()]
     saves = [event for event in events if event["event"] == Event.SAVED]
     steps = {record["step"]: record for record in records if "loss" in record}
     quiet = [steps[step]["step_s"] for step in range(2, _SAVE_STEPS + 1)]
