@@ -1,6 +1,6 @@
 """Starting Python programs from tests: forked from a process that has done the slow imports, or real ones."""
 
-import atexit
+import contextlib
 import json
 import os
 import pickle
@@ -74,30 +74,33 @@ class Forked:
 
 
 class Zygote:
-    """The process that forks; one for each worker of pytest, started by the first program."""
+    """The connection of this worker of pytest to the process that forks, which all workers share."""
 
     current: "Zygote | None" = None
-    cpu_s = 0.0  # of all forked programs that have ended, with what they started
+    cpu_s = 0.0  # of all forked programs of this worker that have ended, with what they started
 
     def __init__(self) -> None:
-        self.environment = quiet_environment() | {"GOMP_SPINCOUNT": "10000"}  # read when libgomp is loaded
-        self.requests, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(theirs.fileno())], env=self.environment, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-        atexit.register(self.end)
+        self.requests = socket.socket(socket.AF_UNIX)
+        session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        while self.requests.connect_ex(f"\0enc-tests-{session}"):  # an abstract name: it goes with its process
+            with socket.socket(socket.AF_UNIX) as listener, contextlib.suppress(OSError):  # another one was faster
+                listener.bind(f"\0enc-tests-{session}")
+                listener.listen()
+                self._start_server(listener)
+
+    def _start_server(self, listener: socket.socket) -> None:
+        process = subprocess.Popen(
+            [sys.executable, str(SERVER), str(listener.fileno())], pass_fds=[listener.fileno()],
+            env=quiet_environment() | {"GOMP_SPINCOUNT": "10000"},  # read when libgomp is loaded
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        process.returncode = 0  # it outlives this worker if another one still needs it
 
     @classmethod
     def get(cls) -> "Zygote":
         if cls.current is None:
             cls.current = cls()
         return cls.current
-
-    def end(self) -> None:
-        self.requests.close()
-        self.process.wait(timeout=20)
 
     def start(self, words: list[str], folder: Path, environment: Mapping[str, str], files: list[int]) -> Forked:
         ours, theirs = socket.socketpair()

@@ -3,7 +3,7 @@
 Tests start some 500 programs, and two seconds of each go into `import torch`. A fork of a process that has done it
 is the same program otherwise: a process of its own with its arguments, environment, folder, signals and exit code.
 What a forked program starts in turn, ranks and tokenising workers, is forked from it, so that parents and groups
-are what they are without this. The Unix socket FD brings requests (see `processes.py`); when it ends, so does this.
+are what they are without this. Workers of pytest connect to the listening Unix socket FD (see `processes.py`).
 """
 
 import atexit
@@ -223,18 +223,28 @@ def _may_fork(words: list[str], environment: Mapping[str, str]) -> bool:
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-def serve(requests: socket.socket) -> None:
-    """Fork what is asked for and tell on each program's own socket its pid and how it ended."""
+def serve(listener: socket.socket) -> None:
+    """Fork what is asked for and tell on each program's own socket its pid and how it ended.
+
+    It ends when nobody is connected any more.
+    """
     wait = selectors.DefaultSelector()
-    wait.register(requests, selectors.EVENT_READ)
+    wait.register(listener, selectors.EVENT_READ)
+    askers = 0
     while True:
         for key, _ in wait.select():
-            if key.fileobj is requests:
-                if not _answer(requests, wait):
-                    return
-            else:
-                wait.unregister(key.fd)
+            if key.fileobj is listener:
+                wait.register(listener.accept()[0], selectors.EVENT_READ)
+                askers += 1
+            elif key.data:
+                wait.unregister(key.fileobj)
                 _report(key.fd, *key.data)
+            elif not _answer(key.fileobj, wait):
+                wait.unregister(key.fileobj)
+                key.fileobj.close()
+                askers -= 1
+        if not askers:
+            return
 
 
 def _answer(requests: socket.socket, wait: selectors.BaseSelector) -> bool:
