@@ -3,10 +3,10 @@
 Memory is what CUDA reports, a little less than the name says. Rates are dense, in FLOP/s: bf16 tensor cores and TF32.
 """
 
-import difflib
 from dataclasses import dataclass
 
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def find_gpu(name: str) -> Gpu:
     for gpu in GPUS:
         if gpu.name == name.lower():
             return gpu
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]}?" if close else "."
+    hint = did_you_mean(name.lower(), names) or "."
     raise UsageError(f"--gpu {name} is not known{hint} Known are: {', '.join(names)}.")
 
 

@@ -26,8 +26,8 @@ def rank_file(run_dir: Path, attempt: int, rank: int) -> Path:
 
 
 def host_name() -> str:
-    """Return the name that the scheduler knows this machine by."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    """Return the name that whoever started this rank knows its machine by; a scheduler may have one of its own."""
+    return os.environ.get("ENC_NODE_NAME") or socket.gethostname()
 
 
 class Heartbeat:
@@ -82,6 +82,14 @@ def write_rank_file(path: Path, content: dict[str, Any]) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def note_rank(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
+    """Write into a rank's file for it: a first word, or the last one of a rank that was killed."""
+    path = rank_file(run_dir, attempt, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unknown = {"rank": rank, "host": host_name(), "pid": os.getpid(), "phase": "start", "step": 0, "marks": 0}
+    write_rank_file(path, {**(read_rank_file(path) or unknown), "time": time.time(), **more})
 
 
 def read_rank_file(path: Path) -> dict[str, Any] | None:

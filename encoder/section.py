@@ -7,20 +7,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 @dataclass(frozen=True)
-class NotBuilt:
-    """Marks a field whose feature does not exist yet; `what` completes the sentence 'X is not built yet'."""
-
-    what: str
-
-
-@dataclass(frozen=True)
 class NoEffect:
     """Marks a field that is accepted but changes nothing; `why` is the reason shown in the warning."""
 
     why: str
 
 
-def _yes_no(value: Any) -> Any:
+@dataclass(frozen=True)
+class KeepsNumbers:
+    """Marks a key or section that decides where a run happens and what it shows, but not which numbers it computes."""
+
+
+def yes_no(value: Any) -> Any:
+    """Return the truth value that a word stands for, and anything else as it is."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     return words.get(value.lower(), value) if isinstance(value, str) else value
 
@@ -31,7 +30,7 @@ def _one_line(value: str) -> str:
     return value
 
 
-Bool = Annotated[bool, BeforeValidator(_yes_no)]
+Bool = Annotated[bool, BeforeValidator(yes_no)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -6,8 +6,10 @@ with the signals blocked, so that one that arrives early is delivered once `Stop
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -50,3 +52,18 @@ def die_with_parent(parent_pid: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent_pid is not None and os.getppid() != parent_pid:
         os._exit(3)
+
+
+def end_with_pipe(descriptor: int) -> None:
+    """End this process when the other end of a pipe closes, whatever it is doing then.
+
+    For helpers that any thread may have started: `die_with_parent` would kill them when that thread ends.
+    """
+    threading.Thread(target=_wait_for_hang_up, args=(descriptor,), daemon=True).start()
+
+
+def _wait_for_hang_up(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, 0)  # no events asked: only a hang-up wakes it
+    poll.poll()
+    os._exit(1)

@@ -12,6 +12,8 @@ the backward pass, so that nothing is kept.
 Elsewhere, and under torch.compile, dropout is PyTorch's, which is fused there.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +32,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    return _Dropout.apply(x, p)
+    return _DropoutFunction.apply(x, p)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def reference(x: Tensor, p: float, seed: int) -> Tensor:
@@ -61,14 +63,14 @@ def _dropped(p: float) -> int:
     return round(p * _LEVELS)
 
 
-class _Dropout(torch.autograd.Function):
+class _DropoutFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, p):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.seed, ctx.p = int(torch.randint(2**62, (1,))), p
         return _dropped_out(x, p, ctx.seed)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _dropped_out(grad, ctx.p, ctx.seed), None
 
 

@@ -14,7 +14,7 @@ _TILE = 4096  # numbers
 
 @triton.jit
 def _rotate_kernel(
-    X, TURNS, OUT, num_rows, size, num_heads, num_parts,
+    X, COS_SIN, OUT, num_rows, size, num_heads, num_parts,
     x_token, x_head, x_part, out_token, out_head, out_part,
     BACK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -23,7 +23,7 @@ def _rotate_kernel(
     cols, pairs = tl.arange(0, COLS), tl.arange(0, COLS // 2)
     inside = (rows[:, None] < num_rows) & (cols[None, :] < size)
     inside_pairs = (rows[:, None] < num_rows) & (2 * pairs[None, :] < size)
-    turn = TURNS + token[:, None] * size + 2 * pairs[None, :]
+    turn = COS_SIN + token[:, None] * size + 2 * pairs[None, :]
     cos = tl.load(turn, mask=inside_pairs, other=0.0)
     sin = tl.load(turn + 1, mask=inside_pairs, other=0.0)
     if BACK:
@@ -35,7 +35,7 @@ def _rotate_kernel(
     tl.store(out, turned.to(OUT.dtype.element_ty), mask=inside)
 
 
-def rotate(x: Tensor, turns: Tensor, out: Tensor, back: bool) -> Tensor:
+def rotate(x: Tensor, cos_sin: Tensor, out: Tensor, back: bool) -> Tensor:
     """Write x (T, H, D) or (T, H, P, D), turned by (T, D / 2, 2) fp32, or back by as much, to ``out``; return that."""
     if x.stride(-1) != 1:
         x = x.contiguous()
@@ -45,7 +45,7 @@ def rotate(x: Tensor, turns: Tensor, out: Tensor, back: bool) -> Tensor:
     rows = max(1, _TILE // cols)
     if num_rows:
         _rotate_kernel[(triton.cdiv(num_rows, rows),)](
-            a, turns.contiguous(), b, num_rows, size, num_heads, num_parts, *a.stride()[:3], *b.stride()[:3],
+            a, cos_sin.contiguous(), b, num_rows, size, num_heads, num_parts, *a.stride()[:3], *b.stride()[:3],
             BACK=back, ROWS=rows, COLS=cols, num_warps=4,
         )  # fmt: skip
     return out

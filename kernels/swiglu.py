@@ -10,23 +10,25 @@ fp32, PyTorch's 8.2 and 11.2; one that keeps silu(a) as PyTorch does is no faste
 gains from blocks that stay in the cache.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     """Return ``silu(a) * b`` for a and b of one shape and dtype."""
     if torch.compiler.is_compiling() or why_not(a.device.type, a.dtype):
         return reference(a, b)  # inductor fuses it
-    return _SwiGLU.apply(a, b)
+    return _SwiGLUFunction.apply(a, b)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
     """Say why no fused kernel computes the gate on this device; None if one does."""
-    return chips.why_not_triton(device, dtype)
+    return dispatch.why_not_triton(device, dtype)
 
 
 def reference(a: Tensor, b: Tensor) -> Tensor:
@@ -34,16 +36,16 @@ def reference(a: Tensor, b: Tensor) -> Tensor:
     return F.silu(a) * b
 
 
-class _SwiGLU(torch.autograd.Function):
+class _SwiGLUFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         from enc.kernels import swiglu_triton
 
         ctx.save_for_backward(a, b)
         return swiglu_triton.forward(a, b)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         from enc.kernels import swiglu_triton
 
         return swiglu_triton.backward(grad, *ctx.saved_tensors)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 from enc.kernels import varlen_attention_flash as flash
 from enc.kernels import varlen_attention_per_document as per_document
 from enc.kernels.attention_rules import RelativeBias, Rules, relative_buckets
@@ -139,11 +139,11 @@ def _choose(
             "cpu-flash",
             "no fused variable-length attention exists for the CPU: its flash kernel runs once a document",
         )
-    new_enough = not torch.cuda.is_available() or chips.capability(torch.device("cuda")) >= (8, 0)
+    new_enough = not torch.cuda.is_available() or dispatch.capability(torch.device("cuda")) >= (8, 0)
     if device == "cuda" and dtype in _FLASH_DTYPES and not own and head_dim % 8 == 0 and head_dim <= 256 and new_enough:
-        package = chips.allowed.flash_attn and chips.import_problem("flash_attn") is None
+        package = dispatch.allowed.flash_attn and dispatch.import_problem("flash_attn") is None
         return "flash-attn" if package else "torch-flash", None
-    problem = chips.why_not_triton(device, dtype)
+    problem = dispatch.why_not_triton(device, dtype)
     if problem is None and head_dim > 128:
         problem = f"fused attention has no heads of {head_dim} in this form"
     if problem is None:

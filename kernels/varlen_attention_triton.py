@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 from enc.kernels.attention_rules import Rules, buckets_by_distance
 
 _LOG2_E = math.log2(math.e)
@@ -371,11 +371,11 @@ def backward(
 
 
 def blocks(kernel: str, q: Tensor, *, bias: bool, dropout: bool) -> Blocks:
-    """Return the cut of a kernel: the largest whose programs keep everything in registers on all chips.
+    """Return the cut of a kernel: the largest whose programs keep everything in registers on all dispatch.
 
     One stage where a bias is gathered or Philox numbers are drawn: in a pipeline the compiler lets the products wait.
     """
-    capability = chips.capability(q.device)
+    capability = dispatch.capability(q.device)
     large_heads, small_chip, blackwell = q.shape[-1] > 64, capability < (9, 0), capability >= (10, 0)
     if q.dtype == torch.float32:  # each product is three, of operands in two parts
         return Blocks(16, 16 if blackwell and kernel == "dq" and bias and not dropout else 32, 4, 1)

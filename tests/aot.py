@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may ask for
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
@@ -70,7 +70,7 @@ def compile_all(op: str, arch: int, only: str = "") -> list[Compiled]:
 
     with (
         mock.patch.object(jit.JITFunction, "run", compile_instead),
-        mock.patch.object(chips, "capability", return_value=divmod(arch, 10)),
+        mock.patch.object(dispatch, "capability", return_value=divmod(arch, 10)),
     ):
         for name, launch in importlib.import_module(f"aot_{op}").launches(torch.device("meta")):
             case = name

@@ -51,9 +51,9 @@ def _norm(
 def _rope(device: torch.device, dim: int, dtype: torch.dtype) -> Callable[[], object]:
     def launch() -> Tensor:
         qkv = torch.empty(TOKENS, 12, 3, dim, dtype=dtype, device=device)
-        turns = torch.empty(TOKENS, dim // 2, 2, device=device)
-        qk = rope_triton.rotate(qkv[:, :, :2], turns, torch.empty_like(qkv[:, :, :2]), back=False)
-        return rope_triton.rotate(qk[:, :, 0], turns, qkv[:, :, 0], back=True)
+        cos_sin = torch.empty(TOKENS, dim // 2, 2, device=device)
+        qk = rope_triton.rotate(qkv[:, :, :2], cos_sin, torch.empty_like(qkv[:, :, :2]), back=False)
+        return rope_triton.rotate(qk[:, :, 0], cos_sin, qkv[:, :, 0], back=True)
 
     return launch
 

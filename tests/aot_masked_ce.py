@@ -1,13 +1,14 @@
-"""What ``tests/aot.py`` compiles of the loss: both ways, every dtype, with and without each term."""
+"""What ``tests/aot.py`` compiles of the loss: both methods, every dtype, with and without each term."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 
-from enc.kernels import masked_ce_triton as launchers
+from enc.kernels import masked_ce_triton_recompute as recompute
+from enc.kernels import masked_ce_triton_store as store
 from enc.kernels.masked_ce_torch import Head
 
-ROWS, HIDDEN, COLUMNS, CLASSES = 13_107, 768, 30_592, 30_522
+POSITIONS, HIDDEN, COLUMNS, CLASSES = 13_107, 768, 30_592, 30_522
 CASES = {
     "plain": ({}, False, HIDDEN),
     "bias": ({}, True, HIDDEN),
@@ -28,17 +29,17 @@ def _case(
     device: torch.device, dtype: torch.dtype, given: dict[str, float], biased: bool, hidden_size: int
 ) -> Callable[[], object]:
     def launch() -> None:
-        x = torch.empty(ROWS, hidden_size, dtype=dtype, device=device)
+        x = torch.empty(POSITIONS, hidden_size, dtype=dtype, device=device)
         weight = torch.empty(COLUMNS, hidden_size, dtype=dtype, device=device)
         bias = torch.empty(COLUMNS, dtype=dtype, device=device) if biased else None
-        targets, scale = torch.empty(ROWS, dtype=torch.int64, device=device), torch.empty((), device=device)
+        targets, scale = torch.empty(POSITIONS, dtype=torch.int64, device=device), torch.empty((), device=device)
         terms = given.get("z_loss", 0.0), given.get("label_smoothing", 0.0), given.get("softcap")
         head = Head(x, weight, bias, targets, dtype, CLASSES, *terms)
         for with_grad in (False, True):
-            launchers.store(head, with_grad)
-        launchers.scale_(torch.empty_like(weight), scale)
+            store.forward(head, with_grad)
+        store.scale_(torch.empty_like(weight), scale)
         if dtype != torch.float32:  # always stores
-            _, lse, _ = launchers.forward(head)
-            launchers.backward(head, scale, lse)
+            _, lse, _ = recompute.forward(head)
+            recompute.backward(head, scale, lse)
 
     return launch

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 from foreign import CASES, run_writer
+from processes import quiet_environment
 from running import Enc
+from shared import made_once
+
+pytest_plugins = ["order", "budgets", "skips"]
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
@@ -19,32 +23,41 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of commands: plain width, no colours, offline."""
-    quiet = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | quiet
+    return quiet_environment()
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """The token store of the `smoke` recipe."""
-    folder = tmp_path_factory.mktemp("store")
-    return folder / Enc(folder, environment)("preprocess", "smoke").stdout.strip()
+
+    def make(folder: Path) -> Path:
+        return folder / Enc(folder, environment)("preprocess", "smoke").stdout.strip()
+
+    return made_once(tmp_path_factory, "store", make)
 
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of DeepSpeed and FSDP2: <case>/, and its true state in <case>.safetensors."""
-    folder = tmp_path_factory.mktemp("foreign")
-    run_writer("write", str(folder), *CASES, "fsdp", "neobert", "trainer")
-    return folder
+
+    def make(folder: Path) -> Path:
+        run_writer("write", str(folder), *CASES, "fsdp", "neobert", "trainer")
+        return folder
+
+    return made_once(tmp_path_factory, "foreign", make)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
     """A run of 6 steps with checkpoints 3 and 6."""
-    enc = Enc(tmp_path_factory.mktemp("finished"), environment)
-    words = ["trainer.max_steps=6", "trainer.save_steps=3", "dataset.num_workers=0", "scheduler.total_steps=6"]
-    enc("launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run", *words)
-    return enc.folder / "run"
+
+    def make(folder: Path) -> Path:
+        words = ["trainer.max_steps=6", "trainer.save_steps=3", "dataset.num_workers=0", "scheduler.total_steps=6"]
+        ready = [f"dataset.pre_tokenize_output={store}", "trainer.output_dir=run"]
+        Enc(folder, environment)("launch", "pretrain", "smoke", *ready, *words)
+        return folder / "run"
+
+    return made_once(tmp_path_factory, "finished_run", make)
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 import os
 import pickle
 import socket
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import processes
 import torch
 
 WRITER = Path(__file__).with_name("foreign_writer.py")
@@ -21,13 +22,15 @@ def run_writer(*words: str) -> None:
         port = str(probe.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
              "DS_ACCELERATOR": "cpu"}  # fmt: skip
-    ranks = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}
-        command = [sys.executable, str(WRITER), *words]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    outputs = [process.communicate(timeout=300)[0].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    command = [sys.executable, str(WRITER), *words]
+    with tempfile.TemporaryFile("w+") as output:
+        ranks = [
+            processes.start(command, Path.cwd(), processes.quiet_environment() | place | named, output, output)
+            for named in ({"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "1"})
+        ]
+        codes = [process.wait(timeout=300) for process in ranks]
+        output.seek(0)
+        assert codes == [0, 0], output.read()[-6000:]
 
 
 class RunsCode:

@@ -15,7 +15,8 @@ import torch
 
 from enc.encoder.checkpoints.folder import list_checkpoints, newest_complete, verify
 from enc.encoder.checkpoints.io import Saver, read_weights
-from enc.encoder.engine.interface import state_names
+from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.state_spec import state_spec
 from enc.encoder.ranks import Ranks
 
 SHAPES = {f"layer{n}.weight": (64, 257) for n in range(12)}
@@ -25,14 +26,14 @@ class Numbers:
     """The part of an engine that saving uses, with a number for its state."""
 
     shapes = SHAPES
+    state_shapes = state_spec(OptimizerConfig()).tensors(SHAPES)
 
     def __init__(self, step: int) -> None:
         self.optimizer_steps = step
 
     def gather(self, keep):  # type: ignore[no-untyped-def]
-        names = [name for name in state_names(list(SHAPES)) if keep(name)]
         step = float(self.optimizer_steps)
-        return {name: torch.full(SHAPES[name if name in SHAPES else name.partition(".")[2]], step) for name in names}
+        return {name: torch.full(shape, step) for name, shape in self.state_shapes.items() if keep(name)}
 
 
 def save_for_ever(run: Path, first: int) -> None:

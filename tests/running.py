@@ -6,29 +6,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
+
 ENC = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
 
 
 class Enc:
-    """Runs the command line in a working folder, as a user would."""
+    """Runs the command line in a working folder, as a user would; `real` starts interpreters instead of forks."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], real: bool = False) -> None:
         self.folder = folder
         self.environment = environment
+        self.real = real
 
-    def start(self, *words: str) -> subprocess.Popen:
+    def start(self, *words: str) -> "subprocess.Popen | processes.Forked":
         """Start a command in the background; what it prints goes to `background.log`."""
         with (self.folder / "background.log").open("a") as log:
-            return subprocess.Popen(
-                [*ENC, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            return processes.start([*ENC, *words], self.folder, self.environment, log, log, self.real)
 
     def __call__(self, *words: str, code: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess:
         """Run a command to its end; `code` is the exit code that it must have (None: any)."""
-        done = subprocess.run(
-            [*ENC, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, timeout=timeout,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = processes.run([*ENC, *words], self.folder, self.environment, timeout, self.real)
         assert code is None or done.returncode == code, (
             f"enc {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         )

@@ -20,6 +20,7 @@ import torch
 from foreign import hostile_pickle, hostile_torch_file
 from running import Enc
 from safetensors.torch import save_file
+from shared import made_once
 
 from enc.encoder.checkpoints.folder import write_manifest
 
@@ -820,12 +821,16 @@ ROWS = [
 @pytest.fixture(scope="session")
 def small_stores(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], store: Path) -> Path:
     """Two stores without an eval split: `same` has the tokenizer of the finished run, `other` has another one."""
-    enc = Enc(tmp_path_factory.mktemp("small"), environment)
-    (enc.folder / "a.txt").write_text(TEXT)
-    words = ["preprocess", "smoke", "dataset.path=a.txt", "dataset.eval_samples=null"]
-    enc(*words, "dataset.pre_tokenize_output=same", "tokenizer.train=null", f"tokenizer.path={store / 'tokenizer'}")
-    enc(*words, "dataset.pre_tokenize_output=other", "tokenizer.train.vocab_size=128")
-    return enc.folder
+
+    def make(folder: Path) -> Path:
+        (folder / "a.txt").write_text(TEXT)
+        enc = Enc(folder, environment)
+        words = ["preprocess", "smoke", "dataset.path=a.txt", "dataset.eval_samples=null"]
+        enc(*words, "dataset.pre_tokenize_output=same", "tokenizer.train=null", f"tokenizer.path={store / 'tokenizer'}")
+        enc(*words, "dataset.pre_tokenize_output=other", "tokenizer.train.vocab_size=128")
+        return folder
+
+    return made_once(tmp_path_factory, "small_stores", make)
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from enc.encoder.data.batches import IGNORE, EvalBatches, Rows, TrainBatches
+from enc.encoder.data.batches import EvalBatches, Rows, TrainBatches
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
 from enc.encoder.errors import UsageError
 from enc.encoder.run.config import TrainerConfig
 from enc.encoder.sizing.batch_split import BatchSplit, split_batch
+from enc.kernels.masked_ce import IGNORE_INDEX
 
 VOCABULARY = 50
 SPECIAL = np.arange(VOCABULARY) < 5
@@ -42,7 +43,7 @@ def step_rows(rows: Rows, masker: Masker, split: BatchSplit, step: int) -> list[
         for micro in range(split.accumulation):
             batch = batches[step * split.accumulation + micro]
             ends = np.cumsum([len(rows.row(int(row))[0]) for row in batch.rows])
-            real = batch.label_ids != IGNORE
+            real = batch.label_ids != IGNORE_INDEX
             for row, start, end in zip(batch.rows, [0, *ends[:-1]], ends, strict=True):
                 inside = real & (batch.label_positions >= start) & (batch.label_positions < end)
                 labels = (batch.label_positions[inside] - start, batch.label_ids[inside])
@@ -67,7 +68,7 @@ def test_an_epoch_holds_every_token_once(rows: Rows, documents, masker: Masker) 
     for index in range(len(rows)):
         batch = batches[index]
         ids = batch.input_ids.clone()
-        real = batch.label_ids != IGNORE
+        real = batch.label_ids != IGNORE_INDEX
         ids[batch.label_positions[real]] = batch.label_ids[real]
         for token in ids[~torch.from_numpy(SPECIAL)[ids]].tolist():
             found[token] = found.get(token, 0) + 1
@@ -95,7 +96,7 @@ def test_documents_and_positions_are_marked(rows: Rows, masker: Masker) -> None:
         assert batch.input_ids[start] == 2
         assert batch.input_ids[end - 1] == 3
         assert batch.position_ids[start:end].tolist() == list(range(end - start))
-    assert batch.num_labels == int((batch.label_ids != IGNORE).sum())
+    assert batch.num_labels == int((batch.label_ids != IGNORE_INDEX).sum())
 
 
 def test_evaluation_masks_never_change(rows: Rows, masker: Masker) -> None:

@@ -1,25 +1,27 @@
 """Loading a config: YAML, old names, variables, overrides; and what the schema promises."""
 
+import ast
 import math
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import pytest
+import yaml
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 from running import Enc
 
-from enc.encoder.config.checks import UNBUILT
-from enc.encoder.config.fields import all_fields, section_classes
+from enc.encoder.config import not_built
+from enc.encoder.config.fields import all_fields, keeps_numbers, mark_of, section_classes
 from enc.encoder.config.load import load_config, load_text
 from enc.encoder.config.overrides import parse_overrides
-from enc.encoder.config.schema import RunConfig, differences, flatten, keeps_numbers
+from enc.encoder.config.schema import RunConfig, differences, flatten
 from enc.encoder.config.sites import RECIPES
-from enc.encoder.config.yaml_source import parse_value
+from enc.encoder.config.yaml_source import parse_value, set_key
 from enc.encoder.errors import UsageError
-from enc.encoder.section import NotBuilt
+from enc.encoder.section import NoEffect
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -210,6 +212,59 @@ def test_saved_config_of_neobert_loads() -> None:
     assert not [warning for warning in loaded.warnings if "old name" in warning]
 
 
+# --- features that are not built -------------------------------------------------------------------------------------
+
+NOT_BUILT = [(key, default, feature) for feature, keys in not_built.KEYS.items() for key, default in keys.items()]
+
+
+def test_earlier_config_loads() -> None:
+    """A config that has all those keys with their defaults loads without a word, and as the one without them."""
+    earlier = load_config(str(GOLDEN / "earlier-config.yaml"))
+    assert earlier.warnings == []
+    assert differences(earlier.config, load_config("smoke").config) == {}
+    written = yaml.safe_load((GOLDEN / "earlier-config.yaml").read_text())
+    assert set(not_built.SECTIONS) <= set(written)
+    assert set(not_built.SECTIONS).isdisjoint(yaml.safe_load(earlier.config.to_yaml()))
+
+
+@pytest.mark.parametrize(("key", "default", "feature"), NOT_BUILT, ids=[key for key, *_ in NOT_BUILT])
+def test_keys_that_are_not_built(key: str, default: Any, feature: str) -> None:
+    """The old default is dropped in silence; any other value is refused, with the feature and the default named."""
+    tree: dict[str, Any] = {}
+    set_key(tree, key, default)
+    assert load_text(yaml.safe_dump(tree), "cfg.yaml") == load_text("", "cfg.yaml")
+    with pytest.raises(UsageError) as error:
+        load("", f"{key}=other")
+    expected = f"{key} is 'other', but {feature} is not built yet; leave it at {default!r}."
+    assert str(error.value) == f"command line: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "feature"),
+    [(key, value, feature) for key, features in not_built.VALUES.items() for value, feature in features.items()],
+)
+def test_values_that_are_not_built(key: str, value: str, feature: str) -> None:
+    """A value whose feature is not built is refused once, by its feature."""
+    with pytest.raises(UsageError) as error:
+        load("", f"{key}={value}")
+    sentence = f"{key} is {value!r}, but {feature} is not built yet; use another value of `enc config schema`."
+    assert str(error.value) == f"command line: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("glue: {task: cola}", "glue.task"), ("mteb: 3", "mteb"), ("contrastive:", "contrastive")]
+)
+def test_sections_that_are_not_built(text: str, key: str) -> None:
+    """In such a section unknown keys are refused too, and so is what is no section."""
+    with pytest.raises(UsageError, match=rf"^cfg.yaml:1: {key} is .* is not built yet; leave it out\.$"):
+        load(text)
+
+
+def test_words_for_the_default_of_a_switch() -> None:
+    """`no` asks for nothing where the default is false."""
+    assert load("dataset: {streaming: no}") == load("")
+
+
 # --- the schema ------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +323,61 @@ def test_keeps_numbers(key: str, keeps: bool) -> None:
     assert keeps_numbers(key) is keeps
 
 
+KEEP_NUMBERS = """debug wandb parallel launch
+    dataset.path dataset.pre_tokenize_output dataset.num_proc dataset.num_workers dataset.pin_memory
+    dataset.persistent_workers dataset.prefetch_factor dataset.cache_dir
+    trainer.output_dir trainer.use_cpu trainer.overwrite_output_dir trainer.resume_from_checkpoint trainer.disable_tqdm
+    trainer.max_nonfinite_steps trainer.per_device_train_batch_size trainer.gradient_accumulation_steps
+    trainer.per_device_eval_batch_size trainer.logging_steps trainer.log_train_accuracy trainer.log_weight_norms
+    trainer.eval_strategy trainer.eval_steps trainer.eval_on_start trainer.eval_max_batches trainer.save_strategy
+    trainer.save_steps trainer.save_total_limit trainer.min_free_disk_gb trainer.metric_for_best_model
+    trainer.greater_is_better trainer.tensorboard_dir"""
+
+
+def test_keys_that_keep_numbers() -> None:
+    """These keys and sections keep the numbers, with all that is below them, and no other key does."""
+    named = KEEP_NUMBERS.split()
+    assert {key for key, _ in all_fields() if keeps_numbers(key)} == {
+        key for key, _ in all_fields() if key in named or key.partition(".")[0] in named
+    }
+    assert keeps_numbers("launch.env.ANYTHING")
+    assert not keeps_numbers("launcher")
+
+
+NOT_READ_BY_NAME = {
+    "task": "it has one value",
+    "launch.restarts.crash": "read by the cause of an end",
+    "launch.restarts.lost_rank": "read by the cause of an end",
+    "launch.restarts.hang": "read by the cause of an end",
+}
+
+
+def test_every_field_is_read() -> None:
+    """Each key is read somewhere, as `section.key` or by a usual name of the section, or says that it has no effect."""
+    aliases = {"config", "settings", "collator"}
+    owners = attributes_read()
+    idle = [
+        key
+        for key, info in all_fields()
+        if not section_classes(info) and not mark_of(info, NoEffect) and key not in NOT_READ_BY_NAME
+        if not owners.get(key.rpartition(".")[2], set()) & {*aliases, *key.split(".")[-2:-1]}
+    ]
+    assert idle == []
+
+
+def attributes_read() -> dict[str, set[str]]:
+    """Return what attributes the package reads, without calls of methods: attribute -> names of what has it."""
+    owners: dict[str, set[str]] = {}
+    for path in (path for room in ("encoder", "launcher", "tools") for path in (ROOT / room).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        methods = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and id(node) not in methods:
+                owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+                owners.setdefault(node.attr, set()).add(owner)
+    return owners
+
+
 # --- any key ---------------------------------------------------------------------------------------------------------
 
 TEXTS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), max_size=12)
@@ -302,14 +412,7 @@ def _marks(info: FieldInfo) -> list[Any]:
     return [*info.metadata, *nested]
 
 
-SETTABLE = [
-    (key, info)
-    for key, info in all_fields()
-    if not section_classes(info)
-    and not any(isinstance(mark, NotBuilt) for mark in info.metadata)
-    and not key.startswith("optimizer.muon_config.")
-    and key not in UNBUILT
-]
+SETTABLE = [(key, info) for key, info in all_fields() if not section_classes(info)]
 
 
 @settings(max_examples=150, deadline=None)

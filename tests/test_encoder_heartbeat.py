@@ -19,7 +19,7 @@ def until_changed(path: Path, old: str) -> dict:
 
 def test_the_file_follows_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Phase, step and marks change; the time does even when nothing else happens."""
-    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv("ENC_NODE_NAME", "n7")
     path = rank_file(tmp_path, 2, 1)
     beat = Heartbeat(path, 1, every_s=0.02)
     first = json.loads(path.read_text())

@@ -8,8 +8,9 @@ import torch
 
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
-from enc.encoder.optim.adamw import decays, make_optimizer
+from enc.encoder.optim.adamw import decays
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
+from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.schedule import make_schedule
 
 

@@ -1,4 +1,4 @@
-"""The fused head and loss: exact, fp32 inside, indifferent to padding, ignored rows and chunking."""
+"""The fused head and loss: exact, fp32 inside, indifferent to padding, ignored positions and chunking."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enc.kernels import masked_ce_torch
-from enc.kernels.masked_ce import MaskedCE, masked_ce, reference, why_not
+from enc.kernels.masked_ce import MaskedCEOutput, masked_ce, reference, why_not
 
 
 @pytest.fixture(autouse=True)
@@ -18,18 +18,18 @@ def _seed():
     torch.manual_seed(0)
 
 
-def inputs(rows: int, hidden: int, columns: int, valid: int, with_bias: bool, dtype=torch.float32, seed: int = 0):
+def inputs(positions: int, hidden: int, columns: int, valid: int, with_bias: bool, dtype=torch.float32, seed: int = 0):
     """Return (x, W, b or None) as leaves, and targets of which about one in four is ignored."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, hidden), (columns, hidden)] + ([(columns,)] if with_bias else [])
+    shapes = [(positions, hidden), (columns, hidden)] + ([(columns,)] if with_bias else [])
     leaves = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
-    targets = torch.randint(0, valid, (rows,), generator=generator)
-    targets[torch.rand(rows, generator=generator) < 0.25] = -100
+    targets = torch.randint(0, valid, (positions,), generator=generator)
+    targets[torch.rand(positions, generator=generator) < 0.25] = -100
     return [*leaves, *[None] * (3 - len(leaves))], targets
 
 
 def run(function, leaves, targets, valid=None, scale=0.3, **terms) -> tuple[torch.Tensor, ...]:
-    """Return loss, logsumexp, number of correct rows and the gradients."""
+    """Return loss, logsumexp, number of correct positions and the gradients."""
     found = function(*leaves, targets, valid, **terms)
     return *found, *torch.autograd.grad(found.loss * scale, [x for x in leaves if x is not None])
 
@@ -43,7 +43,7 @@ TERMS = {"z_loss": 1e-2, "label_smoothing": 0.1, "softcap": 5.0}
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.sampled_from([0, 1, 3, 252]),
+    positions=st.sampled_from([0, 1, 3, 252]),
     hidden=st.sampled_from([1, 8, 123]),
     columns=st.sampled_from([2, 64, 507]),
     padding=st.sampled_from([0, 1, 63]),
@@ -51,19 +51,19 @@ TERMS = {"z_loss": 1e-2, "label_smoothing": 0.1, "softcap": 5.0}
     terms=st.sets(st.sampled_from(sorted(TERMS))),
     seed=st.integers(0, 1000),
 )
-def test_fp64_meets_the_reference(rows, hidden, columns, padding, with_bias, terms, seed):
+def test_fp64_meets_the_reference(positions, hidden, columns, padding, with_bias, terms, seed):
     """Loss, count and gradients to fp64 accuracy; the gradient of a padding column is exactly zero."""
-    leaves, targets = inputs(rows, hidden, columns + padding, columns, with_bias, torch.float64, seed)
+    leaves, targets = inputs(positions, hidden, columns + padding, columns, with_bias, torch.float64, seed)
     ours, exact = (run(f, leaves, targets, columns, **{t: TERMS[t] for t in terms}) for f in (masked_ce, reference))
     torch.testing.assert_close(ours, exact, atol=1e-10, rtol=1e-10)
     assert all((grad[columns:] == 0).all() for grad in ours[4:])
 
 
-@pytest.mark.parametrize(("rows", "kept_bytes"), [(100, 0), (252, 2**27), (252, 0)])
+@pytest.mark.parametrize(("positions", "kept_bytes"), [(100, 0), (252, 2**27), (252, 0)])
 @pytest.mark.parametrize("case", ["fp32", "bf16"])
-def test_logits_in_dw_in_memory_of_their_own_or_computed_again(monkeypatch, rows, kept_bytes, case):
+def test_logits_in_dw_in_memory_of_their_own_or_computed_again(monkeypatch, positions, kept_bytes, case):
     """Many ragged chunks meet the reference and repeat their bits, wherever the logits are in the meantime."""
-    leaves, targets = inputs(rows, 123, 5007, 5000, True, torch.bfloat16 if case == "bf16" else torch.float32)
+    leaves, targets = inputs(positions, 123, 5007, 5000, True, torch.bfloat16 if case == "bf16" else torch.float32)
     exact = run(reference, in_fp64(leaves), targets, 5000, **TERMS)
     monkeypatch.setattr(masked_ce_torch, "_MAX_KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(masked_ce_torch, "_CHUNK_LOGITS", dict.fromkeys((2, 4, 8), 1))
@@ -97,10 +97,10 @@ def test_no_gradient_flows_through_logsumexp():
 
 def plain(hidden, weight, bias, targets, valid):
     """What one writes without this kernel: gather, F.linear, F.cross_entropy."""
-    rows = (targets != -100).nonzero()[:, 0]
-    logits = F.linear(hidden[rows], weight, bias)[:, :valid].float()
-    loss = F.cross_entropy(logits, targets[rows], reduction="sum")
-    return MaskedCE(loss, loss.new_zeros(()), (logits.argmax(-1) == targets[rows]).sum())
+    positions = (targets != -100).nonzero()[:, 0]
+    logits = F.linear(hidden[positions], weight, bias)[:, :valid].float()
+    loss = F.cross_entropy(logits, targets[positions], reduction="sum")
+    return MaskedCEOutput(loss, loss.new_zeros(()), (logits.argmax(-1) == targets[positions]).sum())
 
 
 @pytest.mark.parametrize("case", ["fp32", "bf16", "autocast"])
@@ -128,11 +128,11 @@ def test_huge_logits_stay_finite():
         assert (ours.double() - true).norm() <= 1e-3 * true.double().norm()
 
 
-@pytest.mark.parametrize("rows", [0, 5])
-def test_without_labels_loss_and_gradients_are_zero(rows):
-    """No row, or ignored rows alone (non-finite ones too): zero, with a graph."""
-    leaves, _ = inputs(rows, 8, 64, 60, True)
-    targets = torch.full((rows,), -100)
+@pytest.mark.parametrize("positions", [0, 5])
+def test_without_labels_loss_and_gradients_are_zero(positions):
+    """No position, or ignored positions alone (non-finite ones too): zero, with a graph."""
+    leaves, _ = inputs(positions, 8, 64, 60, True)
+    targets = torch.full((positions,), -100)
     with torch.no_grad():
         leaves[0][:1] = torch.nan
     loss, lse, correct, *grads = run(masked_ce, leaves, targets, 60, **TERMS)
@@ -149,7 +149,7 @@ def test_evaluation_makes_no_gradient():
     with torch.no_grad():
         found = masked_ce(*leaves, targets, 500)
     assert not found.loss.requires_grad
-    torch.testing.assert_close(found, MaskedCE(*(t.detach() for t in expected)), atol=0, rtol=0)
+    torch.testing.assert_close(found, MaskedCEOutput(*(t.detach() for t in expected)), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("target", [-1, 500, 506, 100_000])
@@ -171,7 +171,7 @@ def test_strided_hidden_and_a_tied_weight():
 
 
 def test_why_not_is_a_sentence():
-    """The CPU has a way of its own; a GPU has kernels for the dtypes of training."""
+    """The CPU has code of its own; a GPU has kernels for the dtypes of training."""
     assert why_not("cpu", torch.float64) is None
     assert "MPS" in why_not("mps", torch.float32)
     assert "float64" in why_not("cuda", torch.float64)
@@ -194,9 +194,9 @@ from enc.kernels.masked_ce import masked_ce
 side, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 torch.set_num_threads(1)
 
-def run(rows, columns):
-    x, w = torch.randn(rows, 768).to(dtype).requires_grad_(), torch.randn(columns, 768).to(dtype).requires_grad_()
-    y = torch.randint(columns, (rows,))
+def run(positions, columns):
+    x, w = torch.randn(positions, 768).to(dtype).requires_grad_(), torch.randn(columns, 768).to(dtype).requires_grad_()
+    y = torch.randint(columns, (positions,))
     open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
     before = resident("VmRSS")
     theirs = side == "theirs"

@@ -27,7 +27,8 @@ def plain(centered: bool, with_branch: bool, dtype: torch.dtype | None = None):
 
     def function(x, *rest):
         branch, weight, bias = rest[0] if with_branch else None, rest[with_branch], rest[-1] if centered else None
-        total, y = norms.reference(x, branch, weight, bias, EPS, centered, None if x.dtype == torch.float64 else dtype)
+        y_dtype = None if x.dtype == torch.float64 else dtype
+        total, y = norms.reference(x, weight, EPS, y_dtype, branch=branch, bias=bias)
         return (total, y) if with_branch else y
 
     return function

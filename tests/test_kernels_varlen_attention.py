@@ -11,7 +11,7 @@ from attention_cases import bounds, cases, make_case, two_streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 from enc.kernels import varlen_attention as module
 from enc.kernels.attention_rules import RelativeBias, relative_buckets
 from enc.kernels.varlen_attention import (
@@ -307,14 +307,14 @@ def test_why_not_is_a_sentence(monkeypatch):
     assert "torch.float64" in why_not("cuda", torch.float64)
     assert "heads of 160" in why_not("cuda", torch.float32, 160)
     missing = {"flash_attn": "flash_attn is not installed", "triton": "triton is not installed"}
-    monkeypatch.setattr(chips, "import_problem", missing.get)
+    monkeypatch.setattr(dispatch, "import_problem", missing.get)
     assert why_not("cuda", torch.bfloat16) is None
     assert "triton is not installed" in why_not("cuda", torch.bfloat16, bias=True)
 
 
 def test_the_backend_follows_what_is_asked(monkeypatch):
     """Flash kernels where they serve, our own for every other feature, formulas where neither can."""
-    monkeypatch.setattr(chips, "import_problem", {"flash_attn": "flash_attn is not installed"}.get)
+    monkeypatch.setattr(dispatch, "import_problem", {"flash_attn": "flash_attn is not installed"}.get)
     for dtype, head_dim, features, name in [
         (torch.bfloat16, 64, {}, "torch-flash"),
         (torch.float16, 256, {"window": True}, "torch-flash"),
@@ -332,6 +332,6 @@ def test_the_backend_follows_what_is_asked(monkeypatch):
         assert backend("cuda", dtype, head_dim, **features) == name, (dtype, head_dim, features)
     assert backend("cpu", torch.float32) == "cpu-flash"
     assert backend("cpu", torch.float32, dropout=True) == "formulas"
-    monkeypatch.setattr(chips, "import_problem", {}.get)
+    monkeypatch.setattr(dispatch, "import_problem", {}.get)
     assert backend("cuda", torch.bfloat16, 64) == "flash-attn"
     assert backend("cuda", torch.bfloat16, 64, stages=True) == "triton"

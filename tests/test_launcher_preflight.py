@@ -13,7 +13,9 @@ import pytest
 from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.load import load_config
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.checks import environment, preflight, slurm
+from enc.launcher.backends.registry import current_job
+from enc.launcher.backends.slurm import checks as slurm
+from enc.launcher.checks import environment, preflight
 from enc.launcher.checks.findings import Finding
 from enc.launcher.machine.build_locks import BuildLock
 from enc.launcher.machine.cgroups import cgroup_cores, cgroup_memory_limit
@@ -42,7 +44,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def checked(plan: Plan, for_slurm: bool) -> list[Finding]:
     """Return what is found before a launch of a plan here, or as a job."""
     of_place = slurm.slurm_checks if for_slurm else preflight.local_checks
-    return [*preflight.preflight(plan, look()), *of_place(plan, look())]
+    facts = look(current_job(os.environ))
+    return [*preflight.preflight(plan, facts), *of_place(plan, facts)]
 
 
 def found(plan: Plan, what: str, for_slurm: bool = False) -> list[Finding]:
@@ -159,7 +162,7 @@ def test_disk_is_compared_with_all_checkpoints_that_will_be_kept(
 ) -> None:
     """Three are kept and a fourth is written beside them; those that are there already take no more room."""
     made = plan(trainer__max_steps=100, trainer__save_total_limit=3)
-    one = checkpoint_bytes(made.config.model)
+    one = checkpoint_bytes(made.config)
     assert preflight.check_disk(made, int(free * one), existing).level == level
 
 
@@ -207,7 +210,7 @@ def test_a_disk_that_takes_no_files_is_red(plan: Make, small_disk: Path) -> None
 
 def test_min_free_disk_gb_is_left_free(plan: Make) -> None:
     made = plan(trainer__min_free_disk_gb=10)
-    one = checkpoint_bytes(made.config.model)
+    one = checkpoint_bytes(made.config)
     finding = preflight.check_disk(made, int(10e9 + one), 0)
     assert finding.level == "red"
     assert "trainer.min_free_disk_gb 10 left free" in finding.text

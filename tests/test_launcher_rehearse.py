@@ -24,7 +24,7 @@ def test_a_run_survives_its_rehearsal(enc: Enc, smoke: Callable[..., list[str]])
 
 
 def test_a_run_that_fails_by_itself_is_told_so(enc: Enc, smoke: Callable[..., list[str]]) -> None:
-    """Before any trouble is made, and its logs stay."""
-    done = enc(*smoke("run", "--rehearse", "trainer.min_free_disk_gb=1e9"), code=3)
+    """Before any trouble is made, and its logs stay, whatever the folder is called."""
+    done = enc(*smoke("a {run}", "--rehearse", "trainer.min_free_disk_gb=1e9"), code=3)
     assert "fails even undisturbed" in done.stderr
-    assert (enc.folder / "run.rehearsal" / "undisturbed" / "logs").is_dir()
+    assert (enc.folder / "a {run}.rehearsal" / "undisturbed" / "logs" / "1" / "rank0.log").is_file()

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
+from enc.launcher.backends.queue import JobScript, hand_over
+from enc.launcher.backends.registry import find_jobs
 from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.backends.slurm import submit
-from enc.launcher.backends.slurm.submit import _sbatch
-from enc.launcher.run_folder.events import append_event
 from enc.launcher.run_folder.lock import RunLock
 
 
@@ -52,9 +52,8 @@ def test_a_refusal_is_final(commands: Path) -> None:
     assert (commands / "calls").read_text() == "x\n"
 
 
-def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path) -> None:
     """A job that starts at once imports the supervisor from it."""
-    monkeypatch.setattr(submit, "script_of", lambda _plan: "")
     config = SimpleNamespace(launch=SimpleNamespace(snapshot_code=True))
     plan = cast(Any, SimpleNamespace(config=config, run_dir=tmp_path))
 
@@ -62,9 +61,8 @@ def test_the_copy_of_the_code_is_there_before_the_job(tmp_path: Path, monkeypatc
         assert (tmp_path / "code" / "enc" / "launcher" / "supervise" / "__main__.py").is_file()
         raise UsageError("sbatch refused it")
 
-    monkeypatch.setattr(slurm, "submit", sbatch)
     with pytest.raises(UsageError, match="refused"):
-        _sbatch(plan)
+        hand_over(plan, JobScript("job.sbatch", "", sbatch, slurm.cancel))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,12 +71,12 @@ def test_a_run_belongs_to_the_job_that_is_to_follow(commands: Path, tmp_path_fac
     run_dir = tmp_path_factory.mktemp("run")
     command(commands, "sbatch", "exit 1")
     command(commands, "squeue", "echo '19|PENDING|BeginTime|0:00|10:00|N/A||2|19|19'")
-    append_event(run_dir, "submitted", job="18")
-    lock = RunLock(run_dir, job="18")
-    append_event(run_dir, "continued", job="19", after="18")
+    append_event(run_dir, Event.SUBMITTED, job="18", **dict.fromkeys(Event.SUBMITTED.fields[1:]))
+    lock = RunLock(run_dir, find_jobs, job="18")
+    append_event(run_dir, Event.CONTINUED, job="19", after="18")
     lock.release()
     with pytest.raises(UsageError, match="belongs to job 19, which is pending"):
-        RunLock(run_dir)
+        RunLock(run_dir, find_jobs)
 
 
 def test_an_outer_job_leaves_nothing_in_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 from running import Enc
 
-from enc.encoder.heartbeat import read_rank_files
-from enc.launcher.backends.slurm.rank import note
-from enc.launcher.run_folder.events import append_event, read_events
+from enc.encoder.events import Event, append_event
+from enc.encoder.heartbeat import note_rank, read_rank_files
+from enc.launcher.run_folder.events import read_events
 from enc.launcher.supervise import supervise
 
 
@@ -35,10 +35,10 @@ def test_an_event_that_did_not_fit_is_an_error(tmp_path: Path, monkeypatch: pyte
     whole = os.write
     monkeypatch.setattr(os, "write", lambda file, line: whole(file, line[:10]))
     with pytest.raises(OSError, match="No space left"):
-        append_event(tmp_path, "attempt")
+        append_event(tmp_path, Event.RENDERED)
     monkeypatch.undo()
-    append_event(tmp_path, "attempt_ended")
-    assert [event["event"] for event in read_events(tmp_path)] == ["attempt_ended"]
+    append_event(tmp_path, Event.REHEARSED)
+    assert [event["event"] for event in read_events(tmp_path)] == ["rehearsed"]
 
 
 @pytest.mark.parametrize("spoilt", ["", "{", "[]"])
@@ -60,8 +60,8 @@ def test_no_start_in_the_last_moments_of_a_job(left_s: float | None, over: bool)
 
 def test_a_trainer_that_ended_without_a_word_has_a_code(tmp_path: Path) -> None:
     """Its task writes it down; the step and phase that it last told of stay."""
-    note(tmp_path, 1, 0)
-    note(tmp_path, 1, 0, code=1, error=None, lost_peer=False)
+    note_rank(tmp_path, 1, 0)
+    note_rank(tmp_path, 1, 0, code=1, error=None, lost_peer=False)
     assert (read_rank_files(tmp_path, 1)[0]["code"], read_rank_files(tmp_path, 1)[0]["phase"]) == (1, "start")
 
 

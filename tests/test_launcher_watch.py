@@ -18,7 +18,7 @@ from running import ENC, Enc
 from enc.launcher.backends.slurm.commands import Job
 from enc.launcher.run_folder.find import find_runs
 from enc.launcher.run_folder.logs import LogReader, plain
-from enc.launcher.watch.run_state import RunState, judge, last_checkpoint, read_files
+from enc.launcher.watch.run_state import RunState, last_checkpoint, read_files, state_of
 from enc.launcher.watch.text import ago, runs_text, span, status_text
 
 NOW = 1_800_000_000.0
@@ -61,8 +61,8 @@ def slurm_job(state: str, id: str = "12") -> Job:
 
 def look(run: Path, job: Job | str | None = "unasked") -> RunState:
     """Judge a run with SLURM's word on job 12 (None: SLURM does not know it)."""
-    jobs = None if isinstance(job, str) else {"12": job} if job else {}
-    return judge(read_files(run), jobs, NOW)
+    jobs = None if isinstance(job, str) else {"12": job.neutral()} if job else {}
+    return state_of(read_files(run), jobs, NOW)
 
 
 SUBMITTED = {"event": "submitted", "job": "12", "nodes": 2}
@@ -368,7 +368,7 @@ def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
         time.sleep(0.05)
 
 
-def state_of(enc: Enc, run: str = "run") -> dict[str, Any]:
+def shown_state(enc: Enc, run: str = "run") -> dict[str, Any]:
     return json.loads(enc("status", run, "--json").stdout)
 
 
@@ -377,9 +377,9 @@ def test_a_local_run_is_watched_and_cancelled(enc: Enc, smoke: Callable[..., lis
     options = ["trainer.max_steps=100000", "trainer.save_steps=100000", "trainer.eval_steps=100000"]
     process = enc.start(*smoke("run", *options))
     until(lambda: (enc.folder / "run" / "launches" / "1" / "launch.json").exists())
-    assert state_of(enc)["state"] in ("starting", "running")
-    until(lambda: state_of(enc)["step"] is not None and state_of(enc)["step"] > 2)
-    found = state_of(enc)
+    assert shown_state(enc)["state"] in ("starting", "running")
+    until(lambda: shown_state(enc)["step"] is not None and shown_state(enc)["step"] > 2)
+    found = shown_state(enc)
     assert (found["state"], found["alive"], found["pid"], found["job"]) == ("running", True, process.pid, None)
     assert found["loss"] > 0
     assert found["eta_s"] > 0
@@ -392,18 +392,18 @@ def test_a_local_run_is_watched_and_cancelled(enc: Enc, smoke: Callable[..., lis
     assert process.wait(60) == 75
     assert follower.wait(60) == 0
     assert (enc.folder / "followed").read_text().endswith("--- cancelled\n")
-    found = state_of(enc)
+    found = shown_state(enc)
     assert (found["state"], found["checkpoint"]["step"]) == ("cancelled", found["step"])
     assert found["detail"] == f"Its state of step {found['step']} is saved."
     assert "not active: it is cancelled" in enc("cancel", "run", code=2).stderr
 
     process = enc.start("resume", "latest", "--run", "run")
     until(lambda: enc.events("run")[-1]["event"] == "resumed")
-    assert (state_of(enc)["state"], state_of(enc)["attempt"]) == ("running", 2)
+    assert (shown_state(enc)["state"], shown_state(enc)["attempt"]) == ("running", 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    until(lambda: state_of(enc)["alive"] is False)
-    assert state_of(enc)["state"] == "lost"
+    until(lambda: shown_state(enc)["alive"] is False)
+    assert shown_state(enc)["state"] == "lost"
     assert "gone without a word" in enc("status").stdout
 
 

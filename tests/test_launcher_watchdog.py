@@ -16,17 +16,17 @@ def rank(marks: int, time: float, phase: str = "backward", host: str = "n1") -> 
 def test_any_ranks_progress_counts() -> None:
     """One rank that moves is enough; files that are only rewritten are not."""
     dog = Watchdog(timeout_s=10)
-    assert not dog.look({0: rank(1, 0.0), 1: rank(1, 0.0)}, now=0)
-    assert not dog.look({0: rank(1, 5.0), 1: rank(2, 5.0)}, now=9)
-    assert not dog.look({0: rank(1, 15.0), 1: rank(2, 15.0)}, now=18)
-    assert dog.look({0: rank(1, 20.0), 1: rank(2, 20.0)}, now=19.5)
+    assert not dog.is_stuck({0: rank(1, 0.0), 1: rank(1, 0.0)}, now=0)
+    assert not dog.is_stuck({0: rank(1, 5.0), 1: rank(2, 5.0)}, now=9)
+    assert not dog.is_stuck({0: rank(1, 15.0), 1: rank(2, 15.0)}, now=18)
+    assert dog.is_stuck({0: rank(1, 20.0), 1: rank(2, 20.0)}, now=19.5)
 
 
 def test_a_start_without_any_word_is_a_hang_too() -> None:
     """Nothing at all for the whole time."""
     dog = Watchdog(timeout_s=10)
-    assert not dog.look({}, now=100)
-    assert dog.look({}, now=111)
+    assert not dog.is_stuck({}, now=100)
+    assert dog.is_stuck({}, now=111)
     assert dog.evidence({}, 2, now=111)[0]["phase"] == "not started"
 
 
@@ -35,7 +35,7 @@ def test_the_rank_that_is_silent_is_named_first() -> None:
     dog = Watchdog(timeout_s=10)
     for now in range(0, 13):
         files = {0: rank(5, 1e9 + now), 1: rank(5, 3.0, "forward", "n2"), 2: rank(4, 7.0 + now)}
-        over = dog.look(files, now=now)
+        over = dog.is_stuck(files, now=now)
     assert over
     ranks = dog.evidence(files, 3, now=12)
     assert [r["rank"] for r in ranks] == [1, 2, 0]
@@ -51,7 +51,7 @@ def test_without_silence_the_rank_that_the_others_wait_for_is_first() -> None:
     dog = Watchdog(timeout_s=10)
     for now in range(0, 13):
         files = {0: rank(9, float(now)), 1: rank(8, float(now), "data_wait")}
-        dog.look(files, now=now)
+        dog.is_stuck(files, now=now)
     assert dog.evidence(files, 2, now=12)[0]["rank"] == 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from enc.encoder.data.batches import IGNORE, collate
+from enc.encoder.data.batches import collate
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.keyed import numpy_rng
@@ -16,6 +16,7 @@ from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
+from enc.kernels.masked_ce import IGNORE_INDEX
 from enc.tools.bench.two_streams import pad, padded_loss, shortest
 
 NUM_TOKENS = 300
@@ -55,7 +56,7 @@ def test_the_shortest_document_decides() -> None:
     """annotated-mpnet's rule: each document of a batch predicts as many tokens as the shortest one."""
     batch = pad(shortest([document(size) for size in (30, 9, 41)], MASKER), 1)
     assert batch.targets.shape == (3, 1)
-    assert (batch.targets != IGNORE).all()
+    assert (batch.targets != IGNORE_INDEX).all()
 
 
 @pytest.mark.slow

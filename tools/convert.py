@@ -15,12 +15,15 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
+from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.state_spec import StateSpec, split_kind, state_spec
 from enc.encoder.printable import shown
 from enc.tools.consolidate import DTYPES, Written, output_specs, refuse_unwritable, write_file
 from enc.tools.output import new_output
+from enc.tools.own_config import own_config
 from enc.tools.readers.folders import MOMENTS_FILE
 from enc.tools.readers.names import BUFFERS
-from enc.tools.readers.source import MOMENTS, Source, is_file_name
+from enc.tools.readers.source import Source, is_file_name
 
 _TAG = "universal"
 _DEEPSPEED = "0.19.8"  # the version whose universal format is written
@@ -30,8 +33,8 @@ def convert(source: Source, to: str, out: Path, dtype: str | None) -> Written:
     """Write a source to the folder `out` as "universal", "dcp" or "safetensors".
 
     `dtype` is of the weights, "fp32", "bf16" or None for each tensor's own; moments stay as they are. Raises UsageError
-    when the source lacks what the format needs (universal: both moments of every weight but buffers and second names of
-    tied weights), `out` is taken, or an argument is not one of these.
+    when the source lacks what the format needs (universal: what the source's optimizer keeps for every weight, but for
+    buffers and second names of tied weights), `out` is taken, or an argument is not one of these.
     """
     if to not in _WRITERS:
         raise UsageError(f"--to is {to!r}; allowed: {', '.join(_WRITERS)}.")
@@ -66,21 +69,33 @@ def _refuse_nameless(source: Source, to: str) -> None:
         )
 
 
+def _spec(source: Source) -> StateSpec:
+    """Return what the optimizer of a checkpoint keeps: ours names it in its config, those of others have AdamW's."""
+    config = own_config(source.path) if source.format == "enc" else None
+    return state_spec(config.optimizer if config else OptimizerConfig())
+
+
+def _missing(source: Source) -> dict[str, list[str]]:
+    """Return the kinds of moments that each weight of a checkpoint lacks, in its own shape."""
+    spec = _spec(source)
+    kept = {name: spec.state_of(name, tuple(weight.spec.shape)) for name, weight in source.weights.items()}
+    return {name: [kind for kind in kinds if not _fits(source, kind, name)] for name, kinds in kept.items()}
+
+
 def _without_moments(source: Source) -> tuple[str, ...]:
     """Return the weights that have no moments because none are trained: buffers, and second names of tied weights.
 
     Raises UsageError when any other weight lacks one, or a moment belongs to no weight of its shape.
     """
-    fits = {kind: {name for name in source.weights if _fits(source, kind, name)} for kind in MOMENTS}
-    trained = set.intersection(*fits.values())
+    missing = _missing(source)
+    trained = {name for name in missing if not missing[name]}
     lacking = [
         f"{kind} of {shown(name)}"
-        for name in source.weights
-        if name not in trained and not _needs_none(source, name, trained)
-        for kind in MOMENTS
-        if name not in fits[kind]
+        for name, kinds in missing.items()
+        if kinds and not _needs_none(source, name, trained)
+        for kind in kinds
     ]
-    lacking += [f"the weight of {shown(m)}" for m in source.moments if m.split(".", 1)[1] not in trained]
+    lacking += [f"the weight of {shown(m)}" for m in source.moments if split_kind(m)[1] not in trained]
     if lacking:
         more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
         raise UsageError(
@@ -98,7 +113,7 @@ def _fits(source: Source, kind: str, name: str) -> bool:
 def _needs_none(source: Source, name: str, trained: set[str]) -> bool:
     """Tell whether a weight is a buffer, or has the values of a weight that is trained."""
     weight = source.weights[name]
-    if any(f"{kind}.{name}" in source.moments for kind in MOMENTS):
+    if any(split_kind(moment)[1] == name for moment in source.moments):
         return False
     if name in source.buffers or BUFFERS.fullmatch(name) or not weight.spec.dtype.is_floating_point:
         return True
@@ -139,16 +154,17 @@ def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
     optimizer with `param_groups` and takes over every setting that it finds there; as many empty ones as there are
     parameters leave the settings of the new run alone, however many groups it has.
     """
-    tag, step = folder / _TAG, torch.tensor(float(_step(source) or 0))
-    names = [name for name in source.weights if f"exp_avg.{name}" in source.moments]
-    for name in names:
-        place = tag / "zero" / name
+    tag, step, spec = folder / _TAG, torch.tensor(float(_step(source) or 0)), _spec(source)
+    trained = [name for name, missing in _missing(source).items() if not missing]
+    for name in trained:
+        place, shape = tag / "zero" / name, tuple(source.weights[name].spec.shape)
         place.mkdir(parents=True)
         _save_param(place / "fp32.pt", _weight(source, name, dtype).float())
-        for kind in MOMENTS:
+        for kind in spec.state_of(name, shape):
             _save_param(place / f"{kind}.pt", source.moments[f"{kind}.{name}"].read())
-        torch.save(step, place / "step.pt")
-    groups: list[dict[str, Any]] = [{} for _ in names]
+        if spec.counts_steps(name, shape):
+            torch.save(step, place / "step.pt")
+    groups: list[dict[str, Any]] = [{} for _ in trained]
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
     optimizer = {"ds_version": _DEEPSPEED, "param_groups": groups, "optimizer_state_dict": inner}
     torch.save(optimizer, tag / "zero" / "optimizer_state.pt")
@@ -181,12 +197,13 @@ def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
     for name, spec in specs.items():
         state["model"][name] = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
         reads[f"model.{name}"] = partial(_weight, source, name, dtype)
+    optimizer = _spec(source)
     for moment, stored in source.moments.items():
-        kind, name = moment.split(".", 1)
+        kind, name = split_kind(moment)
         entry = state["optim"]["state"].setdefault(name, {})
         entry[kind] = torch.empty(stored.spec.shape, dtype=stored.spec.dtype, device="meta")
         reads[f"optim.state.{name}.{kind}"] = stored.read
-        if (step := _step(source)) is not None:
+        if (step := _step(source)) is not None and optimizer.counts_steps(name, tuple(stored.spec.shape)):
             entry["step"] = torch.tensor(float(step))
     if not source.moments:
         del state["optim"]

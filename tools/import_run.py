@@ -1,7 +1,6 @@
 """A run folder made from a checkpoint that another program wrote, so that `enc resume` goes on with it."""
 
 import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,15 @@ from enc.encoder.checkpoints.folder import write_manifest
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
 from enc.encoder.models import first_weights
+from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
 from enc.tools.consolidate import write_file
 from enc.tools.models.fitting import Derived, ModelState
 from enc.tools.models.registry import tools_of, tools_of_hub_config
 from enc.tools.output import new_output, refuse_taken
 from enc.tools.readers import annotated
-from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, read_json
+from enc.tools.readers.source import Source, Stored, damaged, read_json
 
 # What lies beside a checkpoint and why nothing is taken from it.
 _NOT_CARRIED = {
@@ -68,32 +69,28 @@ def hf_model_keys(path: Path) -> dict[str, Any]:
 def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path | None) -> Imported:
     """Make the run folder `out` with one complete checkpoint from a checkpoint of another program.
 
-    Weights, moments, step and token count are carried over; moments are zero when the source has none. Raises
-    UsageError when the source does not fit the config or its tokenizer, or `out` is taken.
+    Weights, moments, step and token count are carried over; moments are zero when the source has none, or those of
+    another optimizer. Raises UsageError when the source does not fit the config or its tokenizer, or `out` is taken.
     """
     refuse_taken(out)
     tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
-    state = tools_of(config.model).state(source, config.model, tokenizer)
+    spec = state_spec(config.optimizer)
+    state = tools_of(config.model).state(source, config.model, tokenizer, spec)
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)
-    num_bytes = sum(t.spec.num_bytes for t in state.weights.values()) * (1 + len(MOMENTS))
-    with new_output(out, num_bytes) as partial:
+    shapes = {name: tensor.spec.shape for name, tensor in state.weights.items()}
+    kept = spec.kept(shapes)
+    with new_output(out, num_bytes({**shapes, **kept})) as partial:
         folder = partial / "checkpoints" / str(step)
         (folder / "state").mkdir(parents=True)
         _write(folder / "model.safetensors", state.weights)
-        _write(folder / "state" / "moments.safetensors", state.moments or _zeros(state.weights))
+        _write(folder / "state" / "moments.safetensors", state.moments or _zeros(kept))
         for place in (partial, folder):
             (place / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tokenizer.save(folder / "tokenizer")
         _write_json(folder / "tokenizer_info.json", tokenizer.info())
         _write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
-        event = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "event": "imported",
-            "step": step,
-            "source": str(source.path.absolute()),
-        }
-        (partial / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        append_event(partial, Event.IMPORTED, step=step, source=str(source.path.absolute()))
         write_manifest(folder, step)
     return Imported(out, step, bool(state.moments), _not_carried(source, bool(state.moments)))
 
@@ -152,13 +149,8 @@ def _trainer_state(source: Source, state: ModelState, step: int) -> dict[str, An
     }
 
 
-def _zeros(weights: dict[str, Stored]) -> dict[str, Stored]:
-    zeros: dict[str, Stored] = {}
-    for kind in MOMENTS:
-        for name, weight in weights.items():
-            shape = weight.spec.shape
-            zeros[f"{kind}.{name}"] = Derived(shape, partial(torch.zeros, shape))
-    return zeros
+def _zeros(shapes: dict[str, Shape]) -> dict[str, Stored]:
+    return {name: Derived(shape, partial(torch.zeros, shape)) for name, shape in shapes.items()}
 
 
 def _write(path: Path, tensors: dict[str, Stored]) -> None:
@@ -177,6 +169,8 @@ def _not_carried(source: Source, has_moments: bool) -> list[str]:
         listed = [*_ANNOTATED]
         if "step" not in source.counters:
             listed = ["the step: it was saved without data_state, so its weights become a run at step 0"]
-        if not has_moments:
+        if not source.moments:
             listed.append("moments of the optimizer: there are none with this checkpoint; they begin at zero")
+    if source.moments and not has_moments:
+        listed.append("moments of the optimizer: they are another one's than the config's; they begin at zero")
     return [*listed, "which text was trained on: the next steps read the rows that the config gives for their numbers"]

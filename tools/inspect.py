@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.checkpoints.folder import verify
-from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
+from enc.encoder.optim.state_spec import split_kind
 from enc.encoder.printable import printable, shown
 from enc.encoder.run.build import packed_rows
 from enc.encoder.sizing.sizes import parameter_shapes
+from enc.tools.own_config import own_config
 from enc.tools.readers.detect import open_source
 from enc.tools.readers.folders import is_ours
-from enc.tools.readers.source import Source, Stored, damaged
+from enc.tools.readers.source import Source, Stored
 from enc.tools.tensor_stats import stats_of
 
 
@@ -37,7 +38,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         if not found["problems"]:
             raise
         raise UsageError(f"{path} is {found['state']}: {'; '.join(found['problems'])}. {error}") from None
-    config = _run_config(path) if ours else None
+    config = own_config(path) if ours else None
     return {
         **found,
         "format": source.format,
@@ -52,7 +53,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 def _kinds(source: Source) -> dict[str, dict[str, Stored]]:
     kinds: dict[str, dict[str, Stored]] = {"weights": source.weights}
     for name, stored in source.moments.items():
-        kind, parameter = name.split(".", 1)
+        kind, parameter = split_kind(name)
         kinds.setdefault(kind, {})[parameter] = stored
     return kinds
 
@@ -70,17 +71,6 @@ def _rows(tensors: dict[str, Stored]) -> list[dict[str, Any]]:
 
 
 # --- our runs --------------------------------------------------------------------------------------------------------
-
-
-def _run_config(path: Path) -> RunConfig | None:
-    file = path / "config.yaml"
-    if not file.is_file():
-        return None
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(file, f"it is not text ({error})") from None
-    return load_text(text, str(file)).config
 
 
 def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ thread of each rank, which has a process group of its own to agree with the othe
 """
 
 import json
-import math
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,10 @@ from enc.encoder.checkpoints.folder import (
     write_manifest,
 )
 from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
-from enc.encoder.engine.interface import Engine, state_names
+from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import EncError, RunError
 from enc.encoder.files import fsync_directory
+from enc.encoder.optim.state_spec import Shape, num_bytes
 from enc.encoder.ranks import Ranks
 
 WEIGHTS = "model.safetensors"
@@ -77,12 +77,14 @@ class Saver:
         """
         began = time.perf_counter()
         assert self.thread is None
-        owners = _owners(engine.shapes, self.ranks.world_size)
+        owners = _owners(engine.shapes, engine.state_shapes, self.ranks.world_size)
         kept = engine.gather(lambda name: owners[name] == self.ranks.rank)
         trainer_state = {**trainer_state, "optimizer_steps": engine.optimizer_steps}
         stall = time.perf_counter() - began
+        places = self._places(kept, engine.shapes.keys())
+        needed = num_bytes(engine.state_shapes)
         self.thread = threading.Thread(
-            target=self._write, args=(step, kept, engine.shapes, trainer_state, began, stall), daemon=True
+            target=self._write, args=(step, places, needed, trainer_state, began, stall), daemon=True
         )
         self.thread.start()
 
@@ -116,15 +118,15 @@ class Saver:
     # --- on the writer's thread --------------------------------------------------------------------------------------
 
     def _write(
-        self, step: int, kept: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], trainer_state: dict[str, Any],
+        self, step: int, places: dict[str, dict[str, Tensor]], needed: int, trainer_state: dict[str, Any],
         began: float, stall: float,
     ) -> None:  # fmt: skip
         final = checkpoints_dir(self.run_dir) / str(step)
         temporary = final.with_name(f".{step}.tmp")
         deleted: list[Path] = []
         try:
-            self._on_main(lambda: _prepare(self.run_dir, temporary, 3 * _num_bytes(shapes), self.keep_free_gb))
-            checksums = self._write_tensors(temporary, kept, set(shapes))
+            self._on_main(lambda: _prepare(self.run_dir, temporary, needed, self.keep_free_gb))
+            checksums = self._write_tensors(temporary, places)
             self._on_main(lambda: _write_rest(temporary, trainer_state, self.attachments))
             self._on_main(lambda: _commit(temporary, final, step, checksums))
             self._on_main(lambda: deleted.extend(_prune(self.run_dir, self.keep)))
@@ -134,18 +136,24 @@ class Saver:
             if self.ranks.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _write_tensors(self, temporary: Path, kept: dict[str, Tensor], weights: set[str]) -> dict[str, str]:
-        """Write this rank's tensors and return the checksums of all ranks' files."""
-        moments = f"state/moments-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+    def _places(self, kept: dict[str, Tensor], weights: Collection[str]) -> dict[str, dict[str, Tensor]]:
+        """Return what this rank writes into which file."""
+        optimizer_file = f"state/moments-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        return {
+            WEIGHTS: {name: tensor for name, tensor in kept.items() if name in weights},
+            optimizer_file: {name: tensor for name, tensor in kept.items() if name not in weights},
+        }
+
+    def _write_tensors(self, temporary: Path, places: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+        """Write this rank's files and return the checksums of all ranks' files."""
         checksums: dict[str, str] = {}
         error: Exception | None = None
         try:
-            parts = {WEIGHTS: kept.keys() & weights, moments: kept.keys() - weights}
-            for file_name, names in parts.items():
-                if names:
-                    specs = {name: TensorSpec.of(kept[name]) for name in names}
-                    tensors = (kept[name] for name in file_order(specs))
-                    checksums[file_name] = write_tensors(temporary / file_name, specs, tensors)
+            for file_name, tensors in places.items():
+                if tensors:
+                    specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+                    ordered = (tensors[name] for name in file_order(specs))
+                    checksums[file_name] = write_tensors(temporary / file_name, specs, ordered)
         except Exception as problem:
             error = _write_error(problem)
         self.ranks.agree(error)
@@ -162,20 +170,15 @@ class Saver:
         self.ranks.agree(error)
 
 
-def _owners(shapes: dict[str, tuple[int, ...]], world_size: int) -> dict[str, int]:
-    """Choose the rank that keeps each tensor: all weights go to rank 0, moments to the rank with the least so far."""
-    owners = dict.fromkeys(shapes, 0)
-    load = [_num_bytes(shapes)] + [0] * (world_size - 1)
-    for name in state_names(list(shapes)):
-        if name not in shapes:
+def _owners(weights: dict[str, Shape], state: dict[str, Shape], world_size: int) -> dict[str, int]:
+    """Choose the rank that keeps each tensor: weights go to rank 0, all else to the rank with the least so far."""
+    owners = dict.fromkeys(weights, 0)
+    load = [num_bytes(weights)] + [0] * (world_size - 1)
+    for name, shape in state.items():
+        if name not in weights:
             owners[name] = load.index(min(load))
-            load[owners[name]] += 4 * math.prod(shapes[_parameter(name, shapes)])
+            load[owners[name]] += num_bytes({name: shape})
     return owners
-
-
-def _num_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Return the bytes of all weights in fp32."""
-    return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
 def _write_error(error: Exception) -> Exception:
@@ -231,21 +234,26 @@ def _commit(temporary: Path, final: Path, step: int, checksums: dict[str, str]) 
 
 
 def load(folder: Path, engine: Engine) -> dict[str, Any]:
-    """Load weights and moments of a checkpoint into an engine and return its trainer state; collective."""
+    """Load the whole state of a checkpoint into an engine and return its trainer state; collective.
+
+    Raises RunError, that names the tensors, when they are not those of the engine's model and optimizer.
+    """
     trainer_state = read_trainer_state(folder)
-    wanted = {name: engine.shapes[_parameter(name, engine.shapes)] for name in state_names(list(engine.shapes))}
-    with ExitStack() as files:
-        places: dict[str, Any] = {}
-        for path in [folder / WEIGHTS, *sorted((folder / "state").glob("*.safetensors"))]:
-            file = files.enter_context(safe_open(path, framework="pt"))
-            places |= dict.fromkeys(file.keys(), file)
-        _check_names(folder, {name: tuple(file.get_slice(name).get_shape()) for name, file in places.items()}, wanted)
+    with ExitStack() as stack:
+        weights = _opened(stack, [folder / WEIGHTS])
+        kept = _opened(stack, sorted((folder / "state").glob("*.safetensors")))
+        _refuse_misfits(f"The weights of {folder} do not fit the model of this config", weights, engine.shapes)
+        wanted = {name: shape for name, shape in engine.state_shapes.items() if name not in engine.shapes}
+        _refuse_misfits(f"The state in {folder} is not what the optimizer of this config keeps", kept, wanted)
+        places = weights | kept
         engine.load(lambda name: places[name].get_tensor(name), trainer_state["optimizer_steps"])
     return trainer_state
 
 
-def _parameter(name: str, shapes: dict[str, tuple[int, ...]]) -> str:
-    return name if name in shapes else name.partition(".")[2]
+def _opened(stack: ExitStack, paths: list[Path]) -> dict[str, Any]:
+    """Open safetensors files for as long as the stack; return the file of each tensor by its name."""
+    files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 (a safetensors file is no dictionary)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -253,14 +261,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-def _check_names(folder: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def _refuse_misfits(what: str, files: dict[str, Any], wanted: dict[str, Shape]) -> None:
+    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [
-        f"{name} {found[name]} (the model has {wanted[name]})"
+        f"{name} {found[name]} (wanted is {wanted[name]})"
         for name in sorted(found.keys() & wanted.keys())
         if found[name] != wanted[name]
     ]
     parts = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
     if any(names for _, names in parts):
-        listed = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in parts if names)
-        raise RunError(f"The weights of {folder} do not fit the model of this config. Tensors {listed}.")
+        listed = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in parts if names)
+        raise RunError(f"{what}. Tensors {listed}.")

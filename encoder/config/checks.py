@@ -1,21 +1,18 @@
-"""Rules of a config that span several fields, values whose feature does not exist yet, and settings without effect.
+"""Rules of a config that span several fields, and settings without effect.
 
 Each rule yields (keys involved, what is wrong and what to do); the first key is the one that is shown.
 """
 
 from collections.abc import Iterator
 
-from enc.encoder.config.launch_checks import launch_rules
+from enc.encoder.config.launch_checks import Broken, launch_rules
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.models.registry import ARCHITECTURES, architecture_of
 
-Finding = tuple[tuple[str, ...], str]
 
-
-def rule_problems(config: RunConfig) -> Iterator[Finding]:
+def rule_problems(config: RunConfig) -> Iterator[Broken]:
     """Yield every broken rule of a config."""
-    yield from _unbuilt_values(config)
     yield from _model_rules(config)
     yield from _objective_rules(config)
     yield from _data_rules(config)
@@ -25,28 +22,7 @@ def rule_problems(config: RunConfig) -> Iterator[Finding]:
     yield from launch_rules(config)
 
 
-UNBUILT = {
-    "task": {
-        "glue": "GLUE fine-tuning",
-        "mteb": "MTEB evaluation",
-        "contrastive": "contrastive training",
-    },
-    "optimizer.name": {"muonclip": "MuonClip"},
-    "trainer.eval_strategy": {"epoch": "evaluating by epochs"},
-    "trainer.save_strategy": {"epoch": "saving by epochs"},
-}
-
-
-def _unbuilt_values(config: RunConfig) -> Iterator[Finding]:
-    for key, features in UNBUILT.items():
-        section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, name)
-        if value in features:
-            others = "another value of `enc config schema`"
-            yield (key,), f"is {value!r}, but {features[value]} is not built yet; use {others}"
-
-
-def _model_rules(config: RunConfig) -> Iterator[Finding]:
+def _model_rules(config: RunConfig) -> Iterator[Broken]:
     model = config.model
     keys = ("model.num_attention_heads", "model.hidden_size")
     if model.hidden_size % model.num_attention_heads:
@@ -62,7 +38,7 @@ def _model_rules(config: RunConfig) -> Iterator[Finding]:
     yield from architecture_of(model).rules(model)
 
 
-def _objective_rules(config: RunConfig) -> Iterator[Finding]:
+def _objective_rules(config: RunConfig) -> Iterator[Broken]:
     if config.objective not in ("auto", *architecture_of(config.model).objectives):
         able = [name for name, other in ARCHITECTURES.items() if config.objective in other.objectives]
         yield (
@@ -79,7 +55,7 @@ def _objective_rules(config: RunConfig) -> Iterator[Finding]:
         )
 
 
-def _data_rules(config: RunConfig) -> Iterator[Finding]:
+def _data_rules(config: RunConfig) -> Iterator[Broken]:
     limit = config.model.max_position_embeddings
     packs = config.datacollator.pack_sequences and config.datacollator.max_length
     key = "datacollator.max_length" if packs else "dataset.max_seq_length"
@@ -116,7 +92,7 @@ def _data_rules(config: RunConfig) -> Iterator[Finding]:
         yield ("dataset.name", "dataset.path"), "is empty, and so is dataset.path; name a source"
 
 
-def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
+def _schedule_rules(config: RunConfig) -> Iterator[Broken]:
     scheduler = config.scheduler
     total = scheduler.total_steps or config.trainer.max_steps
     if (
@@ -129,7 +105,7 @@ def _schedule_rules(config: RunConfig) -> Iterator[Finding]:
             yield keys, f"is {scheduler.decay_steps}, longer than the whole schedule of {total} steps"
 
 
-def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
+def _trainer_rules(config: RunConfig) -> Iterator[Broken]:
     trainer = config.trainer
     key = "trainer.global_batch_size"
     ranks = config.launch.num_nodes * (config.launch.nproc_per_node or 1)
@@ -150,7 +126,7 @@ def _trainer_rules(config: RunConfig) -> Iterator[Finding]:
         )
 
 
-def _parallel_rules(config: RunConfig) -> Iterator[Finding]:
+def _parallel_rules(config: RunConfig) -> Iterator[Broken]:
     parallel, engine = config.parallel, config.parallel.engine
     if parallel.offload == "optimizer" and engine in ("ddp", "fsdp"):
         other = "; fsdp offloads everything or nothing: use `parameters`" if engine == "fsdp" else ""

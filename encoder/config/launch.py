@@ -139,3 +139,13 @@ class LaunchConfig(Section):
     @property
     def num_nodes(self) -> int:
         return self.nodes or 1
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the ranks run on machines that a scheduler gives, not on this one."""
+        return self.scheduler not in ("auto", "local")
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether a job says how many GPUs it wants; partitions that give whole nodes are not asked."""
+        return self.slurm.gpu_request != "none"

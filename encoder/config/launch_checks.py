@@ -1,18 +1,19 @@
 """Rules of the section `launch`: what would clash with what enc itself writes into a job script, or never work.
 
-A rule yields (keys involved, what is wrong and what to do), as in `config_checks`. No message shows an environment
+A rule yields (keys involved, what is wrong and what to do), as in `checks`. No message shows an environment
 value: it may be a secret.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from enc.encoder.config.launch import ContainerConfig, LaunchConfig, SlurmConfig
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import GPUS
+from enc.encoder.spelling import did_you_mean
 
-Finding = tuple[tuple[str, ...], str]
+Broken = tuple[tuple[str, ...], str]
+"""A broken rule: the keys involved, and what is wrong and what to do."""
 
 # What enc writes into `#SBATCH` lines -> what sets it.
 WRITTEN = {
@@ -84,7 +85,7 @@ _LONGEST_VALUE = 100_000  # bytes; Linux takes 128 KiB for one variable
 _CLEANS_ENVIRONMENT = ("--cleanenv", "-e", "--containall", "-C")
 
 
-def launch_rules(config: RunConfig) -> Iterator[Finding]:
+def launch_rules(config: RunConfig) -> Iterator[Broken]:
     """Yield every broken rule of the section `launch`."""
     launch = config.launch
     yield from _environment_rules(launch)
@@ -94,12 +95,15 @@ def launch_rules(config: RunConfig) -> Iterator[Finding]:
     yield from _job_rules(launch.slurm)
     names = [gpu.name for gpu in GPUS]
     if launch.gpu and launch.gpu.lower() not in names:
-        yield ("launch.gpu",), f"is {launch.gpu!r}; known are {', '.join(names)}{_close(launch.gpu.lower(), names)}"
+        yield (
+            ("launch.gpu",),
+            f"is {launch.gpu!r}; known are {', '.join(names)}{did_you_mean(launch.gpu.lower(), names)}",
+        )
     if launch.python and launch.python.startswith("-"):
         yield ("launch.python",), f"is {launch.python!r}, which is no program"
 
 
-def _environment_rules(launch: LaunchConfig) -> Iterator[Finding]:
+def _environment_rules(launch: LaunchConfig) -> Iterator[Broken]:
     for name, value in launch.env.items():
         keys = (f"launch.env.{name}",)
         owner = next((who for prefix, who in _PREFIXES.items() if name.startswith(prefix)), None)
@@ -129,7 +133,7 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _container_rules(container: ContainerConfig) -> Iterator[Finding]:
+def _container_rules(container: ContainerConfig) -> Iterator[Broken]:
     key = "launch.container"
     if container.kind == "none":
         given = [name for name in ("image", "mounts", "args") if getattr(container, name)]
@@ -159,7 +163,7 @@ def _container_rules(container: ContainerConfig) -> Iterator[Finding]:
             yield (f"{key}.args",), f"has {word!r}, which would hide from the ranks who they are; take it out"
 
 
-def _directive_rules(slurm: SlurmConfig) -> Iterator[Finding]:
+def _directive_rules(slurm: SlurmConfig) -> Iterator[Broken]:
     free = {"--gres"} if slurm.gpu_request != "gres" else set()
     free |= {"--dependency"} if slurm.after is None else set()
     free |= {word for word in slurm.directives if word.startswith("--exclusive=") and not slurm.exclusive}
@@ -172,16 +176,16 @@ def _directive_rules(slurm: SlurmConfig) -> Iterator[Finding]:
     names = [*WRITTEN, *(_option(word) for word in slurm.directives)]
     for word in slurm.rejected:
         if word not in names:
-            text = f"has {word!r}, which enc does not write{_close(word, names)}"
+            text = f"has {word!r}, which enc does not write{did_you_mean(word, names)}"
             yield ("launch.slurm.rejected",), text
 
 
-def _srun_rules(launch: LaunchConfig) -> Iterator[Finding]:
+def _srun_rules(launch: LaunchConfig) -> Iterator[Broken]:
     refused = _SRUN | (_PYXIS if launch.container.kind == "pyxis" else {})
     yield from _clashes("launch.slurm.srun", launch.slurm.srun, refused)
 
 
-def _clashes(key: str, words: list[str], refused: dict[str, str]) -> Iterator[Finding]:
+def _clashes(key: str, words: list[str], refused: dict[str, str]) -> Iterator[Broken]:
     for word in words:
         name = _option(word)
         if name in refused:
@@ -194,7 +198,7 @@ def _option(word: str) -> str:
     return word.partition("=")[0] if word.startswith("--") else word[:2]
 
 
-def _job_rules(slurm: SlurmConfig) -> Iterator[Finding]:
+def _job_rules(slurm: SlurmConfig) -> Iterator[Broken]:
     how = "launch.slurm.continue_by"
     if slurm.continue_by in ("requeue", "array") and f"--{slurm.continue_by}" in slurm.rejected:
         other = "resubmit" if slurm.continue_by == "requeue" else "requeue or resubmit"
@@ -222,8 +226,3 @@ def time_limit_s(text: str) -> int | None:
     else:
         hours, minutes, seconds = 0, *[*numbers, 0][:2]
     return (((int(days or 0) * 24) + hours) * 60 + minutes) * 60 + seconds or None
-
-
-def _close(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -1,12 +1,11 @@
 """From YAML and command-line words to a `RunConfig`, with every problem of the input reported together.
 
-read (lines, duplicate keys) -> old names -> overrides -> variables -> site -> sections -> rules
+read (lines, duplicate keys) -> old names -> overrides -> variables -> not built -> site -> sections -> rules
 -> RunConfig | UsageError
 """
 
 import functools
 import operator
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from enc.encoder.config.checks import rule_problems
-from enc.encoder.config.fields import all_fields
+from enc.encoder.config.fields import all_fields, mark_of
 from enc.encoder.config.messages import message_of, raise_problems
-from enc.encoder.config.old_names import RENAMED, apply_old_names
+from enc.encoder.config.not_built import take_out_not_built
+from enc.encoder.config.old_names import apply_old_names
 from enc.encoder.config.overrides import apply_overrides
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.config.sites import find_config, lay_site_under
 from enc.encoder.config.variables import substitute_variables
-from enc.encoder.config.yaml_source import Problem, Source, YamlLoader, read_config_text, read_yaml
+from enc.encoder.config.yaml_source import Problem, Source, read_config_text, read_yaml
 from enc.encoder.errors import UsageError
-from enc.encoder.section import NotBuilt
+from enc.encoder.section import NoEffect
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,6 @@ class Loaded:
 
     config: RunConfig
     warnings: list[str]
-
-
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:0b[0-1_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"),
-    list("-+0123456789"),
-)
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-RENAMED |= {f"optimizer.hparams.{key}": f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps")}
-RENAMED |= {
-    f"model.{key}": f"glue.{key}"
-    for key in ("pretrained_model_path", "pretrained_checkpoint_dir", "pretrained_checkpoint", "allow_random_weights",
-                "classifier_dropout")
-}  # fmt: skip
 
 
 def _validate(source: Source) -> tuple[RunConfig, set[str]]:
@@ -91,21 +68,17 @@ def _known_path(tree: dict[str, Any], loc: tuple[str | int, ...]) -> list[str | 
     return path or list(loc[:1])
 
 
-def _marker_problems(config: RunConfig, source: Source) -> None:
-    """Refuse values of features that are not built; warn about values that change nothing."""
+def _warn_of_no_effect(config: RunConfig, source: Source) -> None:
+    """Warn about values that change nothing."""
     for key, info in all_fields():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part, ...)  # there is no such key in another model's section
-        default = info.get_default(call_default_factory=True)
-        if value in (default, ...) or not source.place(key):
-            continue
-        for mark in info.metadata:
-            if isinstance(mark, NotBuilt):
-                text = f"is {value!r}, but {mark.what} is not built yet; leave it at {default!r}"
-                source.problems.append(Problem(key, text, source.place(key)))
-            elif hasattr(mark, "why"):
-                source.warnings.append(f"{key} has no effect: {mark.why}.")
+        mark = mark_of(info, NoEffect)
+        if mark and source.place(key) and _value(config, key, info.default) != info.default:
+            source.warnings.append(f"{key} has no effect: {mark.why}.")
+
+
+def _value(config: RunConfig, key: str, default: Any) -> Any:
+    """Return the value of a dotted key, or `default` where the config has another section in its place."""
+    return functools.reduce(lambda section, name: getattr(section, name, default), key.split("."), config)
 
 
 def load_config(name: str, overrides: dict[str, Any] | None = None) -> Loaded:
@@ -145,12 +118,13 @@ def _read_source(text: str, name: str, overrides: dict[str, Any] | None) -> Sour
     apply_overrides(source, overrides or {})
     apply_old_names(source)  # an override may use an old name too
     substitute_variables(source)
+    take_out_not_built(source)
     return source
 
 
 def _checked(source: Source) -> Loaded:
     config, bad = _validate(source)
-    _marker_problems(config, source)
+    _warn_of_no_effect(config, source)
     for keys, sentence in rule_problems(config):
         if not bad.intersection(keys):
             source.problems.append(Problem(keys[0], sentence, source.place(keys[0])))

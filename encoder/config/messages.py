@@ -1,23 +1,17 @@
 """What is wrong with a config, in words."""
 
-import difflib
 from typing import Any
 
 from enc.encoder.config.fields import all_fields, section_classes
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.config.yaml_source import Problem
 from enc.encoder.errors import UsageError
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return `; did you mean ...?` when a known word is close, else an empty text."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+from enc.encoder.spelling import did_you_mean
 
 
 def _nearest_key(key: str) -> str:
     """Suggest a known key: the same last word in another section first, then the closest spelling."""
-    if "." not in key and (hint := did_you_mean(key, list(RunConfig.model_fields))):
+    if "." not in key and (hint := did_you_mean(key, RunConfig.model_fields)):
         return hint
     known = [name for name, info in all_fields() if not section_classes(info)]
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from enc.encoder.config import not_built
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.config.yaml_source import COMMAND_LINE, Problem, Source, get_key, remove_key, set_key
 
@@ -20,14 +21,10 @@ RENAMED = {
     "dataset.tokenizer_name": "tokenizer.name",
     "dataset.column": "dataset.text_column",
     "dataset.path_to_disk": "dataset.path",
-    "dataset.pretraining_prob": "contrastive.pretraining_prob",
     "tokenizer.tokenizer_name_or_path": "tokenizer.name",
     "wandb.log_interval": "trainer.logging_steps",
     "model.name_or_path": "model.name",
-    "mteb_task_type": "mteb.task_type",
-    "mteb_batch_size": "mteb.batch_size",
-    "mteb_pooling": "mteb.pooling",
-    "mteb_overwrite_results": "mteb.overwrite_results",
+    **{f"optimizer.hparams.{key}": f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps")},
 }
 _DROPPED = {
     "trainer.remove_unused_columns": "no columns are passed on",
@@ -42,35 +39,37 @@ _SILENT: dict[str, Any] = {
     "trainer.eval_batch_size": None,
     "trainer.report_to": [],
     "wandb.log_interval": 100,
-    "mteb_task_type": "all",
-    "mteb_batch_size": 32,
-    "mteb_pooling": "mean",
-    "mteb_overwrite_results": False,
 }
 
 
 def top_level_names() -> set[str]:
     """Return the names that a config may have without a section: keys, sections and old names."""
-    return {*RunConfig.model_fields, "variables", *(old for old in RENAMED if "." not in old)}
+    old_names = {old for old in RENAMED if "." not in old}
+    return {*RunConfig.model_fields, "variables", *old_names, *not_built.top_level_names()}
 
 
 def apply_old_names(source: Source) -> None:
     """Move values under old names to their present keys, with a warning each; two different values are a problem."""
     for old, why in _DROPPED.items():
-        if get_key(source.tree, old)[0] and remove_key(source.tree, old) != _SILENT.get(old, ...):
-            source.warnings.append(f"{old} is ignored: {why}.")
+        if get_key(source.tree, old)[0]:
+            value = remove_key(source.tree, old)
+            if not _is_silent(old, value):
+                source.warnings.append(f"{old} is ignored: {why}.")
     for old in _ATTENTION_SWITCHES:
         if get_key(source.tree, old)[0]:
             on = remove_key(source.tree, old)
             _rename(source, old, "model.attn_backend", "flash_attn_varlen" if on else "sdpa")
     for old, new in RENAMED.items():
-        if not get_key(source.tree, old)[0] or old == new:
-            continue
-        value = remove_key(source.tree, old)
-        if not (old in _SILENT and value == _SILENT[old]):
-            _rename(source, old, new, value)
+        if get_key(source.tree, old)[0]:
+            value = remove_key(source.tree, old)
+            if not _is_silent(old, value):
+                _rename(source, old, new, value)
     if get_key(source.tree, "optimizer.hparams") == (True, {}):
         remove_key(source.tree, "optimizer.hparams")
+
+
+def _is_silent(old: str, value: Any) -> bool:
+    return old in _SILENT and value == _SILENT[old]
 
 
 def _rename(source: Source, old: str, new: str, value: Any) -> None:

@@ -1,10 +1,10 @@
 """The run configuration: one frozen class a section; a field's docstring is its help text and its page in the docs.
 
-Section and key names are NeoBERT's where it has them, so its YAML loads. A field marked `NotBuilt` is known but has no
-code behind it yet: any value but its default is refused with the sentence given. A field marked `NoEffect` is accepted
-for compatibility: another value than its default draws a warning that says why nothing depends on it.
+Section and key names are NeoBERT's where it has them, so its YAML loads; those of features that are not built yet stand
+in `not_built`. A field marked `NoEffect` is accepted for compatibility: another value than its default draws a warning
+that says why nothing depends on it. A field marked `KeepsNumbers` may change when a run goes on.
 
-Reading YAML, overrides and all error reporting: `enc.encoder.config.load`. Rules that span fields: `config_checks`.
+Reading YAML, overrides and all error reporting: `load`. Rules that span fields: `checks`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -13,7 +13,6 @@ import yaml
 from pydantic import Discriminator, Tag
 
 from enc.encoder.config.launch import LaunchConfig
-from enc.encoder.config.tasks import ContrastiveConfig, GlueConfig, MtebConfig
 from enc.encoder.data.config import DataCollatorConfig, DatasetConfig, TokenizerConfig
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.models.config import ModelConfig
@@ -21,7 +20,7 @@ from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.registry import ARCHITECTURES, architecture_of
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.run.config import TrainerConfig, WandbConfig
-from enc.encoder.section import Bool, Count, NoEffect, NotBuilt, Section
+from enc.encoder.section import Bool, Count, KeepsNumbers, NoEffect, Section
 
 
 def _model_type(value: Any) -> str:
@@ -41,11 +40,11 @@ else:
 class RunConfig(Section):
     """All that a run depends on."""
 
-    task: Literal["pretraining", "glue", "mteb", "contrastive"] = "pretraining"
+    task: Literal["pretraining"] = "pretraining"
     """What to run."""
     seed: Count = 0
     """Seed of every random draw."""
-    debug: Annotated[Bool, NoEffect("use `enc --debug`")] = False
+    debug: Annotated[Bool, NoEffect("use `enc --debug`"), KeepsNumbers()] = False
     """Show more of what happens."""
     objective: Literal["auto", "mlm", "mpnet", "plm"] = "auto"
     """What is learnt: `mlm` masked tokens; `mpnet` masked and permuted tokens, `plm` permuted ones, both with an MPNet
@@ -57,14 +56,9 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trainer: TrainerConfig = TrainerConfig()
-    contrastive: ContrastiveConfig = ContrastiveConfig()
-    glue: GlueConfig = GlueConfig()
-    mteb: MtebConfig = MtebConfig()
-    wandb: WandbConfig = WandbConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    launch: LaunchConfig = LaunchConfig()
-    pretrained_checkpoint: Annotated[str | int, NotBuilt("starting from another run's weights")] = "latest"
-    """Checkpoint that evaluation or fine-tuning starts from."""
+    wandb: Annotated[WandbConfig, KeepsNumbers()] = WandbConfig()
+    parallel: Annotated[ParallelConfig, KeepsNumbers()] = ParallelConfig()
+    launch: Annotated[LaunchConfig, KeepsNumbers()] = LaunchConfig()
     use_deepspeed: Annotated[Bool, NoEffect("checkpoints are told apart by their files")] = False
     """The checkpoint to load was written by DeepSpeed."""
     accelerate_config_file: Annotated[str | None, NoEffect("`enc` starts its own processes")] = None
@@ -111,24 +105,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-# Keys that decide where a run happens and what it shows, but not which numbers it computes.
-_FREE_SECTIONS = ("launch", "parallel", "wandb", "debug")
-_FREE_KEYS = {
-    "dataset": "path pre_tokenize_output num_proc num_workers pin_memory persistent_workers prefetch_factor cache_dir",
-    "trainer": """output_dir use_cpu overwrite_output_dir resume_from_checkpoint disable_tqdm max_nonfinite_steps
-        per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size
-        logging_steps log_train_accuracy log_weight_norms eval_strategy eval_steps eval_on_start eval_max_batches
-        save_strategy save_steps save_total_limit min_free_disk_gb metric_for_best_model greater_is_better
-        tensorboard_dir""",
-}
-
-
-def keeps_numbers(key: str) -> bool:
-    """Tell whether a change of this dotted key leaves data, masks and maths of the run the same."""
-    section, _, name = key.partition(".")
-    return section in _FREE_SECTIONS or name in _FREE_KEYS.get(section, "").split()
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from enc.encoder.config.messages import did_you_mean
 from enc.encoder.config.yaml_source import A_SITE, COMMAND_LINE, Problem, Source, get_key, read_config_text, read_yaml
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SITES = Path(__file__).parents[2] / "slurm" / "sites"

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from enc.encoder.config.messages import did_you_mean
 from enc.encoder.config.yaml_source import Problem, Source, get_key
+from enc.encoder.spelling import did_you_mean
 
 _WHOLE = re.compile(r"^\$variables\.([\w.]+)$|^\$\{variables\.([\w.]+)\}$|^\{\$variables\.([\w.]+)\}$")
 _INLINE = re.compile(r"\$\{variables\.([\w.]+)\}|\{\$variables\.([\w.]+)\}")

@@ -23,8 +23,8 @@ from enc.encoder.data.packing import PackingPlan
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.keyed import numpy_rng
 from enc.encoder.sizing.batch_split import BatchSplit
+from enc.kernels.masked_ce import IGNORE_INDEX
 
-IGNORE = -100
 _LABEL_BLOCK = 64
 
 
@@ -45,7 +45,7 @@ class Microbatch:
     cu_seqlens: Tensor  # (N + 1,) int32: the keys of document i are number cu_seqlens[i] to cu_seqlens[i + 1]
     position_ids: Tensor  # (X,) int64: position inside the document
     label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last row
-    label_ids: Tensor  # (M,) int64: IGNORE after the last label
+    label_ids: Tensor  # (M,) int64: IGNORE_INDEX after the last label
     rows: Tensor  # (B,) int64: which rows of the plan, for audits
     max_seqlen: int  # rows of the longest document
     num_tokens: int  # of the text
@@ -157,7 +157,7 @@ def collate(rows: list[MaskedRow]) -> Microbatch:
     offsets = np.cumsum([0] + [len(row.ids) for row in rows])
     num_labels = sum(len(row.labels) for row in rows)
     places = -(-max(num_labels, 1) // _LABEL_BLOCK) * _LABEL_BLOCK
-    positions, labels = np.full(places, offsets[-1] - 1), np.full(places, IGNORE, np.int64)
+    positions, labels = np.full(places, offsets[-1] - 1), np.full(places, IGNORE_INDEX, np.int64)
     positions[:num_labels] = np.concatenate(
         [row.label_positions + start for row, start in zip(rows, offsets[:-1], strict=True)]
     )

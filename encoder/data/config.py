@@ -8,11 +8,10 @@ from enc.encoder.section import (
     Bool,
     Count,
     Fraction,
+    KeepsNumbers,
     Line,
     NoEffect,
-    NotBuilt,
     OpenFraction,
-    PositiveFloat,
     PositiveInt,
     Section,
 )
@@ -25,7 +24,7 @@ class DatasetConfig(Section):
     """Source: `python-docs` (built in), a local file, folder or glob, or a `datasets` hub name."""
     config: str | None = None
     """Configuration name of a hub dataset."""
-    path: str = ""
+    path: Annotated[str, KeepsNumbers()] = ""
     """A local source or a finished token store; wins over `name`."""
     validation_file: Line | None = None
     """A local source of its own to evaluate on: a file, folder or glob. Excludes `eval_split`, `validation_split` and
@@ -53,34 +52,24 @@ class DatasetConfig(Section):
     `test_file`."""
     pre_tokenize: Annotated[Bool, NoEffect("text is always tokenised once, into a token store")] = False
     """Tokenise before training."""
-    pre_tokenize_output: str | None = None
+    pre_tokenize_output: Annotated[str | None, KeepsNumbers()] = None
     """Folder of the token store; `tokenized_data/<name>` by default."""
-    num_proc: Count = 4
+    num_proc: Annotated[Count, KeepsNumbers()] = 4
     """Processes that tokenise; at most one a core is used, 0 means all cores."""
-    num_workers: Count | None = None
+    num_workers: Annotated[Count | None, KeepsNumbers()] = None
     """Processes a rank that prepare batches, 0 for none; by default 1 on the CPU, on GPUs 16 or one a core if fewer."""
-    pin_memory: Bool = False
-    """Copy batches into page-locked memory; always done on CUDA."""
-    persistent_workers: Annotated[Bool, NoEffect("batch workers live as long as the run")] = True
+    pin_memory: Annotated[Bool, NoEffect("it is always done on CUDA"), KeepsNumbers()] = False
+    """Copy batches into page-locked memory."""
+    persistent_workers: Annotated[Bool, NoEffect("batch workers live as long as the run"), KeepsNumbers()] = True
     """Keep batch workers between epochs."""
-    prefetch_factor: PositiveInt | None = None
+    prefetch_factor: Annotated[PositiveInt | None, KeepsNumbers()] = None
     """Microbatches each worker prepares ahead; 4 by default."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, KeepsNumbers()] = None
     """Cache folder of `datasets` for hub sources."""
     trust_remote_code: Annotated[Bool, NoEffect("`datasets` no longer runs dataset scripts")] = False
     """Run a hub dataset's own script."""
-    streaming: Annotated[Bool, NotBuilt("streaming")] = False
-    """Read the source while training instead of from a token store."""
     shuffle_buffer_size: Annotated[PositiveInt, NoEffect("rows are shuffled over the whole epoch")] = 10000
     """Shuffle buffer of a streamed source, in documents."""
-    load_all_from_disk: Annotated[Bool, NotBuilt("contrastive training")] = False
-    """Contrastive: use the prepared sets only."""
-    force_redownload: Annotated[Bool, NotBuilt("contrastive training")] = False
-    """Contrastive: fetch the sets again."""
-    min_length: Annotated[PositiveInt, NotBuilt("contrastive training")] = 5
-    """Contrastive: shortest text, in tokens."""
-    alpha: Annotated[PositiveFloat, NotBuilt("contrastive training")] = 1.0
-    """Contrastive: sets are drawn with probability rows^alpha."""
 
 
 class TokenizerTrainConfig(Section):

@@ -5,26 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from enc.encoder.data import store
+from enc.encoder.data.chunks import LENGTH
 from enc.encoder.data.encoding import DocumentEncoder
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError
-
-if TYPE_CHECKING:
-    pass
-from enc.encoder.data.chunks import LENGTH
+from enc.encoder.signals import end_with_pipe
 
 
 class WorkerPool:
@@ -112,7 +108,7 @@ def _receive(pipe: BinaryIO) -> Any:
 def worker_main(tokenizer_dir: str) -> None:
     """Run a worker process: read lists of UTF-8 texts from stdin, write (lengths, ids) to stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_pipe(sys.stdin.fileno())  # even in the middle of a text
     tokenizer = EncoderTokenizer.load(tokenizer_dir)
     encode = DocumentEncoder(tokenizer.tokenizer, store.token_dtype(tokenizer.num_tokens))
     while True:
@@ -131,11 +127,3 @@ def _encode_all(encode: DocumentEncoder, texts: list[bytes]) -> tuple[np.ndarray
     lengths = np.array([len(ids) for ids in documents], dtype=np.int32)
     kept = lengths > 0  # control characters alone make no token
     return lengths[kept], np.concatenate(documents)
-
-
-def _die_with_parent() -> None:
-    """End this process when the parent's end of the pipe closes, even in the middle of a text."""
-    poll = select.poll()
-    poll.register(0, 0)  # no events asked: only a hang-up wakes it
-    poll.poll()
-    os._exit(1)

@@ -2,7 +2,7 @@
 
 DeepSpeed cuts the state into flat partitions; here it is read and written by parameter name. Two things are peculiar:
 
-- the moments exist from the first update on, so `warm_up` makes one with a gradient of zero;
+- what the optimizer keeps exists from the first update on, so `warm_up` makes one with a gradient of zero;
 - the weights that the model computes with are copies of DeepSpeed's fp32 ones and follow them at the end of an update,
   so `load` writes both.
 """
@@ -10,15 +10,15 @@ DeepSpeed cuts the state into flat partitions; here it is read and written by pa
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.engine.interface import MOMENTS
-from enc.encoder.optim.adamw import make_optimizer
 from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.make import make_optimizer
+from enc.encoder.optim.state_spec import state_spec
 
 
 class DeepSpeedEngine:
@@ -36,6 +36,8 @@ class DeepSpeedEngine:
         self.deepspeed = _import_deepspeed(device)
         self.parameters: dict[str, Any] = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self.state_shapes = state_spec(optimizer).tensors(self.shapes)
+        self.optimizer_steps = 0
         self.stage = settings["zero_optimization"]["stage"]
         self.clip = settings["gradient_clipping"]
         engine, *_ = self.deepspeed.initialize(
@@ -44,10 +46,6 @@ class DeepSpeedEngine:
         self.module: Any = engine
         self.inner = engine.optimizer if self.stage == 0 else engine.optimizer.optimizer
         self.world_size = engine.world_size
-
-    @property
-    def optimizer_steps(self) -> int:
-        return int(next(iter(self.inner.state.values()))["step"])
 
     def forward(self, batch: Any, last: bool) -> Any:
         self.module.set_gradient_accumulation_boundary(last)
@@ -62,26 +60,28 @@ class DeepSpeedEngine:
             group["lr"] = lr
         if self.stage > 0:
             self.module.step()  # skips an update whose norm is not finite
+            self.optimizer_steps += self.module.was_step_applied()
             return float(self.module.get_global_grad_norm())
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
         if torch.isfinite(norm):
             self.module.step()
+            self.optimizer_steps += 1
         else:
             self.module.optimizer.zero_grad()
         return norm.item()
 
     def warm_up(self, batch: Any) -> None:
-        """Make the moments exist, all zero: one update with no gradient at learning rate 0."""
+        """Make the optimizer's state exist, all zero: one update with no gradient at learning rate 0."""
         self.backward(self.forward(batch, last=True).loss_sum * 0.0, last=True)
         self.step(0.0)
-        for entry in self.inner.state.values():
-            for moment in MOMENTS:
-                entry[moment].zero_()  # Adam, other than AdamW, adds its weight decay to the gradient
+        for tensor in (tensor for entry in self.inner.state.values() for tensor in entry.values()):
+            if isinstance(tensor, Tensor):
+                tensor.zero_()  # Adam, other than AdamW, adds its weight decay to the gradient
         if self.stage in (1, 2):
-            # DeepSpeed names the moments after the update of the first parameter group, before the others have any.
+            # DeepSpeed names the state after the update of the first parameter group, before the others have any.
             self.module.optimizer._hp_optimizer_states_linked = False
             self.module.optimizer._lazy_init_hp_params_optimizer_state()
-        self._set_steps(0)
+        self.optimizer_steps = 0
 
     def weight_norm(self) -> float:
         squares = torch.zeros((), dtype=torch.float64)
@@ -104,62 +104,60 @@ class DeepSpeedEngine:
 
     def gather(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         kept = {}
-        for name, parameter, moment in self._places():
-            whole = self._get(parameter, moment)
+        for name in self.state_shapes:
+            whole = self._get(*self._place(name))
             if keep(name):
                 kept[name] = whole.detach().to("cpu", torch.float32, copy=True)
         return kept
 
     def load(self, tensor_of: Callable[[str], Tensor], optimizer_steps: int) -> None:
-        for name, parameter, moment in self._places():
-            self._set(parameter, moment, tensor_of(name))
-        self._set_steps(optimizer_steps)
-
-    def _set_steps(self, steps: int) -> None:
+        for name in self.state_shapes:
+            self._set(*self._place(name), tensor_of(name))
         for entry in self.inner.state.values():
-            entry["step"].fill_(steps)
+            if "step" in entry:
+                entry["step"].fill_(optimizer_steps)
+        self.optimizer_steps = optimizer_steps
 
-    def _places(self) -> Iterator[tuple[str, Any, str | None]]:
-        """Yield every tensor of the state as (name, its parameter, which moment of it)."""
-        for name, parameter in self.parameters.items():
-            yield name, parameter, None
-        for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                yield f"{moment}.{name}", parameter, moment
+    def _place(self, name: str) -> tuple[Any, str | None]:
+        """Return (parameter, kind of what is kept for it) of a tensor of the state; the kind of a weight is None."""
+        if name in self.parameters:
+            return self.parameters[name], None
+        kind, _, parameter = name.partition(".")
+        return self.parameters[parameter], kind
 
-    def _get(self, parameter: Any, moment: str | None) -> Tensor:
+    def _get(self, parameter: Any, kind: str | None) -> Tensor:
         if self.stage == 0:
-            return parameter if moment is None else self.inner.state[parameter][moment]
+            return parameter if kind is None else self.inner.state[parameter][kind]
         utils = self.deepspeed.utils
-        if moment is None:
+        if kind is None:
             return utils.safe_get_full_fp32_param(parameter)
-        return utils.safe_get_full_optimizer_state(parameter, moment)
+        return utils.safe_get_full_optimizer_state(parameter, kind)
 
     @torch.no_grad()
-    def _set(self, parameter: Any, moment: str | None, value: Tensor) -> None:
+    def _set(self, parameter: Any, kind: str | None, value: Tensor) -> None:
         if self.stage == 0:
-            self._get(parameter, moment).copy_(value)
+            self._get(parameter, kind).copy_(value)
         elif self.stage == 3:
-            self._set_partition(parameter, moment, value)
-        elif moment is not None:
-            self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
+            self._set_partition(parameter, kind, value)
+        elif kind is not None:
+            self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
         else:
             self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
             parameter.copy_(value)
 
-    def _set_partition(self, parameter: Any, moment: str | None, value: Tensor) -> None:
+    def _set_partition(self, parameter: Any, kind: str | None, value: Tensor) -> None:
         """Write this rank's part of a ZeRO-3 tensor. DeepSpeed's own setter fails where the last part is padded."""
         utils = self.deepspeed.utils
         size = utils.safe_get_local_fp32_param(parameter).numel()
         part = value.flatten()[size * self.module.global_rank :][:size]
         part = nn.functional.pad(part, (0, size - part.numel()))
-        if moment is None:
+        if kind is None:
             utils.safe_set_local_fp32_param(parameter, part)
             parameter.ds_tensor.copy_(part)
             if parameter.shape == value.shape:  # small weights stay gathered
                 parameter.copy_(value)
         else:
-            utils.safe_set_local_optimizer_state(parameter, part, moment)
+            utils.safe_set_local_optimizer_state(parameter, part, kind)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

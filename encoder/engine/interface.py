@@ -1,8 +1,8 @@
 """What the training loop asks of an engine. The loop knows nothing else of how a model is spread over ranks.
 
-The trained state has a name for each tensor: a weight goes under its parameter's name, AdamW's moments under
-`exp_avg.<parameter>` and `exp_avg_sq.<parameter>`. All are whole and fp32, so that any engine on any number of ranks
-can continue what another one saved.
+The trained state has a name for each tensor: a weight goes under its parameter's name, what the optimizer keeps for it
+under `<kind>.<parameter>`, as `StateSpec` of encoder/optim says. All are whole and fp32, so that any engine on any
+number of ranks can continue what another one saved.
 """
 
 from collections.abc import Callable
@@ -10,25 +10,18 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def state_names(weights: list[str]) -> list[str]:
-    """Return the names of all tensors of the state, in the order in which engines go through them."""
-    return weights + [f"{moment}.{name}" for name in weights for moment in MOMENTS]
-
 
 class Engine(Protocol):
     """Forward, backward and update of one model on all ranks."""
 
     shapes: dict[str, tuple[int, ...]]
     """The whole shape of each weight, by name."""
+    state_shapes: dict[str, tuple[int, ...]]
+    """The whole shape of each tensor of the trained state, by name: weights first, in the order of `load`."""
     module: nn.Module
     """The objective as evaluation calls it. Every rank must call it equally often."""
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Updates that were really made."""
+    optimizer_steps: int
+    """Updates that were really made."""
 
     def forward(self, batch: Any, last: bool) -> Any:
         """Run the objective; `last` marks the last microbatch of a step, after which gradients are reduced."""
@@ -49,7 +42,14 @@ class Engine(Protocol):
         """Return the norm of all fp32 weights; collective."""
 
     def gather(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Return copies on the CPU of those tensors of the state that this rank wants to keep; collective."""
+        """Return those tensors of the state that this rank wants to keep: whole fp32 copies on the CPU, by name.
+
+        Collective: every rank goes through all of `state_shapes` in their order, whatever it keeps.
+        """
 
     def load(self, tensor_of: Callable[[str], Tensor], optimizer_steps: int) -> None:
-        """Take over a state, asking for each tensor once, in the order of `state_names`; collective."""
+        """Take over a state of so many updates; collective.
+
+        `tensor_of(name)` gives the whole tensor, fp32, on the CPU and in the shape of `state_shapes`. It is asked for
+        each name once, in their order, by every rank.
+        """

@@ -1,14 +1,14 @@
 """What DDP and FSDP share: PyTorch's optimizer on the model's own parameters, whole or sharded as DTensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.engine.interface import MOMENTS
-from enc.encoder.optim.adamw import make_optimizer
 from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.make import make_optimizer
+from enc.encoder.optim.state_spec import state_spec
 
 
 class TorchEngine:
@@ -20,15 +20,21 @@ class TorchEngine:
         """Train the parameters of `model`, which is sharded already if it will be."""
         self.parameters = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self.spec = state_spec(optimizer)
+        self.state_shapes = self.spec.tensors(self.shapes)
         self.optimizer = make_optimizer(optimizer, self.parameters)
+        self.optimizer_steps = 0
         self.clip = clip
-        for parameter in self.parameters.values():
-            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **moments}
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = self._first_state(name, parameter)
 
-    @property
-    def optimizer_steps(self) -> int:
-        return int(next(iter(self.optimizer.state.values()))["step"])
+    def _first_state(self, name: str, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return what the optimizer would make at its first update, so that it can be loaded before."""
+        kinds = self.spec.state_of(name, self.shapes[name])
+        state = {kind: torch.zeros_like(parameter) for kind in kinds}
+        if self.spec.counts_steps(name, self.shapes[name]):
+            state["step"] = torch.tensor(0.0, device=parameter.device)
+        return state
 
     def step(self, lr: float) -> float:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -39,6 +45,7 @@ class TorchEngine:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            self.optimizer_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
@@ -47,24 +54,26 @@ class TorchEngine:
 
     def gather(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         kept = {}
-        for name, tensor in self._tensors():
-            whole = _whole(tensor)
+        for name in self.state_shapes:
+            whole = _whole(self._tensor(name))
             if keep(name):
                 kept[name] = whole.to("cpu", torch.float32, copy=True)
         return kept
 
     def load(self, tensor_of: Callable[[str], Tensor], optimizer_steps: int) -> None:
-        for name, tensor in self._tensors():
-            _copy(tensor_of(name), tensor)
+        for name in self.state_shapes:
+            _copy(tensor_of(name), self._tensor(name))
         for entry in self.optimizer.state.values():
-            entry["step"].fill_(optimizer_steps)
+            if "step" in entry:
+                entry["step"].fill_(optimizer_steps)
+        self.optimizer_steps = optimizer_steps
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.parameters.items():
-            yield name, parameter.detach()
-        for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                yield f"{moment}.{name}", self.optimizer.state[parameter][moment]
+    def _tensor(self, name: str) -> Tensor:
+        """Return a tensor of the state, whole or sharded as its parameter is."""
+        if name in self.parameters:
+            return self.parameters[name].detach()
+        kind, _, parameter = name.partition(".")
+        return self.optimizer.state[self.parameters[parameter]][kind]
 
 
 def _whole(tensor: Tensor) -> Tensor:

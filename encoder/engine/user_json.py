@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from enc.encoder.config.messages import did_you_mean, raise_problems
+from enc.encoder.config.messages import raise_problems
 from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.config.yaml_source import Problem, Source, read_yaml
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 
 KEYS = Path(__file__).parents[2] / "ds_configs" / "keys.json"
 Settings = dict[str, Any]

@@ -91,8 +91,10 @@ class Architecture:
     """What it can be trained for; the first is `objective: auto`."""
     model: str
     """Module with the class of the model, and the class: `module:Class`; imported when a model is built."""
+    init_from: Callable[[Any], str | None] = lambda _config: None
+    """The folder of published weights that a section names for a run to start from."""
     pretrained: str | None = None
-    """Module that starts a model from published weights, as `enc.encoder.models.first_weights` tells."""
+    """Module that starts a model from such a folder, as `enc.encoder.models.first_weights` tells."""
     hub_types: tuple[str, ...] = ()
     """The `model_type` of its exports in a `config.json`."""
 

@@ -5,7 +5,7 @@ import torch
 from enc.encoder.errors import UsageError
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.registry import architecture_of
-from enc.kernels import chips, masked_ce, norms, varlen_attention
+from enc.kernels import dispatch, masked_ce, norms, varlen_attention
 
 
 def allow_kernels(model: ModelConfig, device: str, dtype: torch.dtype) -> None:
@@ -13,13 +13,13 @@ def allow_kernels(model: ModelConfig, device: str, dtype: torch.dtype) -> None:
 
     Raises UsageError when the config insists on fused kernels and there are none.
     """
-    chips.allowed.flash_attn = model.attn_backend != "sdpa"
-    chips.allowed.triton = model.kernel_backend != "torch"
+    dispatch.allowed.flash_attn = model.attn_backend != "sdpa"
+    dispatch.allowed.triton = model.kernel_backend != "torch"
     missing = {}
     if model.attn_backend == "flash_attn_varlen":
         missing["attn_backend: flash_attn_varlen"] = attention(model, device, dtype)[1]
     if model.kernel_backend == "fused":
-        missing["kernel_backend: fused"] = chips.why_not_triton(device, dtype)
+        missing["kernel_backend: fused"] = dispatch.why_not_triton(device, dtype)
     for key, why_not in missing.items():
         if why_not:
             raise UsageError(

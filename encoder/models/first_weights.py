@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def folder_of(model: ModelConfig) -> Path | None:
     """Return the folder that a model section names for its first weights, if it names one."""
-    named = getattr(model, "init_from", None)  # a key of the models that can
+    named = architecture_of(model).init_from(model)
     return Path(named) if named else None
 
 
@@ -46,5 +46,5 @@ def load(module: "nn.Module", model: ModelConfig, num_tokens: int) -> None:
 
 def _module(model: ModelConfig) -> Any:
     name = architecture_of(model).pretrained
-    assert name is not None, "a section with init_from belongs to a model that can start from a folder"
+    assert name is not None, "a model whose section names a folder has the module that reads it"
     return import_module(name)

@@ -97,24 +97,24 @@ class RotaryQKV(nn.Linear):
         self.num_heads = num_heads
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, packing: Packing, turns: Tensor | None
+        self, x: Tensor, packing: Packing, cos_sin: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the packing's rows (M, H, D), keys and values of all tokens (T, H, D).
 
-        `turns` (T, D / 2, 2) are the rotations of the tokens, None for a model without.
+        `cos_sin` (T, D / 2, 2) are the rotations of the tokens, None for a model without.
         """
         if packing.rows is not None:
-            return self._of_rows(x, packing, turns)
+            return self._of_rows(x, packing, cos_sin)
         qkv = super().forward(x).view(len(x), self.num_heads, 3, -1)  # (T, H, 3, D)
-        q, k, v = qkv.unbind(2) if turns is None else rope_qkv(qkv, turns)
+        q, k, v = qkv.unbind(2) if cos_sin is None else rope_qkv(qkv, cos_sin)
         return q, k, v
 
-    def _of_rows(self, x: Tensor, packing: Packing, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_rows(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.weight.unflatten(0, (self.num_heads, 3, -1))  # (H, 3, D, E)
         q = F.linear(packing.of(x), weight[:, 0].flatten(0, 1)).unflatten(1, (self.num_heads, -1))  # (M, H, D)
         kv = F.linear(x, weight[:, 1:].flatten(0, 2)).view(len(x), self.num_heads, 2, -1)
         k, v = kv.unbind(2)
-        return (q, k, v) if turns is None else (rope(q, packing.of(turns)), rope(k, turns), v)
+        return (q, k, v) if cos_sin is None else (rope(q, packing.of(cos_sin)), rope(k, cos_sin), v)
 
 
 def attend(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.data.batches import IGNORE, Microbatch
-from enc.kernels.masked_ce import MaskedCE, from_logits, masked_ce
+from enc.encoder.data.batches import Microbatch
+from enc.kernels.masked_ce import IGNORE_INDEX, MaskedCEOutput, from_logits, masked_ce
 
 
 class MlmOutput(NamedTuple):
@@ -61,7 +61,7 @@ class MlmObjective(nn.Module):
             loss = self._loss(batch)
         return MlmOutput(loss.loss, loss.num_correct, loss.logsumexp.sum())
 
-    def _loss(self, batch: Microbatch) -> MaskedCE:
+    def _loss(self, batch: Microbatch) -> MaskedCEOutput:
         model, extra = self.model, self.extra if self.training else {}
         rows = None if self.full_last_layer else batch.label_positions
         tokens = batch.input_ids, batch.cu_seqlens, batch.position_ids
@@ -78,8 +78,8 @@ class MlmObjective(nn.Module):
 
 
 def _spread(batch: Microbatch) -> Tensor:
-    """Return the label of every token, (T,) int64, IGNORE where there is none."""
-    labelled = batch.label_ids != IGNORE
-    targets = torch.full_like(batch.input_ids, IGNORE)
+    """Return the label of every token, (T,) int64, IGNORE_INDEX where there is none."""
+    labelled = batch.label_ids != IGNORE_INDEX
+    targets = torch.full_like(batch.input_ids, IGNORE_INDEX)
     targets[batch.label_positions[labelled]] = batch.label_ids[labelled]
     return targets

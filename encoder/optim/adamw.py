@@ -1,4 +1,4 @@
-"""AdamW over two groups of parameters: with and without weight decay."""
+"""AdamW over two groups of parameters, with and without weight decay, and Adam over one."""
 
 from typing import Any
 
@@ -26,13 +26,19 @@ _EMBEDDINGS = frozenset({
 })  # fmt: skip
 
 
-def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer named by the config; `adam` applies its decay as L2 to every parameter."""
-    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
-    if config.name == "adam":
-        return torch.optim.Adam(named_parameters.values(), weight_decay=config.weight_decay, **settings)
+def adamw(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Build AdamW with a group for parameters that decay and one for the others."""
     decayed = {name for name, p in named_parameters.items() if decays(name, p, config.decay_embeddings)}
     with_decay = [p for name, p in named_parameters.items() if name in decayed]
     without = [p for name, p in named_parameters.items() if name not in decayed]
     groups = [{"params": with_decay, "weight_decay": config.weight_decay}, {"params": without, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
+    return torch.optim.AdamW([group for group in groups if group["params"]], **_settings(config))
+
+
+def adam(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Build Adam, which applies its decay as L2 to every parameter."""
+    return torch.optim.Adam(named_parameters.values(), weight_decay=config.weight_decay, **_settings(config))
+
+
+def _settings(config: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}

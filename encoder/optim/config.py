@@ -1,6 +1,6 @@
 """The config sections `optimizer` and `scheduler`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,6 @@ from enc.encoder.section import (
     Count,
     Fraction,
     NonNegativeFloat,
-    NotBuilt,
     Percent,
     PositiveFloat,
     PositiveInt,
@@ -18,47 +17,10 @@ from enc.encoder.section import (
 )
 
 
-class MuonConfig(Section):
-    """Settings of the MuonClip optimizer."""
-
-    muon_beta: Beta = 0.95
-    """Momentum."""
-    muon_decay: NonNegativeFloat = 0.0
-    """Weight decay of matrices."""
-    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
-    """Orthogonalisation steps."""
-    enable_clipping: Bool = True
-    """Clip attention logits."""
-    clipping_threshold: PositiveFloat = 50.0
-    """Largest attention logit."""
-    clipping_alpha: Fraction = 0.5
-    """Share of the correction that goes to the query."""
-    clipping_warmup_steps: Count = 0
-    """Steps before clipping starts."""
-    clipping_interval: PositiveInt = 10
-    """Steps between clippings."""
-    clipping_qk_chunk_size: PositiveInt = 1024
-    """Tokens a tile of the logit computation."""
-    capture_last_microbatch_only: Bool = True
-    """Look at one microbatch a step."""
-    detect_anomalies: Bool = False
-    """Check for non-finite values."""
-    orthogonalization: Literal["polar_express", "newton_schulz"] = "polar_express"
-    """Orthogonalisation method."""
-    norm_factor: Literal["spectral", "match_rms_adamw", "none", "legacy_compat"] = "spectral"
-    """Scale of the update."""
-    algorithm: str | None = None
-    """Old name of `orthogonalization`."""
-    polar_express: bool | None = None
-    """Old switch of `orthogonalization`."""
-    clipping_layers_mapping: dict[str, Any] = {}
-    """Names of the layers to clip."""
-
-
 class OptimizerConfig(Section):
     """The optimizer. Norms and biases have no weight decay, and embeddings only if asked."""
 
-    name: Literal["adamw", "adam", "muonclip"] = "adamw"
+    name: Literal["adamw", "adam"] = "adamw"
     """`adamw`, or `adam` whose weight decay is L2 on all parameters."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
@@ -70,8 +32,6 @@ class OptimizerConfig(Section):
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
-    muon_config: Annotated[MuonConfig | None, NotBuilt("MuonClip")] = None
-    """Settings of MuonClip."""
 
 
 class SchedulerConfig(Section):

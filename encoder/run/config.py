@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from enc.encoder.section import Beta, Bool, Count, Line, NoEffect, NonNegativeFloat, NotBuilt, PositiveInt, Section
+from enc.encoder.section import Beta, Bool, Count, KeepsNumbers, Line, NoEffect, NonNegativeFloat, PositiveInt, Section
 
 
 def _precision(value: Any) -> Any:
@@ -18,29 +18,29 @@ WANDB_ID = r"^[A-Za-z0-9_-]{1,128}$"
 class TrainerConfig(Section):
     """The training loop."""
 
-    output_dir: str = "./output"
+    output_dir: Annotated[str, KeepsNumbers()] = "./output"
     """The run folder."""
-    overwrite_output_dir: Bool = False
+    overwrite_output_dir: Annotated[Bool, KeepsNumbers()] = False
     """Start a new run where an older one lies; the older one is moved to `<output_dir>.replaced-<n>`, not deleted."""
     max_steps: PositiveInt = 1_000_000
     """Number of optimizer steps."""
-    per_device_train_batch_size: PositiveInt = 16
+    per_device_train_batch_size: Annotated[PositiveInt, KeepsNumbers()] = 16
     """Rows of one microbatch on one rank."""
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: Annotated[PositiveInt, KeepsNumbers()] = 1
     """Microbatches a rank adds up before a step."""
     global_batch_size: PositiveInt | None = None
     """Rows of one step over all ranks. Fixed when a run starts, so that it stays the same on other numbers of ranks."""
-    per_device_eval_batch_size: PositiveInt = 32
+    per_device_eval_batch_size: Annotated[PositiveInt, KeepsNumbers()] = 32
     """Rows of one evaluation batch."""
     gradient_clipping: NonNegativeFloat | None = None
     """Largest norm of the gradient; longer gradients are scaled down to it. 0 or null is off."""
-    max_nonfinite_steps: Count = 10
+    max_nonfinite_steps: Annotated[Count, KeepsNumbers()] = 10
     """Updates with a non-finite loss or gradient are skipped; more than this many in one run stop it."""
     mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(_precision)] = "bf16"
     """`bf16` runs matrix products in bfloat16 under autocast, weights stay fp32; `no` is fp32 throughout."""
     tf32: Bool = True
     """Allow TF32 for fp32 matrix products on CUDA."""
-    use_cpu: Bool = False
+    use_cpu: Annotated[Bool, KeepsNumbers()] = False
     """Train on the CPU even where there is a GPU."""
     masked_logits_only_loss: Bool = True
     """Compute logits of labelled tokens only; `false` computes all of them, as an ablation."""
@@ -58,55 +58,49 @@ class TrainerConfig(Section):
     """Backend of `torch.compile`."""
     torch_compile_dynamic: Bool | None = None
     """Dynamic shapes in `torch.compile`; true by default, since the number of tokens differs from batch to batch."""
-    logging_steps: PositiveInt = 100
+    logging_steps: Annotated[PositiveInt, KeepsNumbers()] = 100
     """Steps between log lines."""
-    log_train_accuracy: Bool = False
+    log_train_accuracy: Annotated[Bool, KeepsNumbers()] = False
     """Log the share of labels predicted right during training."""
-    log_weight_norms: Bool = True
+    log_weight_norms: Annotated[Bool, KeepsNumbers()] = True
     """Log the norm of all weights."""
     log_grad_norm: Annotated[Bool, NoEffect("the norm is always logged: the non-finite check needs it")] = True
     """Log the gradient norm."""
-    eval_strategy: Literal["steps", "epoch", "no"] = "steps"
+    eval_strategy: Annotated[Literal["steps", "no"], KeepsNumbers()] = "steps"
     """When to evaluate during training."""
-    eval_steps: PositiveInt = 10000
+    eval_steps: Annotated[PositiveInt, KeepsNumbers()] = 10000
     """Steps between evaluations; the last step is always evaluated."""
-    eval_on_start: Bool = False
+    eval_on_start: Annotated[Bool, KeepsNumbers()] = False
     """Evaluate before the first step."""
-    eval_max_batches: PositiveInt | None = None
+    eval_max_batches: Annotated[PositiveInt | None, KeepsNumbers()] = None
     """Evaluate at most so many batches, over all ranks. The test at the end takes all."""
-    save_strategy: Literal["steps", "epoch", "best", "no"] = "steps"
+    save_strategy: Annotated[Literal["steps", "best", "no"], KeepsNumbers()] = "steps"
     """When to save: every `save_steps`, or `best`: after an evaluation that is the best so far by
     `metric_for_best_model`, which is then eval_loss by default. On a signal and at the end in any case; with `no` only
     then."""
-    save_steps: PositiveInt = 10000
+    save_steps: Annotated[PositiveInt, KeepsNumbers()] = 10000
     """Steps between checkpoints; the last step is always saved."""
-    save_total_limit: Count | None = 3
+    save_total_limit: Annotated[Count | None, KeepsNumbers()] = 3
     """Checkpoints to keep, the newest ones; 0 or null keeps all. The last good one and the best one are never
     deleted."""
     save_model: Annotated[Bool, NoEffect("every checkpoint has portable weights")] = True
     """Save portable weights."""
-    min_free_disk_gb: NonNegativeFloat = 0.0
+    min_free_disk_gb: Annotated[NonNegativeFloat, KeepsNumbers()] = 0.0
     """GB that must stay free on the disk after a checkpoint is written."""
-    resume_from_checkpoint: Annotated[bool | int | str | None, Field(union_mode="left_to_right")] = None
+    resume_from_checkpoint: Annotated[bool | int | str | None, Field(union_mode="left_to_right"), KeepsNumbers()] = None
     """`latest` (or true), `best`, a step, or a checkpoint folder."""
-    tensorboard_dir: Line | None = None
+    tensorboard_dir: Annotated[Line | None, KeepsNumbers()] = None
     """Folder of TensorBoard's files, from the working directory at launch; `<output_dir>/tensorboard` by default."""
-    disable_tqdm: Bool = False
+    disable_tqdm: Annotated[Bool, KeepsNumbers()] = False
     """No progress bar."""
     enforce_full_packed_batches: Annotated[Bool, NoEffect("every microbatch has the same number of rows")] = True
     """Hold back undersized packed batches."""
-    num_train_epochs: Annotated[PositiveInt, NotBuilt("GLUE fine-tuning")] = 3
-    """GLUE: epochs."""
-    early_stopping: Annotated[Count, NotBuilt("GLUE fine-tuning")] = 0
-    """GLUE: evaluations without improvement before stopping."""
-    metric_for_best_model: Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None = None
+    metric_for_best_model: Annotated[
+        Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None, KeepsNumbers()
+    ] = None
     """Metric of the evaluation whose best checkpoint is saved at once and never deleted; none by default."""
-    greater_is_better: Annotated[Bool, NoEffect("the metric says it")] = True
+    greater_is_better: Annotated[Bool, NoEffect("the metric says it"), KeepsNumbers()] = True
     """Direction of that metric."""
-    load_best_model_at_end: Annotated[Bool, NotBuilt("choosing a best model")] = False
-    """Load the best model at the end."""
-    dataloader_num_workers: Annotated[Count, NotBuilt("contrastive training")] = 0
-    """Contrastive: processes that prepare batches."""
 
     @property
     def best_metric(self) -> str | None:

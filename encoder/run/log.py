@@ -7,7 +7,6 @@ resumed run repeats is moved to `logs/<n>/metrics_repeated.jsonl` first.
 import json
 import math
 import secrets
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.events import Event, append_event
 
 _NOT_PLOTTED = ("step", "time")
 
@@ -34,7 +34,6 @@ class RunLog:
         self.text = (self.log_dir / "console.log").open("a", encoding="utf-8")
         cut_repeated(run_dir / "metrics.jsonl", start_step, self.log_dir / "metrics_repeated.jsonl")
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
         self.board = _tensorboard(Path(config.trainer.tensorboard_dir or run_dir / "tensorboard"), start_step)
         self.wandb = _wandb(run_dir, config) if config.wandb.enabled else None
         if self.console.is_terminal and not config.trainer.disable_tqdm:
@@ -77,12 +76,10 @@ class RunLog:
             for record in map(json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         )
 
-    def event(self, name: str, **details: Any) -> None:
-        """Append an event; it is on disk when this returns."""
+    def event(self, event: Event, /, **fields: Any) -> None:
+        """Append an event to `events.jsonl`."""
         if self.is_main:
-            record = {"time": _now(), "event": name, **details}
-            self.events.write(json.dumps(record) + "\n")
-            self.events.flush()
+            append_event(self.run_dir, event, **fields)
 
     def say(self, text: str) -> None:
         """Print prose to the terminal and to the attempt's log file."""
@@ -113,7 +110,7 @@ class RunLog:
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish(exit_code=exit_code)
-        for file in (self.metrics, self.events, self.text):
+        for file in (self.metrics, self.text):
             file.close()
 
 
@@ -208,7 +205,3 @@ def wandb_id(run_dir: Path, asked: str | None) -> str:
     if asked or not file.exists():
         file.write_text(asked or secrets.token_hex(4))
     return file.read_text().strip()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

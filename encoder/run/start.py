@@ -17,6 +17,7 @@ from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
+from enc.encoder.events import Event
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.models import fast_paths, first_weights
@@ -73,9 +74,8 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: 
 
 
 def _job_has_gpus(config: RunConfig) -> bool:
-    """Tell whether a SLURM job was promised GPUs: one of its nodes must not go on with its CPUs for a night."""
-    launch = config.launch
-    return launch.scheduler == "slurm" and launch.slurm.gpu_request != "none" and not config.trainer.use_cpu
+    """Tell whether a job was promised GPUs: one of its nodes must not go on with its CPUs for a night."""
+    return config.launch.on_cluster and config.launch.asks_for_gpus and not config.trainer.use_cpu
 
 
 def open_heartbeat(run_dir: Path, rank: int, config: RunConfig) -> Heartbeat:
@@ -169,7 +169,7 @@ def main(run_dir: Path) -> NoReturn:
         run = build(run_dir, ranks, config, stop, beat)
         announce(run)
         train(run)
-        run.log.event("finished", step=run.state.step)
+        run.log.event(Event.FINISHED, step=run.state.step)
     except Stopped as error:
         code, message = error.exit_code, str(error)
     except EncError as error:
@@ -213,13 +213,13 @@ def announce(run: Run) -> None:
     """Say and record what was resolved at start."""
     lines = describe(run)
     run.log.say(table(lines))
-    event = "resumed" if run.state.step else "started"
+    event = Event.RESUMED if run.state.step else Event.STARTED
     run.log.event(event, step=run.state.step, world_size=run.ranks.world_size, **{"choices": dict(lines)})
 
 
 def _record_failure(run: Run | None, message: str) -> None:
     if run is not None:
-        run.log.event("failed", step=run.state.step, error=message)
+        run.log.event(Event.FAILED, step=run.state.step, error=message)
 
 
 def _write_traceback(run_dir: Path, rank: int) -> Path:

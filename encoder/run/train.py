@@ -22,6 +22,7 @@ from enc.encoder.data.batches import EvalBatches, Microbatch
 from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import RunError, Stopped
 from enc.encoder.evaluate.mlm import evaluate_mlm
+from enc.encoder.events import Event
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name
 from enc.encoder.keyed import set_global_seed
@@ -116,7 +117,7 @@ class Stragglers:
         self.lines, self.steps = self.lines + 1, self.steps + run.work.steps
         if self.lines >= _STRAGGLER_LINES and self.steps >= _STRAGGLER_STEPS:
             self.lines = self.steps = 0
-            run.log.event("straggler", step=run.state.step, rank=rank, host=host, ratio=round(ratio, 2))
+            run.log.event(Event.STRAGGLER, step=run.state.step, rank=rank, host=host, ratio=round(ratio, 2))
 
 
 @dataclass
@@ -212,7 +213,7 @@ def _account(run: Run, sums: list[float], num_labels: int, sizes: list[float], g
         window.logsumexp_sum += logsumexp_sum
         return
     state.nonfinite_steps += 1
-    run.log.event("skipped_step", step=state.step, loss=_text(loss_sum / num_labels), grad_norm=_text(grad_norm))
+    run.log.event(Event.SKIPPED_STEP, step=state.step, loss=_text(loss_sum / num_labels), grad_norm=_text(grad_norm))
     if state.nonfinite_steps > run.config.trainer.max_nonfinite_steps:
         raise RunError(
             f"{state.nonfinite_steps} steps had a non-finite loss or gradient, the last at step {state.step} (loss "
@@ -272,7 +273,7 @@ def _note_best(run: Run, metrics: dict[str, float]) -> bool:
     if best is not None and best.metric == metric and not best.beaten_by(metrics[metric]):
         return False
     run.state.best = Best(metric, metrics[metric], run.state.step)
-    run.log.event("best", step=run.state.step, **{metric: metrics[metric]})
+    run.log.event(Event.BEST, step=run.state.step, **{metric: metrics[metric]})
     return True
 
 
@@ -290,7 +291,7 @@ def _test(run: Run) -> None:
     if metrics is None:
         _stop(run, _note_signal(run))
     run.log.evaluation({"step": step, "time": time.time(), "test_step": tested, **metrics}, "test")
-    run.log.event("tested", step=step, test_step=tested, test_loss=_text(metrics["test_loss"]))
+    run.log.event(Event.TESTED, step=step, test_step=tested, test_loss=_text(metrics["test_loss"]))
 
 
 def _load_best(run: Run) -> int:
@@ -367,7 +368,7 @@ def _note_saved(run: Run, wait: bool = False) -> None:
     stall_s = saved.stall_s + time.perf_counter() - began
     run.beat.took(saved.seconds)
     run.log.event(
-        "saved", step=saved.step, path=str(saved.folder), seconds=round(saved.seconds, 3),
+        Event.SAVED, step=saved.step, path=str(saved.folder), seconds=round(saved.seconds, 3),
         stall_seconds=round(stall_s, 3), deleted=[p.name for p in saved.deleted],
     )  # fmt: skip
     run.log.say(
@@ -390,7 +391,7 @@ def _save_and_stop(run: Run) -> NoReturn:
 def _note_signal(run: Run) -> str:
     """Record the signal that stops the run and return its name."""
     name = run.ranks.from_main(run.stop.signal_name) or run.stop.signal_name or "a signal on another rank"
-    run.log.event("signal", signal=name, step=run.state.step)
+    run.log.event(Event.SIGNAL, signal=name, step=run.state.step)
     return name
 
 

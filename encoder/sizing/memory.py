@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
 from enc.encoder.sizing.sizes import (
     block_parameters,
     feed_forward_width,
@@ -19,7 +20,6 @@ from enc.encoder.sizing.sizes import (
     states_per_token,
 )
 
-MOMENTS = 2  # of Adam
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded
 _ALLREDUCE_ELEMENTS = 500_000_000  # at most so many gradients are copied together when ZeRO 0 and 1 sum them
 _LOGIT_BLOCK_BYTES = 2**27  # at most; of kernels/masked_ce_torch.py
@@ -32,7 +32,7 @@ class StaticBytes:
     weights: int = 0  # what the forward pass reads
     master_weights: int = 0  # fp32 copy that the optimizer updates
     gradients: int = 0
-    moments: int = 0
+    moments: int = 0  # what the optimizer keeps beside weights
     buffers: int = 0
     host_state: int = 0  # weights, master weights, gradients and moments that were offloaded
     host_buffers: int = 0
@@ -132,36 +132,44 @@ def low_precision(config: RunConfig) -> bool:
 # --- between steps ---------------------------------------------------------------------------------------------------
 
 
+def _moments(config: RunConfig) -> dict[str, Shape]:
+    """Return the shapes of what the optimizer keeps, by name."""
+    return state_spec(config.optimizer).kept(parameter_shapes(config.model))
+
+
 def _ddp_static(config: RunConfig, world_size: int) -> StaticBytes:
     whole = 4 * num_parameters(config.model)
     # Gradients are views of DDP's buckets, which stay; one rank has none and frees its gradients.
-    return StaticBytes(weights=whole, gradients=whole if world_size > 1 else 0, moments=MOMENTS * whole)
+    return StaticBytes(weights=whole, gradients=whole if world_size > 1 else 0, moments=num_bytes(_moments(config)))
 
 
 def _fsdp_static(config: RunConfig, world_size: int) -> StaticBytes:
     shards = world_size // config.parallel.replicate
-    # Each parameter is cut along its first axis; the first rank has the larger part of an uneven one.
-    own = 4 * sum(ceil(shape[0] / shards) * prod(shape[1:]) for shape in parameter_shapes(config.model).values())
+    weights, moments = (_own_rows(s, shards) for s in (parameter_shapes(config.model), _moments(config)))
     if config.parallel.offload == "parameters":
-        return StaticBytes(host_state=(1 + MOMENTS) * own)
-    return StaticBytes(weights=own, moments=MOMENTS * own)
+        return StaticBytes(host_state=weights + moments)
+    return StaticBytes(weights=weights, moments=moments)
+
+
+def _own_rows(shapes: dict[str, Shape], shards: int) -> int:
+    """Return the bytes of the first rank: each tensor is cut along its first axis, and it has the larger part."""
+    return num_bytes({name: (ceil(shape[0] / shards), *shape[1:]) for name, shape in shapes.items()})
 
 
 def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
     """ZeRO 0 to 2: whole weights on each rank, from 1 on beside a flat fp32 partition with its moments."""
-    params = num_parameters(config.model)
-    width = 2 if low_precision(config) else 4
+    params, width = num_parameters(config.model), 2 if low_precision(config) else 4
     if config.parallel.zero_stage == 0:
-        return StaticBytes(weights=4 * params, moments=MOMENTS * 4 * params)
-    unit = 2 * world_size  # partitions start at even elements
-    params = ceil(params / unit) * unit
-    own = params // world_size
+        return StaticBytes(weights=4 * params, moments=num_bytes(_moments(config)))
+    own = _partition(params, world_size)
+    params = own * world_size
+    moments = 4 * sum(_partition(count, world_size) for count in _elements_by_kind(config).values())
     if config.parallel.offload == "optimizer":
         largest = max(prod(shape) for shape in parameter_shapes(config.model).values())
         return StaticBytes(
             weights=width * params,
             buffers=width * largest,
-            host_state=(4 + 4 + MOMENTS * 4) * own,  # master weights, gradients, moments
+            host_state=(4 + 4) * own + moments,  # master weights, gradients, moments
             host_buffers=width * own + width * largest,
         )
     return StaticBytes(
@@ -169,21 +177,35 @@ def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
         master_weights=4 * own,
         # ZeRO 1 with bf16 is another optimizer in DeepSpeed, which keeps whole fp32 gradients.
         gradients=4 * params if config.parallel.zero_stage == 1 and width == 2 else 0,
-        moments=MOMENTS * 4 * own,
+        moments=moments,
     )
+
+
+def _partition(count: int, world_size: int) -> int:
+    """Return a rank's part of so many elements, which starts at an even one."""
+    return 2 * ceil(count / (2 * world_size))
+
+
+def _elements_by_kind(config: RunConfig) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, shape in _moments(config).items():
+        kind = name.partition(".")[0]
+        counts[kind] = counts.get(kind, 0) + prod(shape)
+    return counts
 
 
 def _zero3_static(config: RunConfig, world_size: int) -> StaticBytes:
     counts = [prod(shape) for shape in parameter_shapes(config.model).values()]
     own = sum(ceil(count / world_size) for count in counts)
+    moments = 4 * sum(ceil(prod(shape) / world_size) for shape in _moments(config).values())
     width = 2 if low_precision(config) else 4
     persistent = width * sum(count for count in counts if count <= _PERSISTENT)
     bucket = config.parallel.bucket_size + config.parallel.bucket_size % 2
     buffers = bucket * (2 if config.parallel.reduce_dtype == "bf16" else 4)
-    optimizer = (4 + MOMENTS * 4) * own  # master weights and moments
+    optimizer = 4 * own + moments  # master weights and moments
     match config.parallel.offload:
         case "none":
-            return StaticBytes(width * own + persistent, 4 * own, 4 * own, MOMENTS * 4 * own, buffers)
+            return StaticBytes(width * own + persistent, 4 * own, 4 * own, moments, buffers)
         case "optimizer":  # gradients are there twice: as they are summed, and for the optimizer
             return StaticBytes(weights=width * own + persistent, buffers=buffers, host_state=optimizer + 8 * own)
     return StaticBytes(weights=persistent, buffers=buffers, host_state=optimizer + 8 * own + width * own)

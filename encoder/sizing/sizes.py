@@ -8,6 +8,7 @@ from math import prod
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.registry import architecture_of
+from enc.encoder.optim.state_spec import num_bytes, state_spec
 
 
 def feed_forward_width(model: ModelConfig) -> int:
@@ -62,6 +63,6 @@ def training_flops(
     return matrices + attention + 6 * architecture.head_parameters(model) * num_labels
 
 
-def checkpoint_bytes(model: ModelConfig) -> int:
-    """Return the size of one checkpoint: weights and moments in fp32."""
-    return 12 * num_parameters(model)
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Return the size of one checkpoint: weights and what the optimizer keeps, in fp32."""
+    return num_bytes(state_spec(config.optimizer).tensors(parameter_shapes(config.model)))

@@ -10,29 +10,27 @@ import math
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.events import Event, append_event
 from enc.encoder.heartbeat import read_rank_files
 from enc.encoder.printable import Say
 from enc.encoder.sizing.sizes import checkpoint_bytes
-from enc.launcher.backends.slurm.host import free_port
-from enc.launcher.backends.slurm.rank import note
+from enc.launcher.backends.local_host import LocalHost
 from enc.launcher.machine.facts import MachineFacts
-from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
 from enc.launcher.planning.plan import Plan, make_plan, plan_run, run_folder, with_tokens
 from enc.launcher.planning.ranks import usable_gpus
 from enc.launcher.planning.render import render
-from enc.launcher.run_folder.events import append_event, read_events
+from enc.launcher.run_folder.events import read_events
 from enc.launcher.supervise.supervise import supervise
 
 PlanOf = Callable[[RunConfig], Plan]
@@ -73,45 +71,30 @@ class Verdict:
         return self.finished and self.same_bytes
 
 
-class LocalHost:
+class RehearsalHost(LocalHost):
     """Ranks on this machine, spread over made-up nodes, and the trouble that hits them."""
 
+    restarts = True
+
     def __init__(self, run_dir: Path, config: RunConfig, troubles: list[str], say: Say) -> None:
-        self.run_dir, self.config, self.say = run_dir, config, say
+        super().__init__(run_dir, config.launch.env, lock=None)
+        self.config, self.say = config, say
         part = config.trainer.max_steps // max(len(troubles), 1)
         self.acts = {2 + i * part: trouble for i, trouble in enumerate(troubles)}
         self.job = "1"
         self.nodes = [f"node{i + 1}" for i in range(config.launch.num_nodes)]
-        self.restart_count = 0
-        self.ranks: list[subprocess.Popen] = []
-        self.attempt = 0
         self.limit: float | None = None
-        self.did: str | None = None
+        self.done_to_job: str | None = None
 
     def start(self, attempt: int, world_size: int) -> None:
-        self.attempt, self.limit, self.did = attempt, None, None
-        port = free_port()
-        per_node = world_size // len(self.nodes)
-        log = self.run_dir / "logs" / str(attempt) / "rank{}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with blocked_stop_signals():
-            self.ranks = []
-            for rank in range(world_size):
-                place = Place(rank, rank, world_size, world_size, "127.0.0.1", port)
-                named = {"ENC_ATTEMPT": str(attempt), "SLURMD_NODENAME": self.nodes[rank // per_node]}
-                with Path(str(log).format(rank)).open("a") as output:
-                    self.ranks.append(subprocess.Popen(
-                        [sys.executable, "-m", "enc.encoder.run.start", str(self.run_dir)],
-                        stdout=output, stderr=output,
-                        env=rank_environment(place, self.config.launch.env) | named, process_group=0,
-                    ))  # fmt: skip
+        self.limit, self.done_to_job = None, None
+        super().start(attempt, world_size)
+
+    def _output(self, rank: int) -> AbstractContextManager[IO[Any]]:
+        return self._log(rank)
 
     def running(self) -> bool:
-        codes = [process.poll() for process in self.ranks]
-        for rank, code in enumerate(codes):
-            if code is not None and code < 0:
-                note(self.run_dir, self.attempt, rank, code=code, error=None, lost_peer=False)
-        if all(code is not None for code in codes):
+        if not super().running():
             return False
         self._make_trouble()
         return True
@@ -123,50 +106,34 @@ class LocalHost:
             return
         trouble = self.acts.pop(due)
         self.say(f"step {step:>3}: {TROUBLES[trouble]}")
-        append_event(self.run_dir, "trouble", trouble=trouble, step=step)
+        append_event(self.run_dir, Event.TROUBLE, trouble=trouble, step=step)
         last = self.ranks[-1]
         match trouble:
             case "preempt":
-                self.did = "preempted"
+                self.done_to_job = "preempted"
                 self.signal(signal.SIGTERM)
             case "lost-rank":
                 last.kill()
             case "time-limit":
                 self.limit = time.time() + _LIMIT_S
             case "full-disk":
-                small = checkpoint_bytes(self.config.model) // 4
+                small = checkpoint_bytes(self.config) // 4
                 for process in self.ranks:
                     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (small, small))
             case "hang":
                 last.send_signal(signal.SIGSTOP)
 
-    def signal(self, number: int) -> None:
-        for process in self.ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    def kill(self) -> None:
-        for process in self.ranks:
-            process.kill()
-
     def end_time(self) -> float | None:
         return self.limit
 
-    def said(self) -> str | None:
-        return self.did
+    def interruption(self) -> str | None:
+        return self.done_to_job
 
-    def never_started(self) -> dict[int, str]:
-        return {}
-
-    def unhealthy(self) -> str | None:
-        return None
-
-    def next_job(self, must_be_new: bool) -> str:
-        self.restart_count += 1
+    def next_job_by(self, must_be_new: bool) -> str:
         return "requeue"
 
-    def over(self) -> None:
-        pass
+    def next_job(self, must_be_new: bool) -> None:
+        self.restart_count += 1
 
 
 def rehearse(config: RunConfig, facts: MachineFacts, troubles: list[str], say: Say) -> Verdict:
@@ -240,13 +207,13 @@ def _run(plan_of: PlanOf, config: RunConfig, run_dir: Path, troubles: list[str],
     plan = plan_of(config.changed({"trainer.output_dir": str(run_dir)}))
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(render(plan)["config.yaml"])
-    append_event(run_dir, "rehearsed")
+    append_event(run_dir, Event.REHEARSED)
     name, ranks = "The same, disturbed" if troubles else "Undisturbed", plan.split.world_size
     say(f"{name}: {config.trainer.max_steps} steps on {ranks} rank{'s' if ranks > 1 else ''}.")
-    host = LocalHost(run_dir, plan.config, troubles, say)
+    host = RehearsalHost(run_dir, plan.config, troubles, say)
     while supervise(run_dir, host) == 75 and read_events(run_dir)[-1].get("decision") != "stop":
         pass
-    return [event for event in read_events(run_dir) if event["event"] == "attempt_ended"]
+    return [event for event in read_events(run_dir) if event["event"] == Event.ATTEMPT_ENDED]
 
 
 def _weights(run_dir: Path, steps: int) -> bytes:
@@ -258,9 +225,9 @@ def _acts(run_dir: Path) -> list[Act]:
     acts: list[Act] = []
     events = read_events(run_dir)
     for index, event in enumerate(events):
-        if event["event"] == "trouble":
+        if event["event"] == Event.TROUBLE:
             after = events[index:]
-            cause = next((e["cause"] for e in after if e["event"] == "attempt_ended"), "none")
-            start = next((e["from_step"] for e in after if e["event"] == "attempt"), None)
+            cause = next((e["cause"] for e in after if e["event"] == Event.ATTEMPT_ENDED), "none")
+            start = next((e["from_step"] for e in after if e["event"] == Event.ATTEMPT), None)
             acts.append(Act(event["trouble"], event["step"], cause, start))
     return acts

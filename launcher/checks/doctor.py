@@ -4,8 +4,9 @@ All probes run at once, each on a thread with a time limit: one that fails or ha
 thread is left behind. The disk is measured last, when nothing else reads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, TypeVar
@@ -28,14 +29,14 @@ class Limits:
 
     probe: float
     torch: float  # its first import reads gigabytes
-    slurm: float
+    scheduler: float
 
 
-FULL, QUICK = Limits(probe=12, torch=60, slurm=10), Limits(probe=3, torch=3, slurm=3)
+FULL, QUICK = Limits(probe=12, torch=60, scheduler=10), Limits(probe=3, torch=3, scheduler=3)
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A headed part of the report."""
 
     name: str
@@ -77,15 +78,15 @@ Probe = Callable[[], list[Finding]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the doctor is to look at beside the machine: a config, whose run has its own checks, and the scheduler."""
+    """What the doctor is to look at beside the machine: a config, whose run has its own checks, and the schedulers."""
 
     config: RunConfig | None
     for_nodes: bool  # the run is for other machines than this one
-    scheduler: Callable[[float], list[Finding]]  # takes its time limit
+    schedulers: Mapping[str, Callable[[float], list[Finding]]]  # by what people call them; each takes its time limit
     run: Probe | None
 
 
-def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Section]:
+def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Chapter]:
     """Look at this machine, and at a config's run on it; yield the parts of the report as they are known."""
     config = asked.config
     torch = Later(lambda: probe_software.ask_torch(limits.torch))
@@ -97,11 +98,12 @@ def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Sect
         "Fast paths": [lambda: _of_torch(torch, limits, probe_software.check_fast_paths)],
         "Compilers": [lambda: probe_software.compilers(config, facts)],
         "Machine": [lambda: probe_machine.check_machine(facts)],
-        "SLURM": [lambda: asked.scheduler(limits.slurm)],
+        **{title: [partial(probe, limits.scheduler)] for title, probe in asked.schedulers.items()},
         **({"This run": [asked.run]} if asked.run else {"Caches": [lambda: _caches(facts)]}),
     }  # fmt: skip
     started = {name: [Later(probe) for probe in calls] for name, calls in probes.items()}
-    longest = {"Software": limits.torch, "Network": limits.torch, "Fast paths": limits.torch, "SLURM": limits.slurm}
+    longest = dict.fromkeys(("Software", "Network", "Fast paths"), limits.torch)
+    longest |= dict.fromkeys(asked.schedulers, limits.scheduler)
     reported: set[Finding] = set()
     for name, calls in started.items():
         limit = longest.get(name, limits.probe) + 1  # a probe that knows its own limit says more
@@ -109,9 +111,9 @@ def diagnose(asked: Asked, facts: MachineFacts, limits: Limits) -> Iterator[Sect
         new = [finding for finding in found if finding not in reported]
         reported |= found.keys()
         if new:
-            yield Section(name, new)
+            yield Chapter(name, new)
     if limits is not QUICK:
-        yield Section("Disk", _result("speed", Later(lambda: _disk(config, facts)), FULL.probe))
+        yield Chapter("Disk", _result("speed", Later(lambda: _disk(config, facts)), FULL.probe))
 
 
 def _result(name: str, call: Later[list[Finding]], limit: float) -> list[Finding]:

@@ -100,12 +100,12 @@ def check_hub(names: list[str], variables: Mapping[str, str]) -> Iterator[Findin
             yield green("hub", f"{name} is fetched from the Hugging Face hub{note}")
 
 
-def check_ram(needed: int, available: int, where: str, parts: str) -> Finding:
-    """What a machine must hold beside the processes themselves."""
+def check_ram(needed: int, available: int, where: str, parts: str, more: str) -> Finding:
+    """What a machine must hold beside the processes themselves; `more` is how a run gets more of it."""
     text = f"about {size(needed)} of {size(available)} {where}, for {parts}"
     if needed <= 0.9 * available:
         return green("RAM", text)
-    return yellow("RAM", f"it may run out: {text}", "more memory a node (launch.slurm.mem), or more nodes")
+    return yellow("RAM", f"it may run out: {text}", more)
 
 
 def _first_line(error: Exception) -> str:

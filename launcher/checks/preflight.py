@@ -2,7 +2,7 @@
 
 `preflight` looks at the files of a plan and calls the checks; each check is a function of what was observed and returns
 findings: red is sure to fail, yellow may, green is a fact worth knowing. What depends on where the ranks will run is
-checked beside it: `local_checks` here, and those of a job in `enc.launcher.checks.slurm`.
+checked beside it: `local_checks` here, and those of a job where its scheduler is (`enc.launcher.backends`).
 """
 
 import os
@@ -57,7 +57,7 @@ def local_checks(plan: Plan, facts: MachineFacts) -> list[Finding]:
     """Check whether this machine can hold the ranks of a plan."""
     return run_checks({
         "memory": lambda: [check_memory(plan, plan.device_bytes, _device_name(plan))],
-        "RAM": lambda: check_ram(plan, facts.ram_bytes, "of RAM here", plan.device == "cpu"),
+        "RAM": lambda: check_ram(plan, facts.ram_bytes, "of RAM here", plan.device == "cpu", "fewer ranks here"),
         "port": lambda: [check_port(can_bind_port())],
     })  # fmt: skip
 
@@ -134,7 +134,7 @@ def check_tokenizer(plan: Plan) -> Iterator[Finding]:
 
 def check_disk(plan: Plan, free: int, existing: int) -> Finding:
     """The disk must take the checkpoints that will be kept and the one being written, beside those that are there."""
-    one, reserve = sizes.checkpoint_bytes(plan.config.model), plan.config.trainer.min_free_disk_gb * 1e9
+    one, reserve = sizes.checkpoint_bytes(plan.config), plan.config.trainer.min_free_disk_gb * 1e9
     kept = max(2, checkpoints_kept(plan) + 1 - existing)
     left = f" with trainer.min_free_disk_gb {reserve / 1e9:g} left free" if reserve else ""
     text = f"{size(free)} free{left}, a checkpoint takes {size(one)}"
@@ -230,21 +230,22 @@ def _device_name(plan: Plan) -> str:
     return "on each GPU here" if plan.device == "cuda" else "of RAM for each rank"
 
 
-def check_ram(plan: Plan, available: int | None, where: str, holds_model: bool) -> Iterator[Finding]:
+def check_ram(plan: Plan, available: int | None, where: str, holds_model: bool, more: str) -> Iterator[Finding]:
     """A save copies the state to CPU memory, each tensor once over all ranks; offloaded state lives there.
 
-    `holds_model`: the ranks run on CPUs, so that the model and its steps are in the same memory.
+    `holds_model`: the ranks run on CPUs, so that the model and its steps are in the same memory. `more` is how a run
+    gets more of it.
     """
     ranks, parts = plan.config.launch.nproc_per_node or 1, plan.memory
     needed = {
         "offloaded state": ranks * parts["host"],
-        "the copy that a save writes": sizes.checkpoint_bytes(plan.config.model) * ranks // plan.split.world_size,
+        "the copy that a save writes": sizes.checkpoint_bytes(plan.config) * ranks // plan.split.world_size,
     }
     if plan.config.trainer.use_cpu or holds_model:
         needed["the model and its steps"] = ranks * (sum(parts.values()) - parts["host"])
     if available:
         named = " and ".join(name for name, amount in needed.items() if amount)
-        yield environment.check_ram(sum(needed.values()), available, where, named)
+        yield environment.check_ram(sum(needed.values()), available, where, named, more)
 
 
 # --- accounts, caches, ports -----------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def disk_speed(folder: Path, config: RunConfig | None, facts: MachineFacts) -> l
     if not os.access(place, os.W_OK):
         return [yellow("speed", f"not measured: {place} cannot be written", "choose another trainer.output_dir")]
     mount = mount_of(place, facts.mounts)
-    one = checkpoint_bytes(config.model) if config else None
+    one = checkpoint_bytes(config) if config else None
     return list(check_speed(measure_disk(place), f"{place} ({mount.type})" if mount else str(place), one))
 
 

@@ -176,6 +176,7 @@ def prune(
     Damaged ones, the last healthy one and the best one always stay.
     """
     from enc.encoder.checkpoints import folder as folder
+    from enc.launcher.backends.registry import find_jobs
     from enc.launcher.run_folder.find import find_run
     from enc.launcher.run_folder.lock import RunLock
 
@@ -184,7 +185,7 @@ def prune(
     if dry_run:
         doomed = folder.prunable(run_dir, keep)
     else:
-        lock = RunLock(run_dir)
+        lock = RunLock(run_dir, find_jobs)
         doomed = folder.prune(run_dir, keep)
         lock.release()
     for path in doomed:

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from enc.encoder.config.checks import UNBUILT
-from enc.encoder.config.fields import section_classes
+from enc.encoder.config import not_built
+from enc.encoder.config.fields import mark_of, section_classes
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.section import NoEffect, NotBuilt
+from enc.encoder.section import NoEffect
 
 _INTRO = """# Configuration
 
@@ -21,8 +21,8 @@ command line, in three spellings: `--trainer.max_steps 100`, `--trainer.max_step
 
 Numbers may be written `1e-4`. A top-level mapping `variables:` holds values for reuse: `$variables.name` as a whole
 value keeps its type, `${variables.name}` inside a text is replaced. The key names are NeoBERT's; its old names are
-accepted with a note. A key marked **not built yet** is refused with any value but its default; one marked *no effect*
-is accepted and ignored, for the reason given.
+accepted with a note. A key marked *no effect* is accepted and ignored, for the reason given; names of features that
+are not built yet, listed at the end, are refused.
 """
 
 
@@ -33,22 +33,21 @@ def configuration_page() -> str:
         sections = section_classes(info)
         if len(sections) > 1:
             parts += [f"## {name}\n", "The encoder's architecture; `type` decides which keys there are.\n"]
-            parts += [f"### {kind.__doc__}\n\n{_table(kind, f'{name}.')}" for kind in sections]
+            parts += [f"### {kind.__doc__}\n\n{_table(kind)}" for kind in sections]
             continue
         for section in sections:
-            parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, f"{name}.")]
+            parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section)]
             parts += [
                 f"### {name}.{inner}\n\n{kind.__doc__}\n\n{_table(kind)}"
                 for inner, field in section.model_fields.items()
                 for kind in section_classes(field)
-                if not _mark(field, NotBuilt)
             ]
-    return "\n".join(parts)
+    return "\n".join([*parts, _not_built()])
 
 
-def _table(section: Any, prefix: str = "") -> str:
+def _table(section: Any) -> str:
     rows = [
-        f"| `{name}` | {_type(info)} | `{_default(info)}` | {_text(info)}{_unbuilt_values(prefix + name)} |"
+        f"| `{name}` | {_type(info)} | `{_default(info)}` | {_text(info)} |"
         for name, info in section.model_fields.items()
         if section is not RunConfig or not section_classes(info)
     ]
@@ -64,19 +63,20 @@ def _default(info: FieldInfo) -> str:
 
 def _text(info: FieldInfo) -> str:
     text = (info.description or "").replace("\n", " ").replace("|", "\\|")
-    not_built, no_effect = _mark(info, NotBuilt), _mark(info, NoEffect)
-    if not_built:
-        return f"{text} **Not built yet** ({not_built.what})."
+    no_effect = mark_of(info, NoEffect)
     return f"{text} *No effect: {no_effect.why}.*" if no_effect else text
 
 
-def _unbuilt_values(key: str) -> str:
-    values = [f"`{value}`" for value in UNBUILT.get(key, ())]
-    return f" **Not built yet:** {', '.join(values)}." if values else ""
-
-
-def _mark(info: FieldInfo, kind: type) -> Any:
-    return next((mark for mark in info.metadata if isinstance(mark, kind)), None)
+def _not_built() -> str:
+    keys = [key for keys in not_built.KEYS.values() for key in keys]
+    keys = [f"`{key}`" for key in keys if key.partition(".")[0] not in not_built.SECTIONS]
+    values = [f"`{key}: {value}`" for key, features in not_built.VALUES.items() for value in features]
+    return (
+        "## Not built yet\n\nKnown by name and refused, unless a key has the value that asks for nothing:\n\n"
+        f"- sections {', '.join(f'`{section}`' for section in not_built.SECTIONS)};\n"
+        f"- keys {', '.join(keys)};\n"
+        f"- values {', '.join(values)}.\n"
+    )
 
 
 def _type(info: FieldInfo) -> str:

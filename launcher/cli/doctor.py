@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given,
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
-    from enc.launcher.checks.doctor import Asked, Section
+    from enc.launcher.checks.doctor import Asked, Chapter
     from enc.launcher.checks.findings import Finding
     from enc.launcher.machine.facts import MachineFacts
 
@@ -40,6 +41,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look for what would spoil a run: on this machine, and for a config. Exit code 3 when something is bad."""
+    from enc.launcher.backends.registry import current_job
     from enc.launcher.checks.doctor import FULL, QUICK, diagnose
     from enc.launcher.machine.facts import look
 
@@ -48,7 +50,7 @@ def doctor(
     loaded = load(config, context, {**machines, **ranks_given(nproc)}) if config else None
     started = time.perf_counter()
     sections = []
-    facts = look(gpu_timeout_s=limits.probe)
+    facts = look(current_job(os.environ), limits.probe)
     for section in diagnose(_asked(loaded, facts), facts, limits):
         sections.append(section)
         if not as_json:
@@ -70,29 +72,24 @@ def doctor(
 
 def _asked(config: "RunConfig | None", facts: "MachineFacts") -> "Asked":
     """Return what the doctor looks at beside the machine."""
-    from enc.launcher.backends.slurm.defaults import with_cluster_defaults
-    from enc.launcher.backends.slurm.probe import slurm_facts
+    from enc.launcher.backends.registry import BACKENDS, choose_backend
     from enc.launcher.checks.doctor import Asked, run_findings
-    from enc.launcher.checks.preflight import local_checks
-    from enc.launcher.checks.slurm import slurm_checks
-    from enc.launcher.planning.ranks import choose_scheduler
 
-    if config is None:
-        return Asked(None, False, lambda limit_s: slurm_facts(None, False, limit_s), None)
-    chosen = choose_scheduler(config, facts)
-    for_slurm = chosen.launch.scheduler == "slurm"
+    chosen, backend = (None, None) if config is None else choose_backend(config)
+    schedulers = {each.title: partial(each.probe, chosen, facts) for each in BACKENDS.values() if each.name != "local"}
+    if chosen is None or backend is None:
+        return Asked(None, False, schedulers, None)
 
     def run() -> "list[Finding]":
         submitted = chosen
-        if for_slurm and facts.has_slurm:
-            with contextlib.suppress(EncError):  # said under SLURM
-                submitted = with_cluster_defaults(chosen, lambda text: None)
-        return run_findings(submitted, facts, slurm_checks if for_slurm else local_checks)
+        with contextlib.suppress(EncError):  # said under the scheduler
+            submitted = backend.defaults(chosen, lambda text: None)
+        return run_findings(submitted, facts, backend.checks)
 
-    return Asked(chosen, for_slurm, lambda limit_s: slurm_facts(chosen, for_slurm, limit_s), run)
+    return Asked(chosen, chosen.launch.on_cluster, schedulers, run)
 
 
-def _counts(sections: "Iterable[Section]") -> dict[str, int]:
+def _counts(sections: "Iterable[Chapter]") -> dict[str, int]:
     levels: list[str] = [finding.level for section in sections for finding in section.findings]
     return {level: levels.count(level) for level in _WORDS}
 
@@ -101,7 +98,7 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _page(section: "Section") -> str:
+def _page(section: "Chapter") -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     lines = [line for finding in section.findings for line in _lines(finding, width)]
     return "\n".join([typer.style(section.name, bold=True), *lines, ""])

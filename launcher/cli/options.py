@@ -1,11 +1,11 @@
 """What several commands share: the config argument, overrides, how warnings are said."""
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from enc.encoder.config.load import Loaded
@@ -36,14 +36,14 @@ def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) 
     """Load a config with the overrides among the command's words, and say its warnings."""
     from enc.encoder.config.load import load_config
 
-    return _told(load_config(name, overrides_among(context) | (more or {})))
+    return _say_notes(load_config(name, overrides_among(context) | (more or {})))
 
 
 def load_defaults(context: typer.Context, keys: dict[str, Any]) -> "RunConfig":
     """Load the default config with `keys` and, over them, the overrides among the command's words."""
     from enc.encoder.config.load import load_text
 
-    return _told(load_text("{}", "the default config", keys | overrides_among(context)))
+    return _say_notes(load_text("{}", "the default config", keys | overrides_among(context)))
 
 
 def overrides_among(context: typer.Context) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def overrides_among(context: typer.Context) -> dict[str, Any]:
     return parse_overrides(context.args)
 
 
-def _told(loaded: "Loaded") -> "RunConfig":
+def _say_notes(loaded: "Loaded") -> "RunConfig":
+    """Say what the user should be told about a config, and return it."""
     for warning in loaded.warnings:
         say(f"Note: {warning}")
     return loaded.config
@@ -73,6 +74,5 @@ def _refuse_unknown_options(context: typer.Context) -> None:
     for word in context.args:
         name = word.partition("=")[0]
         if word.startswith("--") and "." not in name and name[2:] not in top_level_names():
-            close = difflib.get_close_matches(name, options, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
+            hint = did_you_mean(name, options) or "."
             raise UsageError(f"{name} is neither an option of this command nor a key of a config{hint}")

@@ -1,12 +1,14 @@
 """`enc render`: the job script of a run, and the files that its engine reads."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from enc.encoder.errors import UsageError
+from enc.encoder.events import Event, append_event
 from enc.launcher.cli.options import (
     OVERRIDES,
     ConfigArgument,
@@ -91,8 +93,9 @@ def render_slurm(
     as_json: JsonOption = False,
 ) -> None:
     """Print the job script of a run. It needs no SLURM: sbatch --parsable "$(enc render slurm CFG --to DIR)"."""
-    from enc.launcher.backends.slurm.script import SCRIPT_FILE
-    from enc.launcher.backends.slurm.submit import script_of, submitted_config
+    from enc.launcher.backends.queue import submitted_config
+    from enc.launcher.backends.registry import current_job
+    from enc.launcher.backends.slurm.script import SCRIPT_FILE, script_of
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import plan_run
     from enc.launcher.planning.plan_text import plan_notes
@@ -100,7 +103,7 @@ def render_slurm(
 
     given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
     loaded = load(config, context, {key: value for key, value in given.items() if value is not None})
-    plan = plan_run(loaded.changed({"launch.scheduler": "slurm"}), look())
+    plan = plan_run(loaded.changed({"launch.scheduler": "slurm"}), look(current_job(os.environ)))
     script = script_of(plan)
     settings = {"config.yaml": submitted_config(plan).to_yaml(), **plan.engine_files}
     for note in plan_notes(plan):
@@ -127,16 +130,16 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
 
     Raises UsageError when the folder holds a run already.
     """
-    from enc.launcher.run_folder.events import append_event
+    from enc.launcher.backends.registry import find_jobs
     from enc.launcher.run_folder.lock import RunLock
     from enc.launcher.run_folder.records import refuse_older_run, write_atomically
 
-    lock = RunLock(run_dir)
+    lock = RunLock(run_dir, find_jobs)
     try:
         refuse_older_run(run_dir)
         (run_dir / "logs").mkdir(exist_ok=True)
         for name, text in files.items():
             write_atomically(run_dir / name, text)
-        append_event(run_dir, "rendered")
+        append_event(run_dir, Event.RENDERED)
     finally:
         lock.release(remove_if_created=True)

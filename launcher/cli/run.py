@@ -1,6 +1,7 @@
 """`enc launch`, `enc resume`, `enc preprocess`, `enc eval`, `enc report`."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,34 +67,24 @@ def _placed(
 
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.text_table import table
+    from enc.launcher.backends.registry import choose_backend, current_job
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import plan_run
     from enc.launcher.planning.plan_text import plan_notes, plan_table
-    from enc.launcher.planning.ranks import choose_scheduler
     from enc.launcher.planning.render import render
 
-    facts = look()
-    config = choose_scheduler(config, facts)
-    on_slurm = config.launch.scheduler == "slurm"
-    if on_slurm and facts.has_slurm:
-        from enc.launcher.backends.slurm.defaults import with_cluster_defaults
-
-        config = with_cluster_defaults(config, say)
-    plan = plan_run(config, facts)
-    files = render(plan)
-    if on_slurm:
-        from enc.launcher.backends.slurm.script import SCRIPT_FILE
-        from enc.launcher.backends.slurm.submit import script_of
-
-        files[SCRIPT_FILE] = script_of(plan)
+    config, backend = choose_backend(config)
+    plan = plan_run(backend.defaults(config, say), look(current_job(os.environ)))
+    scripts = backend.render(plan)
+    files = render(plan) | scripts
     for note in plan_notes(plan):
         say(note)
     if as_json:
         typer.echo(json.dumps({"plan": plan.as_dict(), "files": files}, indent=1))
         return
     typer.echo(table([*plan_table(plan), *(("writes", str(plan.run_dir / name)) for name in files)]))
-    if on_slurm:
-        typer.echo(f"\n{files[SCRIPT_FILE]}", nl=False)
+    for script in scripts.values():
+        typer.echo(f"\n{script}", nl=False)
 
 
 def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
@@ -118,22 +109,18 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
 
 
 def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
+    from enc.launcher.backends.launch import launch
+    from enc.launcher.backends.registry import choose_backend, current_job
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import run_folder
-    from enc.launcher.planning.ranks import choose_scheduler
 
-    facts = look()
-    config = choose_scheduler(config, facts)
-    if config.launch.scheduler == "slurm":
-        from enc.launcher.backends.slurm.submit import submit
-
-        job = submit(config, facts, allow_change, say)
-        run_dir = str(run_folder(config, facts))
-        typer.echo(json.dumps({"job": job, "run_dir": run_dir}) if as_json else job)
-        return
-    from enc.launcher.backends.local import launch
-
-    sys.exit(launch(config, facts, allow_change, say))
+    facts = look(current_job(os.environ))
+    config, backend = choose_backend(config)
+    launched = launch(config, backend, facts, allow_change, say)
+    if launched.job is None:
+        sys.exit(launched.exit_code)
+    run_dir = str(run_folder(config, facts))
+    typer.echo(json.dumps({"job": launched.job, "run_dir": run_dir}) if as_json else launched.job)
 
 
 def resume(

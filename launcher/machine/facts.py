@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,7 +26,7 @@ class MachineFacts:
     cores: int  # that this process may run on
     mounts: tuple[Mount, ...]
     open_files: tuple[int, int]  # soft and hard limit; -1 is none
-    has_slurm: bool  # its commands are installed, which says nothing about a controller that answers
+    job: str | None  # of a scheduler, that this process is in
 
     @cached_property
     def gpus(self) -> list[InstalledGpu]:
@@ -42,14 +41,9 @@ class MachineFacts:
         except (UsageError, OSError):
             return None
 
-    @property
-    def slurm_job(self) -> str | None:
-        """The job that this process is in."""
-        return self.environment.get("SLURM_JOB_ID")
 
-
-def look(gpu_timeout_s: float = 20.0) -> MachineFacts:
-    """Look at this machine."""
+def look(job: str | None = None, gpu_timeout_s: float = 20.0) -> MachineFacts:
+    """Look at this machine; `job` is the one that this process is in, as far as it matters."""
     environment = dict(os.environ)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return MachineFacts(
@@ -62,5 +56,5 @@ def look(gpu_timeout_s: float = 20.0) -> MachineFacts:
         cores=len(os.sched_getaffinity(0)),
         mounts=tuple(read_mounts()),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
-        has_slurm=shutil.which("sbatch") is not None,
+        job=job,
     )

@@ -20,6 +20,8 @@ class Place:
     local_world_size: int
     address: str
     port: int
+    node: str
+    """Name of its machine."""
 
 
 def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
@@ -27,7 +29,7 @@ def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({}
     own = {
         "RANK": place.rank, "LOCAL_RANK": place.local_rank, "WORLD_SIZE": place.world_size,
         "LOCAL_WORLD_SIZE": place.local_world_size, "MASTER_ADDR": place.address, "MASTER_PORT": place.port,
-        "ENC_LAUNCHER_PID": os.getpid(),
+        "ENC_LAUNCHER_PID": os.getpid(), "ENC_NODE_NAME": place.node,
     }  # fmt: skip
     environment = {**os.environ, **more, **{key: str(value) for key, value in own.items()}}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // place.local_world_size)))

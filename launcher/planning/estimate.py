@@ -118,7 +118,7 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
         "step_s": flops / rate,
         "hours": flops * steps / rate / 3600,
         "gpu_hours": flops * steps / rate / 3600 * cluster.ranks,
-        "checkpoint_bytes": checkpoint_bytes(config.model),
+        "checkpoint_bytes": checkpoint_bytes(config),
     }
 
 

@@ -1,7 +1,9 @@
 """Every number that follows from a config, derived once, before anything is started. No torch.
 
-config + MachineFacts + StoreFacts --make_plan--> Plan      a pure function
-config + MachineFacts --plan_run--> Plan                    opens the token store and reads what else is named
+    config, MachineFacts, StoreFacts --make_plan--> Plan
+    config, MachineFacts --plan_run--> Plan
+
+The first is a pure function; the second opens the token store for it, and reads what else a config names.
 """
 
 from dataclasses import dataclass, replace
@@ -87,7 +89,7 @@ class Plan:
             "vocab_size": model.vocab_size,
             "parameters": sizes.num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in self.memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(model) / 2**20, 1),
+            "checkpoint_mb": round(sizes.checkpoint_bytes(self.config) / 2**20, 1),
         }
 
 
@@ -149,7 +151,7 @@ def _ranks_and_batch(config: RunConfig, facts: MachineFacts) -> tuple[int, Batch
     per_node = ranks_per_node(config, facts)
     world_size = config.launch.num_nodes * per_node
     check_replicas(config.parallel, world_size)
-    gpus = 0 if config.launch.scheduler == "slurm" else usable_gpus(config, facts)
+    gpus = 0 if config.launch.on_cluster else usable_gpus(config, facts)
     if 0 < gpus < per_node:
         raise UsageError(f"launch.nproc_per_node is {per_node}, but this machine has {gpus} GPUs; a rank needs one.")
     return per_node, split_batch(config.trainer, world_size)

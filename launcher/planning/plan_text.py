@@ -34,8 +34,8 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _machines(config: RunConfig) -> str:
-    nodes = config.launch.num_nodes
-    return f"{nodes} node{'s' if nodes > 1 else ''} of SLURM, " if config.launch.scheduler == "slurm" else ""
+    launch, nodes = config.launch, config.launch.num_nodes
+    return f"{nodes} node{'s' if nodes > 1 else ''} of {launch.scheduler.upper()}, " if launch.on_cluster else ""
 
 
 def _memory_text(parts: dict[str, float]) -> str:

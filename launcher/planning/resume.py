@@ -10,8 +10,9 @@ from enc.encoder.checkpoints.folder import (
     remove_leftovers,
     set_aside_newer,
 )
+from enc.encoder.config.fields import keeps_numbers
 from enc.encoder.config.load import load_text
-from enc.encoder.config.schema import RunConfig, differences, keeps_numbers
+from enc.encoder.config.schema import RunConfig, differences
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import Say

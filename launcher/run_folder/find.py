@@ -27,8 +27,8 @@ def _walk_runs(folder: str, depth: int) -> Iterator[tuple[float, str]]:
         return
     if "config.yaml" in entries and any(name in entries for name in RUN_FILES):
         with contextlib.suppress(OSError):
-            told = [entries[name].stat().st_mtime for name in ("config.yaml", "events.jsonl") if name in entries]
-            yield max(told), folder
+            times = [entries[name].stat().st_mtime for name in ("config.yaml", "events.jsonl") if name in entries]
+            yield max(times), folder
     for name, entry in entries.items():
         if depth > 0 and not name.startswith(".") and name not in _NO_RUNS_BELOW and _is_folder(entry):
             yield from _walk_runs(entry.path, depth - 1)

@@ -1,9 +1,10 @@
-"""The story that a run's events tell: what state they leave it in, and why it stopped. Pure."""
+"""What a run's events add up to: what state they leave it in, and why it stopped. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from enc.encoder.events import Event
 from enc.launcher.run_folder.read import count, number, seconds, text, texts
 
 RESTARTING = ("restart", "requeue", "resubmit", "next_task")
@@ -37,7 +38,7 @@ class History:
     not_continued: bool = False  # no further job could be had
 
 
-def tell(events: list[dict[str, Any]]) -> History:
+def history_of(events: list[dict[str, Any]]) -> History:
     """Go through a run's events, oldest first."""
     history = History()
     for event in events:
@@ -50,58 +51,58 @@ def tell(events: list[dict[str, Any]]) -> History:
 
 def _apply(history: History, name: str, event: dict[str, Any]) -> None:
     match name:
-        case "submitted":
+        case Event.SUBMITTED:
             _note_job(history, event)
             history.num_nodes = count(event.get("nodes"))
             history.queued, history.not_continued = history.time, False
             history.status = "requeued" if history.status == "requeued" else "queued"
-        case "rendered":
+        case Event.RENDERED:
             history.status, history.why = "stopped", "Its job script was written; the job has not begun."
-        case "continued":
+        case Event.CONTINUED:
             _note_job(history, event)
             history.status = "cancelled" if history.status == "cancelled" else "requeued"
-        case "supervisor_lost" | "not_continued":
+        case Event.SUPERVISOR_LOST | Event.NOT_CONTINUED:
             history.why = text(event.get("detail")) or history.why
-            history.not_continued = name == "not_continued"
-        case "attempt":
+            history.not_continued = name == Event.NOT_CONTINUED
+        case Event.ATTEMPT:
             _note_job(history, event)
             history.attempt = count(event.get("attempt"))
             history.nodes = texts(event.get("nodes"))
             _begin(history, "starting")
             _note_step(history, event.get("from_step"))
-        case "started" | "resumed":
+        case Event.STARTED | Event.RESUMED:
             _begin(history, "running")
             _note_step(history, event.get("step"))
-        case "saved":
+        case Event.SAVED:
             history.saved.add(count(event.get("step")) or 0)
             if history.status in ("unknown", "starting"):  # what was before is not known
                 history.status = "running"
-        case "signal":
+        case Event.SIGNAL:
             history.signal_step = count(event.get("step"))
             _note_step(history, event.get("step"))
             if history.status != "cancelled":
                 history.status = "signal"
                 history.why = f"{text(event.get('signal')) or 'A signal'} came at step {_step(event)}."
-        case "finished":
+        case Event.FINISHED:
             history.status, history.why = "finished", None
             _note_step(history, event.get("step"))
-        case "failed":
+        case Event.FAILED:
             history.status = "failing"
             history.why = text(event.get("error")) or f"It failed at step {_step(event)}."
             _note_step(history, event.get("step"))
-        case "hang":
+        case Event.HANG:
             history.status = "hang"
             history.why = text(event.get("detail")) or "No rank made progress."
-        case "attempt_ended":
+        case Event.ATTEMPT_ENDED:
             _end_attempt(history, event)
-        case "cancelled":
+        case Event.CANCELLED:
             history.status = "cancelled"
             history.why = f"Cancelled by {text(event.get('by')) or 'somebody'}."
-        case "node_excluded":
+        case Event.NODE_EXCLUDED:
             node = text(event.get("node"))
             if node and node not in history.excluded_nodes:
                 history.excluded_nodes.append(node)
-        case "straggler":
+        case Event.STRAGGLER:
             kept = {"step": count(event.get("step")), "rank": count(event.get("rank")),
                     "host": text(event.get("host")), "ratio": number(event.get("ratio"))}  # fmt: skip
             history.straggler = kept if kept["rank"] is not None else history.straggler
@@ -110,9 +111,9 @@ def _apply(history: History, name: str, event: dict[str, Any]) -> None:
 def _end_attempt(history: History, event: dict[str, Any]) -> None:
     cause, decision = text(event.get("cause")) or "unknown", text(event.get("decision"))
     _note_step(history, event.get("step"))
-    said = [part.strip().rstrip(".") for key in ("detail", "reason") if (part := text(event.get(key)) or "").strip()]
-    said = list(dict.fromkeys(said))
-    why = "".join(f"{part[:1].upper()}{part[1:]}. " for part in said).strip() or f"It ended by: {cause}."
+    parts = [part.strip().rstrip(".") for key in ("detail", "reason") if (part := text(event.get(key)) or "").strip()]
+    sentences = " ".join(f"{part[:1].upper()}{part[1:]}." for part in dict.fromkeys(parts))
+    why = sentences or f"It ended by: {cause}."
     if decision in RESTARTING:
         history.restarts[cause] += 1
         history.why = why

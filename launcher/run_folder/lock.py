@@ -6,24 +6,29 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from enc.encoder.errors import UsageError
-from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.run_folder.events import since_submitted
+from enc.launcher.run_folder.job import Job
 
-_COMPLETING_S = 45.0  # SLURM's KillWait, and some
+FindJobs = Callable[[list[str]], dict[str, Job]]
+_ENDING_S = 45.0  # schedulers give processes about half a minute to end
 _LOCK_PATIENCE_S = 3.0  # batch workers of a killed run outlive it by a moment
 
 
 class RunLock:
     """Exclusive use of a run folder; inherited by the processes started under it, released when the last one ends."""
 
-    def __init__(self, run_dir: Path, patience_s: float = _LOCK_PATIENCE_S, job: str | None = None) -> None:
-        """Take the lock, making the folder if need be; `job` is the SLURM job that this process belongs to.
+    def __init__(
+        self, run_dir: Path, find_jobs: FindJobs, patience_s: float = _LOCK_PATIENCE_S, job: str | None = None
+    ) -> None:
+        """Take the lock, making the folder if need be; `job` is the one that this process belongs to.
 
-        Raises UsageError when it is taken, by a process or by a job that is queued, or when it cannot be written.
+        `find_jobs` tells what schedulers know of jobs; inside the run's own job it is not asked. Raises UsageError when
+        the lock is taken, by a process or by a job that is queued, or when it cannot be written.
         """
         self.run_dir = run_dir
         self.created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
@@ -33,7 +38,7 @@ class RunLock:
                 raise UsageError(self._taken())
             time.sleep(0.1)
         if job is None:
-            self._refuse_queued_job()
+            self._refuse_queued_job(find_jobs)
         self.belongs_to(job)
         os.set_inheritable(self.file.fileno(), True)
 
@@ -44,19 +49,19 @@ class RunLock:
         self.file.write(json.dumps(owner))
         self.file.flush()
 
-    def _refuse_queued_job(self) -> None:
-        """Raise UsageError when SLURM still has a job of the run: the last one, or one that follows it.
+    def _refuse_queued_job(self, find_jobs: FindJobs) -> None:
+        """Raise UsageError when a scheduler still has a job of the run: the last one, or one that follows it.
 
-        One that is just completing is waited for.
+        One that is just ending is waited for.
         """
-        told = [event.get("job") for event in since_submitted(self.run_dir)]
-        jobs = [job for job in dict.fromkeys([self._owner().get("job"), *told]) if job]
-        give_up = time.monotonic() + _COMPLETING_S
-        while alive := _jobs_alive(jobs):
-            if {found.state for found in alive.values()} == {"COMPLETING"} and time.monotonic() < give_up:
+        named = [event.get("job") for event in since_submitted(self.run_dir)]
+        ids = [job for job in dict.fromkeys([self._owner().get("job"), *named]) if isinstance(job, str)]
+        give_up = time.monotonic() + _ENDING_S
+        while left := {job: found for job, found in find_jobs(ids).items() if not found.is_over}:
+            if all(found.phase == "ending" for found in left.values()) and time.monotonic() < give_up:
                 time.sleep(0.5)
                 continue
-            job, found = next(iter(alive.items()))
+            job, found = next(iter(left.items()))
             self.file.close()
             raise UsageError(
                 f"The run folder {self.run_dir} belongs to job {job}, which is {found.state.lower()}. Watch it with "
@@ -110,8 +115,3 @@ class RunLock:
         with contextlib.suppress(OSError):  # somebody else has put something there
             for folder in self.created:
                 folder.rmdir()
-
-
-def _jobs_alive(jobs: list[str]) -> dict[str, slurm.Job]:
-    known = slurm.find_jobs(jobs, 60) if jobs and slurm.is_installed() else {}
-    return {job: found for job, found in known.items() if not found.is_over}

@@ -50,7 +50,7 @@ def log_file(run_dir: Path, attempt: int | None, rank: int | None) -> Path | Non
 
 def batch_log(run_dir: Path, job: str | None) -> Path | None:
     """Return what the batch process of a job wrote (of the newest job without one); None when there is none."""
-    pattern = "slurm-*.log" if job is None else f"slurm-{job}*.log"
+    pattern = "*-*.log" if job is None else f"*-{job}*.log"  # <scheduler>-<job>.log
     found = [p for p in (run_dir / "logs").glob(pattern) if p.is_file()]
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
@@ -114,7 +114,7 @@ def follow(
     """
     reader: LogReader | None = None
     while True:
-        over = is_over()  # asked first: what is written before the end is read below
+        ended = is_over()  # asked first: what is written before the end is read below
         path = find()
         if path is not None and (reader is None or path != reader.path):
             if reader is not None:
@@ -124,7 +124,7 @@ def follow(
             if first and last_lines is not None:
                 reader.skip_to_last(last_lines)
         if reader is not None:
-            yield from reader.lines(to_the_end=over)
-        if over:
+            yield from reader.lines(to_the_end=ended)
+        if ended:
             return
         time.sleep(_POLL_S)

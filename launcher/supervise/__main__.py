@@ -1,19 +1,21 @@
-"""The batch process of a job: `python -m enc.launcher.supervise RUN_DIR -- srun ...`."""
+"""The batch process of a job: `python -m enc.launcher.supervise RUN_DIR [BACKEND] -- COMMAND...`."""
 
-import os
 import sys
 from pathlib import Path
 
 from enc.encoder.errors import EncError
-from enc.launcher.backends.slurm.host import SlurmHost
-from enc.launcher.supervise.supervise import say, supervise
+from enc.launcher.backends.registry import backend_of
+from enc.launcher.supervise.attempt import say
+from enc.launcher.supervise.supervise import supervise
 
 
 def main(words: list[str]) -> int:
-    """Run as the batch process of a SLURM job."""
-    run_dir, command = Path(words[0]), words[2:]
+    """Run as the batch process of a job; `COMMAND` starts its ranks."""
+    (folder, *named), command = words[: words.index("--")], words[words.index("--") + 1 :]
+    run_dir = Path(folder)
     try:
-        return supervise(run_dir, SlurmHost(run_dir, command, os.environ))
+        backend = backend_of(named[0] if named else "slurm")  # scripts of SLURM jobs, which may wait long, name none
+        return supervise(run_dir, backend.host(run_dir, command))
     except EncError as error:
         say(str(error))
         return error.exit_code

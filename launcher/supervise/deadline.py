@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-_SPARE_S = 15.0  # leaving, flushing, SLURM's own rounding
+_SPARE_S = 15.0  # leaving, flushing, the scheduler's own rounding
 _GUESSED_STEP_S = 5.0
 _GUESSED_BYTES_PER_S = 200e6
 

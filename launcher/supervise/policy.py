@@ -1,24 +1,29 @@
 """Why an attempt ended, and what happens next. Pure: events and rank files in, a decision out.
 
-    ranks' last words + what SLURM and the supervisor know --classify--> Ending --decide--> Decision
+    ranks' last words + what scheduler and supervisor know --classify--> Ending --decide--> Decision
 
 | cause | means | next |
 |---|---|---|
 | finished, config, cancelled | done; the request is at fault; the operator said so | stop |
-| signal, time_limit, preempted, requeued | the state was saved (or SLURM gave no time to) | another job |
+| signal, time_limit, preempted, requeued | the state was saved (or there was no time to) | another job |
 | crash, hang, lost_rank, start_failure | an error, no progress, a process gone, a node that starts none | again here |
 | lost_job | the whole job vanished without a word | the job that finds it goes on |
 
 Each cause has a budget, and none goes on for ever: attempts that end at the same step count as one trouble.
+
+A local run has no budget: its first ending is its last. The person who started it in the foreground sees why it ended
+and decides; a run that began anew by itself would hide that, and a signal is their wish to stop it.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from enc.encoder.config.launch import LaunchConfig
+from enc.encoder.events import Event
 
 _STARTING = ("start", "build", "warm_up", "restore")
 _STOP = ("finished", "config", "cancelled")
+_EXIT_CODES = {"finished": 0, "config": 2, "cancelled": 75, "signal": 75}  # 3 for what failed
 _NEXT_JOB = ("signal", "time_limit", "preempted", "requeued")
 _UNCOUNTED = ("signal", "preempted", "requeued")  # somebody else's decisions: no trouble of this run
 _BUDGETS = {
@@ -94,12 +99,12 @@ class Decision:
     code: int = 0
 
 
-def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> Ending:
+def classify(ranks: list[RankEnd], stopped_for: str | None, interruption: str | None) -> Ending:
     """Find out why an attempt ended.
 
     Args:
-        told: Cause that the supervisor itself knows: `hang`, `time_limit` (it asked the ranks to stop), or None.
-        job_said: What SLURM did to the job: `cancelled`, `time_limit`, `preempted`, `requeued`, or None.
+        stopped_for: Cause for which the supervisor itself stopped it: `hang`, `time_limit`, or None.
+        interruption: What was done to the job: `cancelled`, `time_limit`, `preempted`, `requeued`, or None.
     """
     step = max((end.step for end in ranks), default=0)
     if ranks and all(end.code == 0 for end in ranks):
@@ -107,11 +112,11 @@ def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> En
     own = [end for end in ranks if end.code not in (None, 0, 75) and end.code > 0 and not end.lost_peer]
     at_fault = [end for end in own if end.code == 2]
     if at_fault and (at_fault[0].rank == 0 or not _bad_nodes(ranks)):  # on some nodes only, it is the nodes' fault
-        said = at_fault[0].error
-        return Ending("config", step, f"The request is at fault: {said or 'see the log of the rank'}", said)
-    if job_said:
-        return Ending(job_said, step, _JOB_WORDS[job_said])
-    if told == "hang":
+        error = at_fault[0].error
+        return Ending("config", step, f"The request is at fault: {error or 'see the log of the rank'}", error)
+    if interruption:
+        return Ending(interruption, step, _INTERRUPTIONS[interruption])
+    if stopped_for == "hang":
         return Ending("hang", step, "No rank made progress.")
     bad_nodes = _bad_nodes(ranks)
     if bad_nodes:
@@ -122,13 +127,13 @@ def classify(ranks: list[RankEnd], told: str | None, job_said: str | None) -> En
     if silent:
         return Ending("lost_rank", step, silent[0].how[0].upper() + silent[0].how[1:])
     if any(end.code == 75 for end in ranks):
-        why = "The job's time was nearly over" if told == "time_limit" else "A signal came"
-        return Ending(told or "signal", step, f"{why}; the run is saved at step {step}.")
+        why = "The job's time was nearly over" if stopped_for == "time_limit" else "A signal came"
+        return Ending(stopped_for or "signal", step, f"{why}; the run is saved at step {step}.")
     return Ending("lost_rank", step, "Ranks lost each other.")
 
 
-_JOB_WORDS = {
-    "cancelled": "The job was cancelled (scancel).",
+_INTERRUPTIONS = {
+    "cancelled": "The job was cancelled.",
     "time_limit": "The job reached its time limit.",
     "preempted": "The job was preempted.",
     "requeued": "The job was requeued.",
@@ -145,21 +150,22 @@ def _bad_nodes(ranks: list[RankEnd]) -> dict[str, str]:
     return {node: end.how for node, end in failed.items()} if fine else {}
 
 
-def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig) -> Decision:
+def decide(ending: Ending, history: list[dict[str, Any]], launch: LaunchConfig, restarts: bool = True) -> Decision:
     """Choose what follows an ending.
 
     Args:
         history: Events `attempt_ended` and `node_excluded` since the run was submitted, without this ending.
+        restarts: Whether a run goes on by itself where this one is (`Host.restarts`).
     """
-    if ending.cause in _STOP:
-        return Decision("stop", ending.detail, code={"finished": 0, "config": 2, "cancelled": 75}[ending.cause])
-    past = [event for event in history if event["event"] == "attempt_ended"]
+    if ending.cause in _STOP or not restarts:
+        return Decision("stop", ending.detail, code=_EXIT_CODES.get(ending.cause, 3))
+    past = [event for event in history if event["event"] == Event.ATTEMPT_ENDED]
     stuck = 0 if ending.cause in _UNCOUNTED else 1 + _without_progress(ending, past)
     patience = launch.restarts.same_step * (1 if ending.cause in ("crash", "time_limit") else 2)
     if stuck >= patience:
         furthest = max([ending.step, *(event["step"] for event in past)])
-        said = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
-        text = f"{stuck} attempts in a row got no further than step {furthest}, the last by {ending.cause}{said}. "
+        why = f": {ending.error}" if ending.error else f" ({ending.detail.rstrip('.')})"
+        text = f"{stuck} attempts in a row got no further than step {furthest}, the last by {ending.cause}{why}. "
         return Decision("stop", f"{text}Find the cause, then `enc resume latest`.", code=3)
     budget = _BUDGETS.get(ending.cause)
     if budget is not None:
@@ -183,8 +189,11 @@ def _without_progress(ending: Ending, past: list[dict[str, Any]]) -> int:
     """
     made = [(event["step"], event.get("saved", event["step"])) for event in past]
     made.append((ending.step, ending.step if ending.saved is None else ending.saved))
-    further = [all(now > max(before, default=-1) for now, *before in zip(made[i], *made[:i], strict=True))
-               for i in range(len(made))]  # fmt: skip
+    further = []  # of each attempt: whether it made progress
+    furthest_step = newest_save = -1
+    for step, saved in made:
+        further.append(step > furthest_step and saved > newest_save)
+        furthest_step, newest_save = max(furthest_step, step), max(newest_save, saved)
     if further[-1]:
         return 0
     count = 0
@@ -198,7 +207,7 @@ def _without_progress(ending: Ending, past: list[dict[str, Any]]) -> int:
 
 
 def _to_exclude(ending: Ending, history: list[dict[str, Any]], cap: int) -> tuple[str, ...]:
-    excluded = {event["node"] for event in history if event["event"] == "node_excluded"}
+    excluded = {event["node"] for event in history if event["event"] == Event.NODE_EXCLUDED}
     before = {node for event in history for node in event.get("bad_nodes", {})}
     wanted = [node for node in ending.bad_nodes if node in before and node not in excluded]
     return tuple(wanted[: max(0, cap - len(excluded))])

@@ -8,14 +8,14 @@ RankFiles = dict[int, dict[str, Any]]
 
 @dataclass
 class Watchdog:
-    """Compares the ranks' files from look to look, by this machine's own clock."""
+    """Compares the ranks' files from one reading to the next, by this machine's own clock."""
 
     timeout_s: float
     marks: dict[int, int] = field(default_factory=dict)
     heard: dict[int, tuple[float, float]] = field(default_factory=dict)  # rank -> (its own time, when that changed)
     moved_at: float | None = None
 
-    def look(self, files: RankFiles, now: float) -> bool:
+    def is_stuck(self, files: RankFiles, now: float) -> bool:
         """Take note of the ranks' files; tell whether no rank has moved for too long. `now` is in seconds."""
         marks = {rank: file.get("marks", 0) for rank, file in files.items()}
         if marks != self.marks or self.moved_at is None:
@@ -39,7 +39,12 @@ class Watchdog:
                 "rank": rank, "host": file.get("host", "unknown"), "phase": file.get("phase", "not started"),
                 "step": file.get("step", 0), "silent_s": round(silent, 1), "marks": file.get("marks", 0),
             })  # fmt: skip
-        return sorted(seen, key=lambda r: (-int(r["silent_s"] / max(self.timeout_s / 2, 1.0)), r["marks"]))
+        return sorted(seen, key=self._guilt)
+
+    def _guilt(self, rank: dict[str, Any]) -> tuple[int, int]:
+        """Return the sort key of a culprit: silence in steps of half the timeout, so that small delays do not count."""
+        half_timeouts = int(rank["silent_s"] / max(self.timeout_s / 2, 1.0))
+        return -half_timeouts, rank["marks"]
 
 
 def hang_text(ranks: list[dict[str, Any]], timeout_s: float) -> str:

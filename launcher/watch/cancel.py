@@ -9,33 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enc.encoder.errors import RunError, UsageError
-from enc.launcher.backends.slurm import commands as slurm
-from enc.launcher.run_folder.events import append_event, since_submitted
+from enc.encoder.events import Event, append_event
+from enc.launcher.backends.registry import owner_of
+from enc.launcher.run_folder.events import since_submitted
 from enc.launcher.watch.run_state import ACTIVE, RunFiles, RunState
-
-_GENTLE = "Its ranks save their state first; if they do not end, repeat this command."
-_FORCED = "This time SLURM ends it: its ranks have the cluster's KillWait to save, 30 s by default."
 
 
 def cancel_run(files: RunFiles, state: RunState, name: str, say: Callable[[str], None]) -> None:
     """Cancel a run that is active, and say what was done; `name` is the folder as a person would type it here.
 
-    Raises UsageError when there is nothing to cancel or it cannot be done from here, RunError when SLURM did not obey.
+    Raises UsageError when there is nothing to cancel or it cannot be done from here, RunError when a scheduler did not
+    obey.
     """
-    if state.state not in (*ACTIVE, "unknown") and state.slurm_state != "PENDING":
+    if state.state not in (*ACTIVE, "unknown") and not state.job_waits:
         raise UsageError(f"{name} is not active: it is {state.state}. There is nothing to cancel.")
     if not files.jobs:
         _check_local(files, state)
-    again = any(event["event"] == "cancelled" for event in since_submitted(files.dir))
+    again = any(event["event"] == Event.CANCELLED for event in since_submitted(files.dir))
     record_cancelled(files.dir)
     if not files.jobs and files.lock.pid:
         _signal(files.lock.pid, signal.SIGTERM)
         say(f"Cancelled {name}: process {files.lock.pid} got SIGTERM. It saves its state first, then it ends.")
     else:
-        jobs = _cancel_jobs(files, gently=not again)
-        waits = state.slurm_state == "PENDING"
-        how = "It was waiting in the queue." if waits else _FORCED if again else _GENTLE
-        say(f"Cancelled {name}, job {', '.join(jobs)}. {how}")
+        jobs, meaning = _cancel_jobs(files, gently=not again)
+        say(f"Cancelled {name}, job {', '.join(jobs)}. {meaning}")
     say(f"It will not be started again by itself. To go on with it: enc resume latest --run {shlex.quote(name)}")
 
 
@@ -70,7 +67,7 @@ def _has_open(pid: int, path: Path) -> bool | None:
 def record_cancelled(run_dir: Path) -> None:
     """Note in the run folder that nobody is to start the run again."""
     try:
-        append_event(run_dir, "cancelled", by=f"{_user()}@{socket.gethostname()}")
+        append_event(run_dir, Event.CANCELLED, by=f"{_user()}@{socket.gethostname()}")
     except OSError as error:
         raise UsageError(
             f"{run_dir}/events.jsonl cannot be written ({error.strerror}), so {run_dir} was not cancelled."
@@ -93,26 +90,15 @@ def _signal(pid: int, number: int) -> None:
         raise UsageError(f"Process {pid} belongs to another user, who has to cancel the run.") from None
 
 
-def _cancel_jobs(files: RunFiles, gently: bool) -> list[str]:
-    """Cancel the jobs of a run that are in the queue: the newest one, and older ones that have not ended yet.
-
-    `gently` only tells the batch process of a running job, which ends it when the ranks have saved, however long that
-    takes. The id of an array means all of its tasks.
-    """
-    newest = files.jobs[0]
+def _cancel_jobs(files: RunFiles, gently: bool) -> tuple[list[str], str]:
+    """Cancel the jobs of a run that are not over; return them, and what that means for the run."""
+    backend = owner_of(files.jobs[0])
+    if backend is None:
+        raise RunError(f"{files.dir} is marked as cancelled, but nobody here knows of its job {files.jobs[0]}.")
     try:
-        known = slurm.find_jobs(files.jobs, timeout_s=10)
-        jobs = [job for job, found in known.items() if not found.is_over] or [newest]
-        for job in jobs:
-            if gently and job in known and known[job].state == "RUNNING":
-                slurm.cancel("--signal=TERM", "--batch", known[job].id)
-                if known[job].id != job:
-                    slurm.cancel("--state=PENDING", job)  # the other tasks of an array
-            else:
-                slurm.cancel(job)
+        return backend.cancel([job for job in files.jobs if backend.owns(job)], gently)
     except UsageError as error:
         raise RunError(
-            f"{files.dir} is marked as cancelled and will not be started again, but its job {newest} could not be "
-            f"cancelled. {error} Repeat `enc cancel`, or run `scancel {newest}`."
+            f"{files.dir} is marked as cancelled and will not be started again, but its job {files.jobs[0]} could not "
+            f"be cancelled. {error}"
         ) from None
-    return jobs

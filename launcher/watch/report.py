@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from enc.launcher.run_folder.history import tell
+from enc.launcher.run_folder.history import history_of
 from enc.launcher.run_folder.read import json_lines
 from enc.launcher.run_folder.records import write_atomically
 
@@ -95,7 +95,7 @@ _STATES = {
 
 
 def _state(events: list[dict[str, Any]]) -> str:
-    status = tell(events).status
+    status = history_of(events).status
     return _STATES.get(status, status)
 
 

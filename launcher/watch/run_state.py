@@ -1,10 +1,10 @@
-"""What a run is doing: its files and SLURM's word on its job become a `RunState`.
+"""What a run is doing: its files and its scheduler's word on its job become a `RunState`.
 
     read_files(run folder) -> RunFiles ─┐
-    slurm.find_jobs(all jobs at once) ──┴─▶ judge -> RunState
+    ask(all jobs at once) -> Answers ───┴─▶ state_of -> RunState
 
-The files say how far the run got; whether it is alive is known from its lock on this host, from SLURM, or from what the
-ranks noted a moment ago. What is not known is None, and a state that cannot be told is `unknown`.
+The files say how far the run got; whether it is alive is known from its lock on this host, from a scheduler, or from
+what the ranks noted a moment ago. What is not known is None, and a state that cannot be told is `unknown`.
 """
 
 import socket
@@ -15,8 +15,9 @@ from typing import Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir, list_checkpoints, verify
 from enc.encoder.heartbeat import read_rank_files
-from enc.launcher.backends.slurm.commands import Job
-from enc.launcher.run_folder.history import History, tell
+from enc.launcher.backends.registry import title_of
+from enc.launcher.run_folder.history import History, history_of
+from enc.launcher.run_folder.job import Job
 from enc.launcher.run_folder.read import (
     Lock,
     config_number,
@@ -79,10 +80,14 @@ class RunState:
     alive: bool | None = None
     attempt: int | None = None
     job: str | None = None
-    slurm_state: str | None = None
-    slurm_reason: str | None = None
-    slurm_elapsed: str | None = None
-    slurm_time_limit: str | None = None
+    scheduler: str | None = None
+    """What people call the one that has the job."""
+    job_waits: bool = False
+    job_state: str | None = None
+    """In the scheduler's words, like the three that follow."""
+    job_reason: str | None = None
+    job_elapsed: str | None = None
+    job_time_limit: str | None = None
     nodes: list[str] = field(default_factory=list)
     num_nodes: int | None = None
     host: str | None = None
@@ -116,7 +121,7 @@ class RunState:
 
 def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
     """Read a run folder; `brief` reads only the last lines of its files."""
-    history = tell(json_lines(run_dir / "events.jsonl", 2**14 if brief else -1))
+    history = history_of(json_lines(run_dir / "events.jsonl", 2**14 if brief else -1))
     newest = newest_attempt(run_dir)
     attempt = history.attempt if history.attempt is not None else newest
     config = tail(run_dir / "config.yaml", 2**18).decode(errors="replace")
@@ -130,10 +135,20 @@ def read_files(run_dir: Path, brief: bool = False) -> RunFiles:
         attempt=attempt,
         ranks=[] if history.status in OVER or attempt is None else list(read_rank_files(run_dir, attempt).values()),
         total_steps=None if total is None else int(total),
-        hang_timeout_s=config_number(config, "launch", "hang_timeout_s") or 1800.0,
-        heartbeat_s=config_number(config, "launch", "heartbeat_s") or 5.0,
+        hang_timeout_s=_launch_number(config, "hang_timeout_s"),
+        heartbeat_s=_launch_number(config, "heartbeat_s"),
         unreadable=unreadable(run_dir, _READ),
     )
+
+
+def _launch_number(config: str, key: str) -> float:
+    """Return a number of the section `launch` in a rendered config.yaml, or its default where that is not whole."""
+    found = config_number(config, "launch", key)
+    if found is None:
+        from enc.encoder.config.launch import LaunchConfig  # takes longer than looking at a run
+
+        found = float(LaunchConfig.model_fields[key].default)
+    return found
 
 
 def last_checkpoint(run_dir: Path, now: float) -> tuple[dict[str, Any] | None, int]:
@@ -154,11 +169,11 @@ def last_checkpoint(run_dir: Path, now: float) -> tuple[dict[str, Any] | None, i
     return None, passed_over
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- their state -----------------------------------------------------------------------------------------------------
 
 
-def judge(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
-    """Say what a run is doing; `jobs` is what SLURM knows of its job, None when SLURM could not be asked."""
+def state_of(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
+    """Say what a run is doing; `jobs` is what its scheduler knows of its jobs, None when that could not be asked."""
     history = files.history
     known = [found for name in files.jobs if (found := (jobs or {}).get(name)) is not None]
     job = next((found for found in known if not found.is_over), known[0] if known else None)
@@ -166,7 +181,8 @@ def judge(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
         run=str(files.dir),
         attempt=files.attempt,
         job=job.id if job else next(iter(files.jobs), None),
-        nodes=[] if job and job.state == "PENDING" else history.nodes,
+        scheduler=title_of(files.jobs[0]) if files.jobs else None,
+        nodes=[] if job and job.waits else history.nodes,
         num_nodes=history.num_nodes,
         host=files.lock.host or text(files.launch.get("host")),
         pid=files.lock.pid,
@@ -178,8 +194,9 @@ def judge(files: RunFiles, jobs: dict[str, Job] | None, now: float) -> RunState:
         unreadable=files.unreadable,
     )
     if job:
-        state.slurm_state, state.slurm_reason = job.state, job.reason
-        state.slurm_elapsed, state.slurm_time_limit = job.elapsed, job.time_limit
+        state.scheduler, state.job_waits = job.scheduler, job.waits
+        state.job_state, state.job_reason = job.state, job.reason
+        state.job_elapsed, state.job_time_limit = job.elapsed, job.time_limit
     _note_progress(state, files, now)
     state.alive = _is_alive(files, job, jobs is not None, now)
     state.state, state.detail = _state(files, job, state, now)
@@ -212,9 +229,9 @@ def _note_progress(state: RunState, files: RunFiles, now: float) -> None:
     written = [t for r in records[-1:] if (t := number(r["time"])) is not None]
     noted = [t for note in files.ranks if (t := number(note.get("time"))) is not None]
     launched = seconds(files.launch.get("time"))
-    said = [t for t in (history.time, launched, *written) if t is not None]
-    state.progress_s = now - max(said) if said else None
-    state.heard_s = now - max([*said, *noted]) if said or noted else None
+    progress = [t for t in (history.time, launched, *written) if t is not None]
+    state.progress_s = now - max(progress) if progress else None
+    state.heard_s = now - max([*progress, *noted]) if progress or noted else None
 
 
 def _seconds_per_step(trained: list[dict[str, Any]], began: float) -> float | None:
@@ -246,12 +263,12 @@ def _patience(files: RunFiles) -> float:
     return max(60.0, 12 * files.heartbeat_s)
 
 
-def _is_alive(files: RunFiles, job: Job | None, slurm_answered: bool, now: float) -> bool | None:
+def _is_alive(files: RunFiles, job: Job | None, answered: bool, now: float) -> bool | None:
     """Tell whether a process of the run lives; a job that waits has none."""
     if files.lock.held:
         return True
-    if files.jobs and slurm_answered:
-        return job is not None and not job.is_over and job.state != "PENDING"
+    if files.jobs and answered:
+        return job is not None and not job.is_over and not job.waits
     noted = [now - t for n in files.ranks if n.get("phase") != "ended" and (t := number(n.get("time"))) is not None]
     if noted and abs(min(noted, key=abs)) < 3 * files.heartbeat_s:
         return True
@@ -266,13 +283,12 @@ def _state(files: RunFiles, job: Job | None, state: RunState, now: float) -> tup
     history, status = files.history, _launched_again(files)
     if "events.jsonl" in files.unreadable:
         return "unknown", "Its events may not be read by you."
-    waits = job is not None and job.state == "PENDING"
-    if waits and (status not in OVER or status == "cancelled"):
+    if state.job_waits and (status not in OVER or status == "cancelled"):
         if status == "cancelled":
             return "cancelled", "Its job is still in the queue."
-        by_slurm = status in ("starting", "running", "restarting", "signal", "hang", "failing")
+        by_scheduler = status in ("starting", "running", "restarting", "signal", "hang", "failing")
         return ("queued", None) if status == "queued" else (
-            "requeued", "SLURM put its job back into the queue." if by_slurm else None)  # fmt: skip
+            "requeued", f"{state.scheduler} put its job back into the queue." if by_scheduler else None)  # fmt: skip
     if status in ("signal", "cancelled") and state.alive:
         return "stopping", "It saves its state and ends."
     saved = f"Its state of step {history.signal_step} is saved." if history.signal_step in history.saved else None
@@ -287,14 +303,14 @@ def _state(files: RunFiles, job: Job | None, state: RunState, now: float) -> tup
     if state.alive:
         return _alive_state(files, status, state)
     if state.alive is False:
-        return _gone(files, job, status)
+        return _gone(files, job, state, status)
     return _unknown(files, status)
 
 
 def _launched_again(files: RunFiles) -> str:
     """Return the status of the events, or `starting` after a launch that has not told of itself yet."""
-    launched, told = seconds(files.launch.get("time")), files.history.time
-    if launched is not None and (told is None or launched > told) and files.history.status != "starting":
+    launched, last_event = seconds(files.launch.get("time")), files.history.time
+    if launched is not None and (last_event is None or launched > last_event) and files.history.status != "starting":
         return "starting"
     return files.history.status
 
@@ -311,10 +327,10 @@ def _alive_state(files: RunFiles, status: str, state: RunState) -> tuple[str, st
     return {"queued": "starting", "requeued": "restarting", "unknown": "running"}.get(status, status), None
 
 
-def _gone(files: RunFiles, job: Job | None, status: str) -> tuple[str, str]:
+def _gone(files: RunFiles, job: Job | None, state: RunState, status: str) -> tuple[str, str]:
     """Word the end of a run that did not tell of it."""
-    if job is not None and job.state == "CANCELLED":
-        return "cancelled", "SLURM says that its job was cancelled."
+    if job is not None and job.was_cancelled:
+        return "cancelled", f"{job.scheduler} says that its job was cancelled."
     if files.history.not_continued:
         return "stopped", "No further job could be had."
     if not files.jobs:
@@ -323,9 +339,9 @@ def _gone(files: RunFiles, job: Job | None, status: str) -> tuple[str, str]:
         ):
             return "failed", "Its traceback is in logs/traceback-rank0.txt."
         return "lost", "Its process is gone without a word."
-    word = f"SLURM says {job.state}" if job else f"SLURM does not know job {files.jobs[0]} any more"
+    word = f"says {job.state}" if job else f"does not know job {files.jobs[0]} any more"
     never = status in ("queued", "requeued") and not files.history.attempt
-    return "lost", f"{word}; {'it never started' if never else 'its process is gone without a word'}."
+    return "lost", f"{state.scheduler} {word}; {'it never started' if never else 'its process is gone without a word'}."
 
 
 def _unknown(files: RunFiles, status: str) -> tuple[str, str]:
@@ -335,6 +351,6 @@ def _unknown(files: RunFiles, status: str) -> tuple[str, str]:
     elif not files.jobs:
         why = "it has no lock that can be read"
     else:
-        why = "SLURM could not be asked"
-    said = "Its events do not tell" if status == "unknown" else f"Last known to be {last}"
-    return "unknown", f"{said}; {why}."
+        why = f"{title_of(files.jobs[0])} could not be asked"
+    known = "Its events do not tell" if status == "unknown" else f"Last known to be {last}"
+    return "unknown", f"{known}; {why}."

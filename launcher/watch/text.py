@@ -1,8 +1,9 @@
 """How the states of runs are shown on 80 columns. Pure."""
 
+from dataclasses import asdict
 from typing import Any
 
-from enc.encoder.printable import printable
+from enc.encoder.printable import jsonable, printable
 from enc.encoder.text_table import table
 from enc.launcher.watch.run_state import ACTIVE, OVER, RunState
 
@@ -32,13 +33,13 @@ def ago(seconds: float | None) -> str:
     return f"{span(max(0.0, seconds))} ago"
 
 
-def status_text(state: RunState, slurm_problem: str | None = None) -> str:
-    """Lay out one run's state as aligned lines."""
+def status_text(state: RunState, problem: str | None = None) -> str:
+    """Lay out one run's state as aligned lines; `problem` is why its scheduler could not be asked."""
     lines: list[tuple[str, str | None]] = [
         ("run", state.run),
         ("state", _state(state)),
         ("why" if state.state in OVER else "last stop", state.why),
-        ("job", _job(state, slurm_problem)),
+        ("job", _job(state, problem)),
         ("nodes", _nodes(state)),
         ("step", _step(state)),
         ("loss", _loss(state.loss, state.loss_is_finite)),
@@ -66,11 +67,13 @@ def _job(state: RunState, problem: str | None) -> str | None:
         if state.state not in ACTIVE:
             return None
         return f"none: it runs here, process {state.pid}" if state.pid and state.alive else "none: a local run"
-    if state.slurm_state is None:
-        return f"{state.job}. {problem}" if problem else f"{state.job}, which SLURM does not know (any more)"
-    if state.slurm_state == "PENDING":
-        return f"{state.job} PENDING ({state.slurm_reason})"
-    return f"{state.job} {state.slurm_state}, {state.slurm_elapsed} of {state.slurm_time_limit}"
+    if state.job_state is None:
+        unknown = f"{state.job}, which {state.scheduler} does not know (any more)"
+        return f"{state.job}. {problem}" if problem else unknown
+    if state.job_waits:
+        return f"{state.job} {state.job_state} ({state.job_reason})"
+    times = f", {state.job_elapsed} of {state.job_time_limit}" if state.job_time_limit else ""
+    return f"{state.job} {state.job_state}{times}"
 
 
 def _nodes(state: RunState) -> str | None:
@@ -156,6 +159,17 @@ def _slowest(straggler: dict[str, Any] | None) -> str | None:
 
 
 # --- a list of runs --------------------------------------------------------------------------------------------------
+
+
+# The names that scripts know, from when there was one scheduler.
+_JSON_NAMES = {f"job_{name}": f"slurm_{name}" for name in ("state", "reason", "elapsed", "time_limit")}
+
+
+def as_json(state: RunState) -> dict[str, Any]:
+    """Return one run's state for JSON."""
+    own = ("scheduler", "job_waits")
+    values = {_JSON_NAMES.get(key, key): value for key, value in asdict(state).items() if key not in own}
+    return jsonable(values)
 
 
 def runs_text(states: list[tuple[str, RunState]]) -> str:

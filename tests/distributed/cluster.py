@@ -3,10 +3,11 @@
 import json
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import processes
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
@@ -58,16 +59,16 @@ class Cluster:
         listing.write_text(json.dumps([(str(run), free_port()) for run in runs]))
         place = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
                  "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}  # fmt: skip
-        processes = []
+        ranks = []
         for rank in range(world_size):
             words = [sys.executable, str(SCRIPT), action, str(listing)]
             variables = {**self.environment, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (self.folder / f"ranks-{world_size}-{rank}.log").open("a") as log:
-                processes.append(subprocess.Popen(words, env=variables, stdout=log, stderr=log))
+                ranks.append(processes.start(words, self.folder, variables, log, log))
         try:
-            codes = [process.wait(timeout=560) for process in processes]
+            codes = [process.wait(timeout=560) for process in ranks]
         finally:
-            for process in processes:
+            for process in ranks:
                 process.kill()
         logs = [(self.folder / f"ranks-{world_size}-{rank}.log").read_text()[-2000:] for rank in range(world_size)]
         assert not any(codes), logs

@@ -1,9 +1,12 @@
 """Every engine trains the same model: real gloo ranks, real DeepSpeed, real FSDP."""
 
+import json
 from itertools import product
+from typing import Any
 
 import pytest
 from cluster import Cluster
+from test_memory import MODEL
 
 ENGINES = {
     "ddp": ["parallel.engine=ddp"],
@@ -32,6 +35,14 @@ CASES = [
     *(("hybrid", 4, *variant) for variant in VARIANTS),
     *((name, 2, "accumulated", "bf16") for name in ENGINES if name.endswith("-reduced")),
 ]
+SAVED_BY = [("ddp", 1), ("fsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+# Every engine in the hardest variant, every variant with an engine of each family, and what others go on from.
+EVERY_TIME = [
+    *(case for case in CASES if case[2:] == ("accumulated", "bf16")),
+    *((name, 2, *variant) for name in ("ddp", "fsdp") for variant in VARIANTS[:3]),
+    ("zero0", 2, "plain", "fp32"), ("zero2", 2, "plain", "bf16"),
+    *((name, 2, "accumulated", "fp32") for name in ("zero1", "zero2", "zero3")),
+]  # fmt: skip
 # (loss, gradient norm): rounding in fp32; in bf16 a weight or activation is off by up to 2^-9 of itself.
 TOLERANCES = {"fp32": (1e-5, 1e-5), "bf16": (1e-3, 1e-2)}
 
@@ -44,12 +55,26 @@ def run_name(engine: str, ranks: int, batch: str = "accumulated", precision: str
     return f"{engine}x{ranks}-{batch}-{precision}"
 
 
+def slow_unless(every_time: bool, *values: object) -> Any:
+    return pytest.param(*values, marks=[] if every_time else [pytest.mark.slow])
+
+
+def selected(request: pytest.FixtureRequest, test: str, *names: str) -> list[tuple]:
+    """Return the parameters of the cases of a test that this session runs."""
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == test]
+    return [tuple(item.callspec.params[name] for name in names) for item in items if item.path == request.path]
+
+
 @pytest.fixture(scope="module")
-def trained(cluster: Cluster) -> Cluster:
+def trained(cluster: Cluster, request: pytest.FixtureRequest) -> Cluster:
     """20 steps of each case, with a checkpoint of step 10, beside those of one process."""
+    test = test_losses_and_norms_are_those_of_one_process.__name__
+    found = selected(request, test, "engine", "ranks", "batch", "precision")
+    saved = [(*source, "accumulated", "fp32") for source in SAVED_BY]
     alone = [("ddp", 1, *variant) for variant in VARIANTS]
+    wanted = list(dict.fromkeys([*alone, *saved, *found]))
     for ranks in (1, 2, 4):
-        cases = [case for case in [*alone, *CASES] if case[1] == ranks]
+        cases = [case for case in wanted if case[1] == ranks]
         cluster.train(ranks, [cluster.prepare(run_name(*case), ranks, *options(case[0], *case[2:])) for case in cases])
     return cluster
 
@@ -65,7 +90,9 @@ def differences(cluster: Cluster, found: str, expected: str, first_step: int = 1
     return loss, norm
 
 
-@pytest.mark.parametrize(("engine", "ranks", "batch", "precision"), CASES)
+@pytest.mark.parametrize(
+    ("engine", "ranks", "batch", "precision"), [slow_unless(case in EVERY_TIME, *case) for case in CASES]
+)
 def test_losses_and_norms_are_those_of_one_process(
     trained: Cluster, engine: str, ranks: int, batch: str, precision: str
 ) -> None:
@@ -117,27 +144,51 @@ def test_engines_keep_their_contract(cluster: Cluster) -> None:
         cluster.act("check_contract", ranks, runs)
 
 
-SAVED_BY = [("ddp", 1), ("fsdp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+def test_engines_go_by_what_the_optimizer_keeps(cluster: Cluster) -> None:
+    """One tensor for a matrix, two and a count for the rest: named state, memory and updates are right with these."""
+    runs = [
+        cluster.prepare(f"mixed-{name}", 2, *options(name, "plain", "fp32"), *MODEL, "optimizer.name=adam")
+        for name in ON_TWO
+    ]
+    cluster.act("check_another_optimizer", 2, runs)
+    found = {run.name: json.loads((run / "bytes.json").read_text()) for run in runs}
+    wrong = {name: c for name, c in found.items() if c["computed"] != pytest.approx(c["held"], rel=0.01)}
+    assert not wrong
+
+
+# (engine that saved, engine that goes on): each of five goes on from itself and from one of another kind.
+PAIRS = list(product(range(len(SAVED_BY)), repeat=2))
+LATIN = [(source, target) for source, target in PAIRS if (target - source) % len(SAVED_BY) in (0, 2)]
 
 
 @pytest.fixture(scope="module")
-def resumed(trained: Cluster) -> Cluster:
-    """Each of five engines goes on from step 10 of each of the five."""
+def resumed(trained: Cluster, request: pytest.FixtureRequest) -> Cluster:
+    """An engine goes on from step 10 of each engine of its pairs."""
+    test = test_an_engine_goes_on_from_every_other_ones_checkpoint.__name__
+    pairs = selected(request, test, "source", "engine", "ranks")
     for ranks in (1, 2):
         runs = [
             trained.prepare(
                 f"{run_name(engine, ranks)}-from-{run_name(*source)}", ranks,
                 *options(engine, "accumulated", "fp32"), goes_on=(run_name(*source), 10),
             )
-            for source, (engine, on) in product(SAVED_BY, SAVED_BY)
+            for source, engine, on in pairs
             if on == ranks
         ]  # fmt: skip
         trained.train(ranks, runs)
     return trained
 
 
-@pytest.mark.parametrize(("engine", "ranks"), SAVED_BY)
-@pytest.mark.parametrize("source", SAVED_BY, ids=lambda pair: f"from-{pair[0]}x{pair[1]}")
+@pytest.mark.parametrize(
+    ("source", "engine", "ranks"),
+    [
+        pytest.param(
+            SAVED_BY[source], *SAVED_BY[target], marks=[] if (source, target) in LATIN else [pytest.mark.slow],
+            id="{}x{}-from-{}x{}".format(*SAVED_BY[target], *SAVED_BY[source]),
+        )
+        for source, target in PAIRS
+    ],
+)  # fmt: skip
 def test_an_engine_goes_on_from_every_other_ones_checkpoint(
     resumed: Cluster, source: tuple[str, int], engine: str, ranks: int
 ) -> None:

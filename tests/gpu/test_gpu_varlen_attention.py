@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from attention_cases import Case, bounds, make_case, two_streams
 
-from enc.kernels import chips
+from enc.kernels import dispatch
 from enc.kernels.attention_rules import RelativeBias
 from enc.kernels.varlen_attention import backend, reference, reference_scores, varlen_attention
 
@@ -55,7 +55,7 @@ def test_formulas_agree_with_the_kernels(features, monkeypatch):
     """Without Triton and flash kernels the same numbers come out, one document after the other."""
     case = make_case(LENGTHS, heads=3, dim=64, **FEATURES[features]).to(torch.float32, "cuda")
     fast = case.run(varlen_attention)
-    monkeypatch.setattr(chips.allowed, "triton", False)
+    monkeypatch.setattr(dispatch.allowed, "triton", False)
     assert backend("cuda", torch.float32) == "formulas"
     torch.testing.assert_close(case.run(varlen_attention), fast, atol=1e-4, rtol=1e-3)
 

@@ -16,11 +16,12 @@ from typing import Any, NoReturn, get_args
 import yaml
 
 from enc.encoder.config.fields import all_fields
-from enc.encoder.config.messages import did_you_mean, raise_problems
+from enc.encoder.config.messages import raise_problems
 from enc.encoder.config.yaml_source import Problem, parse_value
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.run.config import WANDB_ID
+from enc.encoder.spelling import did_you_mean
 
 DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
 

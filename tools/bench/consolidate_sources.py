@@ -10,6 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from enc.encoder.optim.state_spec import ADAM
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -39,7 +41,7 @@ def write_zero3(folder: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tenso
             vector[done : done + len(part)] = part
         done += share[name]
     for rank, vector in enumerate(vectors):
-        moments = {"step": torch.tensor(1.0), "exp_avg": vector * 0.1, "exp_avg_sq": vector * vector}
+        moments = {"step": torch.tensor(1.0), **_moments(vector)}
         state = {
             "zero_stage": 3, "partition_count": num_ranks, "fp32_flat_groups": [vector],
             "optimizer_state_dict": {"state": {0: moments}, "param_groups": [{"params": [0]}]},
@@ -48,6 +50,10 @@ def write_zero3(folder: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tenso
         torch.save({"optimizer_state_dict": state, "ds_config": {}, "ds_version": "0.19.8"}, states / file)
         torch.save(_model_states(shapes, num_ranks), states / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
     (folder / "latest").write_text(states.name)
+
+
+def _moments(tensor: Tensor) -> dict[str, Tensor]:
+    return dict(zip(ADAM.kinds, (tensor * 0.1, tensor * tensor), strict=True))
 
 
 def _model_states(shapes: Shapes, num_ranks: int) -> dict[str, Any]:
@@ -61,6 +67,6 @@ def _model_states(shapes: Shapes, num_ranks: int) -> dict[str, Any]:
 def write_dcp(folder: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write a DCP folder with the names that get_state_dict gives."""
     model = dict(tensors)
-    state = {name: {"exp_avg": tensor * 0.1, "exp_avg_sq": tensor * tensor} for name, tensor in model.items()}
+    state = {name: _moments(tensor) for name, tensor in model.items()}
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         dcp.save({"model": model, "optim": {"state": state}}, checkpoint_id=folder, no_dist=True)

@@ -1,7 +1,7 @@
 """Norms, rope and gate: the sides and shapes of `enc bench kernels norms | add_norms | rope | swiglu`.
 
 What a side is called with: `norms` f(x, weight) -> y and `add_norms` f(x, branch, weight) -> (x + branch, y), RMSNorm
-of (T, E); `rope` f(x, turns) -> (T, H, D), adjacent pairs; `swiglu` f(a, b) -> silu(a) b, (T, F).
+of (T, E); `rope` f(x, cos_sin) -> (T, H, D), adjacent pairs; `swiglu` f(a, b) -> silu(a) b, (T, F).
 """
 
 from collections.abc import Callable
@@ -63,8 +63,8 @@ def _liger_add_norm(x: Tensor, branch: Tensor, weight: Tensor) -> tuple[Tensor, 
     return total, y
 
 
-def _torch_rope(x: Tensor, turns: Tensor) -> Tensor:
-    return rope.reference(x, turns[:, None])
+def _torch_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
+    return rope.reference(x, cos_sin[:, None])
 
 
 def _liger_gate(a: Tensor, b: Tensor) -> Tensor:

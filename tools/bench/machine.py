@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from enc.encoder.config.messages import did_you_mean
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import printable
+from enc.encoder.spelling import did_you_mean
 
 _CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "driver_version")
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from enc.encoder.config.messages import did_you_mean
 from enc.encoder.errors import UsageError
+from enc.encoder.spelling import did_you_mean
 from enc.kernels import masked_ce, rope, swiglu
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.bench import kernels_elementwise, kernels_masked_ce, kernels_varlen_attention
@@ -90,7 +90,7 @@ def exact_ce(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     """Return the summed loss, in blocks of rows that are computed again in the backward pass."""
 
     def block(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight, bias), y, ignore_index=masked_ce.IGNORED, reduction="sum")
+        return F.cross_entropy(F.linear(x, weight, bias), y, ignore_index=masked_ce.IGNORE_INDEX, reduction="sum")
 
     blocks = zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
     return torch.stack([checkpoint(block, x, y, use_reentrant=False) for x, y in blocks]).sum()
@@ -158,11 +158,11 @@ def _gate_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
 
 def _rope_inputs(shape: Shape, dtype: torch.dtype) -> list[Any]:
     x = _normal(shape["tokens"], shape["heads"], shape["head_dim"]).to(dtype).requires_grad_()
-    return [x, rope.rotations(torch.arange(shape["tokens"]), shape["head_dim"])]
+    return [x, rope.rotary_cos_sin(torch.arange(shape["tokens"]), shape["head_dim"])]
 
 
-def _exact_rope(x: Tensor, turns: Tensor) -> Tensor:
-    return rope.reference(x, turns[:, None])
+def _exact_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
+    return rope.reference(x, cos_sin[:, None])
 
 
 _ELEMENTWISE: dict[str, tuple[Callable[[Shape, torch.dtype], list[Any]], SideOf]] = {

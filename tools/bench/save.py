@@ -21,6 +21,7 @@ from typing import Any
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
+from enc.encoder.events import Event
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.sizing.sizes import checkpoint_bytes, num_parameters
 
@@ -34,7 +35,7 @@ def measure(overrides: list[str], folder: Path) -> dict[str, Any]:
     subprocess.run([*_ENC, *words], cwd=folder, check=True, stdout=sys.stderr)
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
-    saves = [event for event in events if event["event"] == "saved"]
+    saves = [event for event in events if event["event"] == Event.SAVED]
     steps = {record["step"]: record for record in records if "loss" in record}
     quiet = [steps[step]["step_s"] for step in range(2, _SAVE_STEPS + 1)]
     step_s, waited = statistics.median(quiet), statistics.median(save["stall_seconds"] for save in saves)
@@ -77,8 +78,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     overrides = [*_overrides(arguments), *arguments.set]
-    model = load_config("neobert-100m", parse_overrides(overrides)).config.model
-    model = model.model_copy(update={"vocab_size": padded_vocab_size(30522)})
+    config = load_config("neobert-100m", parse_overrides(overrides)).config
+    config = config.changed({"model.vocab_size": padded_vocab_size(30522)})
     with tempfile.TemporaryDirectory(prefix="enc-bench-save-") as folder:
         figures = measure(overrides, Path(folder))
     if arguments.json:
@@ -86,7 +87,7 @@ def main() -> None:
         return
     stage = f" ZeRO-{arguments.zero_stage}" if arguments.engine == "deepspeed" else ""
     print(f"{platform.processor() or platform.machine()}, {arguments.engine}{stage}, {arguments.nproc} process(es)")
-    print(f"{num_parameters(model) / 1e6:.1f} M parameters, checkpoint {checkpoint_bytes(model) / 1e9:.2f} GB")
+    print(f"{num_parameters(config.model) / 1e6:.1f} M parameters, checkpoint {checkpoint_bytes(config) / 1e9:.2f} GB")
     print(f"a step of {arguments.rows * arguments.nproc} rows takes {figures['step_s']:.2f} s; a checkpoint every 100:")
     print(f"  training waits            {figures['waited_s']:6.2f} s  {figures['share_waited']:7.2%}")
     print(f"  steps beside the write   +{figures['slower_s']:6.2f} s")

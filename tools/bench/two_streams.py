@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.batches import IGNORE, collate
+from enc.encoder.data.batches import collate
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
@@ -50,7 +50,7 @@ from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.kernels.attention_rules import relative_buckets
-from enc.kernels.masked_ce import masked_ce
+from enc.kernels.masked_ce import IGNORE_INDEX, masked_ce
 from enc.tools.bench.clocks import Work, extra_bytes, in_turn, make_timer, spread
 from enc.tools.bench.machine import machine, machine_lines
 from enc.tools.bench.step import make_store
@@ -71,7 +71,7 @@ class Padded(NamedTuple):
 
     input_ids: Tensor  # (B, L + 2P)
     positions: Tensor  # (B, L + 2P)
-    targets: Tensor  # (B, P), IGNORE where a document predicts fewer
+    targets: Tensor  # (B, P), IGNORE_INDEX where a document predicts fewer
     is_pad: Tensor  # (B, L + P): keys that are none
 
 
@@ -80,7 +80,7 @@ def pad(documents: list[MaskedRow], pad_id: int) -> Padded:
     predicted = max(len(document.labels) for document in documents)
     others = max(document.num_tokens - len(document.labels) for document in documents)
     ids = np.full((len(documents), others + 3 * predicted), pad_id)
-    positions, targets = np.zeros_like(ids), np.full((len(documents), predicted), IGNORE)
+    positions, targets = np.zeros_like(ids), np.full((len(documents), predicted), IGNORE_INDEX)
     for row, document in enumerate(documents):
         assert document.streams is not None
         size, count = document.num_tokens, len(document.labels)
@@ -229,7 +229,7 @@ def compare(size: str, dtype: str, count: int, rounds: int, clock: str, store: P
     works: dict[str, Work] = {side: partial(step, side) for side in ("enc", *layouts)}
     seconds = in_turn(works, rounds, make_timer(torch.device("cpu"), clock))
     memory = {side: extra_bytes(work, torch.device("cpu")) for side, work in works.items()}
-    labels = {side: sum(int((b.targets != IGNORE).sum()) for b in batches) for side, batches in layouts.items()}
+    labels = {side: sum(int((b.targets != IGNORE_INDEX).sum()) for b in batches) for side, batches in layouts.items()}
     places = {side: sum(b.input_ids.numel() for b in batches) for side, batches in layouts.items()}
     return {
         "tokens": num_tokens,

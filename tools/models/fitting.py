@@ -4,8 +4,9 @@ The vocabulary may have another number of rows: here it is a multiple of 128, an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from torch import Tensor
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
 from enc.encoder.models.config import ModelConfig
+from enc.encoder.optim.state_spec import StateSpec, split_kind
 from enc.encoder.printable import shown
 from enc.tools.readers.source import Stored
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class ModelState:
-    """A source's tensors as this package names them; `moments` is empty when the source has none."""
+    """A source's tensors as this package names them; `moments` is empty when the source has none that are of use."""
 
     model: ModelConfig
     weights: dict[str, Stored]
@@ -58,6 +61,14 @@ class Fit:
         refuse_misfits(tensors, self.shapes, self.vocabulary, self.path)
         return {name: self._resized(tensors[name], shape) for name, shape in self.shapes.items()}
 
+    def fitted_moments(self, moments: dict[str, Stored], spec: StateSpec) -> dict[str, Stored]:
+        """Return the moments that an optimizer keeps, in their shapes; none when those of the source are others."""
+        found, shapes = by_kind(moments), by_kind(spec.kept(self.shapes))
+        if not shapes.keys() <= found.keys():
+            return {}
+        fitted = {kind: replace(self, shapes=shapes[kind]).fitted(found[kind]) for kind in shapes}
+        return {f"{kind}.{name}": tensor for kind, of_kind in fitted.items() for name, tensor in of_kind.items()}
+
     def _resized(self, tensor: Stored, shape: tuple[int, ...]) -> Stored:
         rows, wanted = (tensor.spec.shape or (1,))[0], (shape or (1,))[0]
         if rows > wanted and not self.unused(wanted):
@@ -74,12 +85,21 @@ class Fit:
         return Derived(shape, tensor.read if rows == wanted else compute)
 
 
+def by_kind(moments: dict[str, T]) -> dict[str, dict[str, T]]:
+    """Sort what is named `<kind>.<parameter>` into {kind: {parameter: it}}."""
+    found: dict[str, dict[str, T]] = {}
+    for name, moment in moments.items():
+        kind, parameter = split_kind(name)
+        found.setdefault(kind, {})[parameter] = moment
+    return found
+
+
 def unused_rows(weights: dict[str, Stored], moments: dict[str, Stored], embedding: str) -> Callable[[int], bool]:
     """Return a test whether the embedding's rows from one on were never trained: no gradient, or, unknown, all zero."""
 
     def unused(first: int) -> bool:
-        evidence = moments.get(f"exp_avg_sq.{embedding}", weights[embedding])
-        return not evidence.read()[first:].any()
+        evidence = [of_kind[embedding] for of_kind in by_kind(moments).values() if embedding in of_kind]
+        return not any(tensor.read()[first:].any() for tensor in evidence or [weights[embedding]])
 
     return unused
 

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping
 
+from enc.encoder.optim.state_spec import KINDS, split_kind
 from enc.tools.readers.source import Stored
 
 _CONTAINERS = {"app", "state", "state_dict", "model", "module", "model_state", "model_state_dict"}
 _OPTIMIZERS = r"(?:optim|optimizer|opt|optim_state|optimizer_state|optimizer_state_dict)"
-_STATE = re.compile(rf"(?:.*\.)?{_OPTIMIZERS}\.state\.(.+)\.(exp_avg|exp_avg_sq|step)")
+_STATE = re.compile(rf"(?:.*\.)?{_OPTIMIZERS}\.state\.(.+)\.({'|'.join(KINDS)}|step)")
 _OTHER_STATE = re.compile(rf"(?:app\.|state_dict\.)?{_OPTIMIZERS}\.(?:state|param_groups)\..*")
 BUFFERS = re.compile(r".*(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|rope_cache)$")  # of rotary positions
-_OURS = re.compile(r"(exp_avg|exp_avg_sq)\.(.+)")
 
 
 def split_names(
@@ -31,7 +31,7 @@ def split_names(
                 steps.append(tensor)
             else:
                 moments[f"{match[2]}.{match[1]}"] = tensor
-        elif match := _OURS.fullmatch(joined):
+        elif split_kind(joined)[0]:
             moments[joined] = tensor
         elif not _OTHER_STATE.fullmatch(joined):
             weights[_weight_name(path)] = tensor

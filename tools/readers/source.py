@@ -19,8 +19,6 @@ from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import printable, shown
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class Stored(Protocol):
     """A tensor that is read when it is asked for."""
@@ -113,8 +111,8 @@ class TiledTensor:
 class Source:
     """The tensors of one checkpoint of any format.
 
-    `weights` are by parameter name, `moments` by `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`. An optimizer file
-    that numbers its parameters gives `#0`, `#1`, … in place of names, in the order of the optimizer's groups.
+    `weights` are by parameter name; `moments`, what an optimizer keeps beside them, by `<kind>.<parameter>`. An
+    optimizer file that numbers its parameters gives `#0`, `#1`, … in place of names, in the order of its groups.
     """
 
     path: Path

@@ -24,8 +24,9 @@ from torch.serialization import safe_globals
 
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
+from enc.encoder.optim.state_spec import KINDS
 from enc.encoder.printable import printable, shown
-from enc.tools.readers.source import MOMENTS, Extent, Held, Stored, StoredTensor, damaged, unreadable
+from enc.tools.readers.source import Extent, Held, Stored, StoredTensor, damaged, unreadable
 
 
 class _Record:
@@ -220,7 +221,7 @@ def _flat(found: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def optimizer_moments(path: Path, optimizer: Any) -> tuple[dict[str, Stored], int | None]:
-    """Return the numbered moments (`exp_avg.#3`) of a torch optimizer's state dict, and its step."""
+    """Return the numbered moments (`<kind>.#3`) of a torch optimizer's state dict, and its step."""
     state = optimizer.get("state") if isinstance(optimizer, Mapping) else None
     if not isinstance(state, Mapping):
         return {}, None
@@ -229,7 +230,7 @@ def optimizer_moments(path: Path, optimizer: Any) -> tuple[dict[str, Stored], in
     for number, entry in state.items():
         if not isinstance(entry, Mapping):
             continue
-        moments.update({f"{kind}.#{number}": _any_stored(path, entry[kind]) for kind in MOMENTS if kind in entry})
+        moments.update({f"{kind}.#{number}": _any_stored(path, entry[kind]) for kind in KINDS if kind in entry})
         step = number_of(path, entry.get("step", step))
     return moments, step
 

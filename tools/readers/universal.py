@@ -1,10 +1,11 @@
-"""DeepSpeed universal folders: `zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`, one tensor a file."""
+"""DeepSpeed universal folders: `zero/<parameter>/` with `fp32.pt`, `step.pt` and a file for each kind of moment."""
 
 from pathlib import Path
 
 from torch import Tensor
 
-from enc.tools.readers.source import MOMENTS, Source, Stored, damaged, is_file_name
+from enc.encoder.optim.state_spec import KINDS
+from enc.tools.readers.source import Source, Stored, damaged, is_file_name
 from enc.tools.readers.torch_file import load_pickle, number_of, stored
 
 
@@ -28,7 +29,7 @@ def read(folder: Path) -> Source:
     files: list[Path] = []
     step = None
     for parameter in sorted(p for p in (folder / "zero").iterdir() if p.is_dir()):
-        for kind in ("fp32", *MOMENTS):
+        for kind in ("fp32", *KINDS):
             file = parameter / f"{kind}.pt"
             if kind != "fp32" and not file.exists():
                 continue

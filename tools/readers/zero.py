@@ -1,6 +1,6 @@
 """Native DeepSpeed folders, ZeRO stages 0 to 3.
 
-A rank's file of optimizer states holds flat fp32 vectors, one a group of parameters, and two moments of the same shape.
+A rank's file of optimizer states holds flat fp32 vectors, one a group of parameters, and moments of the same shape.
 
     stages 1, 2   The vectors of all ranks, one after the other, are the group's parameters one after the other,
                   sometimes with padding behind each (`param_alignment_paddings`), and padding at the end, which the
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
+from enc.encoder.optim.state_spec import KINDS
 from enc.encoder.printable import shown
-from enc.tools.readers.source import MOMENTS, Extent, Source, Stored, StoredTensor, damaged, is_file_name
+from enc.tools.readers.source import Extent, Source, Stored, StoredTensor, damaged, is_file_name
 from enc.tools.readers.torch_file import (
     flat_part,
     load_pickle,
@@ -86,7 +87,7 @@ def _read_partitioned(
         shapes = [{name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]]
         weights = place(folder, shapes, _weight_vectors(files, states), states)
         moments: dict[str, Stored] = {}
-        for kind in MOMENTS:
+        for kind in KINDS:
             vectors = _moment_vectors(files, states, kind)
             if vectors is not None:
                 found = place(folder, shapes, vectors, states)

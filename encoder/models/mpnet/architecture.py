@@ -83,6 +83,7 @@ MPNET = Architecture(
     rules=rules,
     objectives=("mpnet", "plm", "mlm"),
     model="enc.encoder.models.mpnet.model:MpnetForMaskedLM",
+    init_from=lambda config: config.init_from,
     pretrained="enc.encoder.models.mpnet.pretrained",
     hub_types=("mpnet", "enc_mpnet"),
 )

@@ -1,9 +1,9 @@
 """The config section `model` with `type: neobert`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from enc.encoder.models.config import ModelConfig
-from enc.encoder.section import Bool, NotBuilt, PositiveFloat, Probability
+from enc.encoder.section import Bool, PositiveFloat, Probability
 
 
 class NeoBertConfig(ModelConfig):
@@ -33,5 +33,3 @@ class NeoBertConfig(ModelConfig):
     """Normalised transformer: unit-length hidden states instead of norms."""
     base_scale: PositiveFloat = 960**-0.5
     """Scale of the nGPT parameters' raw values."""
-    from_hub: Annotated[Bool, NotBuilt("starting from a hub model")] = False
-    """Start from published weights."""

@@ -20,7 +20,7 @@ from enc.encoder.models.neobert.architecture import feed_forward_width
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.kernels.dropout import dropout
-from enc.kernels.rope import rotations
+from enc.kernels.rope import rotary_cos_sin
 
 _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
 
@@ -38,16 +38,16 @@ class NeoBertBlock(nn.Module):
         self.attention_norm = _norm(config)
         self.ffn_norm = _norm(config)
 
-    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
         # updates. What leaves a norm has the dtype of the matmuls that read it.
         dtype = matmul_dtype(x)
-        attended = self.attention(self.attention_norm(x, dtype=dtype), packing, turns)
+        attended = self.attention(self.attention_norm(x, dtype=dtype), packing, cos_sin)
         x, normed = self.ffn_norm(packing.of(x), dropout(attended, self.dropout_p, self.training), dtype)
         return x + dropout(self.ffn(normed), self.dropout_p, self.training)
 
-    def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x, packing, turns)
+    def attention(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, packing, cos_sin)
         return self.wo(attend(q, k, v, packing, self.dropout_p if self.training else 0.0))
 
 
@@ -71,12 +71,12 @@ class NGptBlock(nn.Module):
         self.sqk = nn.Parameter(torch.full((size,), config.base_scale))
         self.suv = nn.Parameter(torch.ones(2 * hidden))
 
-    def forward(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
-        x = self._move(packing.of(x), self.attention(x, packing, turns), self.attn_alpha)
+    def forward(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
+        x = self._move(packing.of(x), self.attention(x, packing, cos_sin), self.attn_alpha)
         return self._move(x, self.ffn(x), self.mlp_alpha)
 
-    def attention(self, x: Tensor, packing: Packing, turns: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x, packing, turns)
+    def attention(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, packing, cos_sin)
         sqk = (self.sqk / self.base_scale).view(q.shape[1:])  # (H, D)
         q, k = ((sqk * _unit(t)).to(v.dtype) for t in (q, k))
         dropout_p = self.dropout_p if self.training else 0.0
@@ -113,15 +113,15 @@ class NeoBert(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
         if not self.rope:
             x = x + self.positional_embedding(position_ids + 1)
-        turns = rotations(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
+        cos_sin = rotary_cos_sin(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
         last = len(self.transformer_encoder) - 1
         for index, block in enumerate(self.transformer_encoder):
             if index == last and rows is not None:
                 packing = packing.only(rows)
             if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, packing, turns, selective=self.recompute == "selective")
+                x = recomputed(block, x, packing, cos_sin, selective=self.recompute == "selective")
             else:
-                x = block(x, packing, turns)
+                x = block(x, packing, cos_sin)
         return self.layer_norm(x)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from enc.encoder.errors import UsageError
+from enc.launcher.run_folder import job as run_job
 
 _TIMEOUT_S = 60
 _PATIENCE_S, _PAUSE_S = 1800.0, 5.0
@@ -21,6 +22,7 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "REQUEUED", "COMPLETING", "RESIZING")
+_PHASES: dict[str, run_job.Phase] = {"PENDING": "waiting", "COMPLETING": "ending"}
 _FIELDS = "%i|%T|%r|%M|%l|%e|%N|%D"
 
 
@@ -48,6 +50,14 @@ class Job:
     def is_over(self) -> bool:
         """Whether the job will not run any more."""
         return self.state not in _ALIVE
+
+    def neutral(self) -> run_job.Job:
+        """Return the job for those who do not know SLURM."""
+        return run_job.Job(
+            scheduler="SLURM", id=self.id, phase="over" if self.is_over else _PHASES.get(self.state, "running"),
+            state=self.state, was_cancelled=self.state == "CANCELLED", reason=self.reason, elapsed=self.elapsed,
+            time_limit=self.time_limit,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,6 +242,6 @@ def _run(words: list[str], what: str, timeout_s: float = _TIMEOUT_S, fine: tuple
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"SLURM did not answer {words[0]} within {timeout_s:g} s. Try again later.") from None
     if done.returncode not in fine:
-        said = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
-        raise (NoAnswer if _NO_ANSWER.search(said) else UsageError)(f"{what}: {said}")
+        answer = " ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}"
+        raise (NoAnswer if _NO_ANSWER.search(answer) else UsageError)(f"{what}: {answer}")
     return done.stdout

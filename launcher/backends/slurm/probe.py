@@ -3,8 +3,7 @@
 A probe observes; what it makes of that is a function of what was observed, which tests call with other values.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
@@ -13,11 +12,12 @@ from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.checks.findings import Finding, green, red, yellow
 
 
-def slurm_facts(config: RunConfig | None, for_slurm: bool, timeout_s: float) -> list[Finding]:
+def slurm_facts(config: RunConfig | None, environment: Mapping[str, str], timeout_s: float) -> list[Finding]:
     """Ask SLURM for its partitions, and compare the config with the allocation that this process is in."""
+    for_slurm = config is not None and config.launch.scheduler == "slurm"
     if not slurm.is_installed():
         return [green("SLURM", "not installed here")]
-    inside = list(check_allocation(config, for_slurm, dict(os.environ)))
+    inside = list(check_allocation(config, for_slurm, environment))
     try:
         partitions = slurm.partitions(timeout_s)
     except UsageError as error:
@@ -25,15 +25,15 @@ def slurm_facts(config: RunConfig | None, for_slurm: bool, timeout_s: float) -> 
     return [*check_partitions(partitions, config if for_slurm else None), *inside]
 
 
-def check_silence(said: str, for_slurm: bool) -> Finding:
+def check_silence(error: str, for_slurm: bool) -> Finding:
     """SLURM's commands are here, but nobody answers them."""
     level = red if for_slurm else yellow
-    if "configuration source" in said:
+    if "configuration source" in error:
         fix = "log in to a machine of the cluster, or set SLURM_CONF to its slurm.conf"
         return level("SLURM", "its commands are installed, but this machine belongs to no cluster: no slurm.conf", fix)
-    if "Unable to contact slurm controller" in said:
-        said = "its controller cannot be reached (sinfo: Unable to contact slurm controller)"
-    return level("SLURM", said, "`scontrol ping` tells more; ask the cluster's administrators")
+    if "Unable to contact slurm controller" in error:
+        error = "its controller cannot be reached (sinfo: Unable to contact slurm controller)"
+    return level("SLURM", error, "`scontrol ping` tells more; ask the cluster's administrators")
 
 
 def check_partitions(partitions: list[slurm.Partition], config: RunConfig | None) -> Iterator[Finding]:
@@ -72,7 +72,7 @@ def _check_partition(one: slurm.Partition, config: RunConfig | None) -> Finding:
     return green("partition", text)
 
 
-def check_allocation(config: RunConfig | None, for_slurm: bool, variables: dict[str, str]) -> Iterator[Finding]:
+def check_allocation(config: RunConfig | None, for_slurm: bool, variables: Mapping[str, str]) -> Iterator[Finding]:
     """Inside a job, a run that starts here should use what the job has: nodes, and ranks on each."""
     job = variables.get("SLURM_JOB_ID")
     if job is None:
@@ -93,7 +93,7 @@ def check_allocation(config: RunConfig | None, for_slurm: bool, variables: dict[
             yield yellow("allocation", f"{key} is {asked}, but {has}: the rest is idle", f"set {key} {there}")
 
 
-def _number(variables: dict[str, str], name: str) -> int | None:
+def _number(variables: Mapping[str, str], name: str) -> int | None:
     text = variables.get(name, "")
     return int(text) if text.isdigit() else None
 

@@ -13,17 +13,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from enc.encoder.errors import EncError
-from enc.encoder.heartbeat import host_name, rank_file, read_rank_file, write_rank_file
-from enc.encoder.signals import STOP_SIGNALS
+from enc.encoder.heartbeat import note_rank, rank_file, read_rank_file
 from enc.launcher.backends.slurm import commands as slurm
 from enc.launcher.backends.slurm import next_job
-from enc.launcher.machine.rank_environment import Place, blocked_stop_signals, rank_environment
-
-_POLL_S = 0.2
-_GRACE_S = 30.0  # the supervisor ends it sooner, when all ranks have said their last word
+from enc.launcher.machine.rank_environment import Place, blocked_stop_signals
+from enc.launcher.supervise.attempt import GRACE_S, POLL_S
+from enc.launcher.supervise.signals import Signals
+from enc.launcher.supervise.trainer import start_trainer
 
 
 def place_of_task(variables: Mapping[str, str]) -> Place:
@@ -33,54 +32,44 @@ def place_of_task(variables: Mapping[str, str]) -> Place:
     return Place(
         rank=int(variables["SLURM_PROCID"]), local_rank=int(variables["SLURM_LOCALID"]), world_size=tasks,
         local_world_size=per_node, address=variables["ENC_MASTER_ADDR"], port=int(variables["ENC_MASTER_PORT"]),
+        node=variables.get("SLURMD_NODENAME") or socket.gethostname(),
     )  # fmt: skip
 
 
 def main(run_dir: Path) -> NoReturn:
     """Run the trainer of this task to its end."""
     place, attempt = place_of_task(os.environ), int(os.environ["ENC_ATTEMPT"])
+    os.environ["ENC_NODE_NAME"] = place.node  # for what this process itself notes
     log = run_dir / "logs" / str(attempt) / f"rank{place.rank}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
     with blocked_stop_signals(), log.open("a") as output:
-        child = subprocess.Popen(words, env=rank_environment(place), stdout=output, stderr=output)
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda got, _frame: _pass_on(child, got))
-        note(run_dir, attempt, place.rank)  # from now on signals are safe here, and the supervisor may send some
-    code = _wait(child, Guard(run_dir) if place.rank == 0 else None)
+        child = start_trainer(run_dir, place, output)
+        signals = Signals()
+        note_rank(run_dir, attempt, place.rank)  # from now on signals are safe here, and the supervisor may send some
+    code = _wait(child, signals, Guard(run_dir) if place.rank == 0 else None)
     if (read_rank_file(rank_file(run_dir, attempt, place.rank)) or {}).get("code") is None:
-        note(run_dir, attempt, place.rank, code=code, error=None, lost_peer=False)
+        note_rank(run_dir, attempt, place.rank, code=code, error=None, lost_peer=False)
     if code not in (0, 75):
-        time.sleep(_GRACE_S)  # srun kills the others once this one fails: let them end by themselves first
+        time.sleep(GRACE_S + 10)  # srun kills the others once this one fails; the supervisor ends them all sooner
     sys.exit(0 if code in (0, 75) else code if code > 0 else 3)
 
 
-def _pass_on(child: subprocess.Popen, number: int) -> None:
-    """Give the trainer a signal; SIGINT as SIGTERM: SLURM may have sent it one too, and a second would be final."""
-    if child.poll() is None:
-        child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
-
-
-def _wait(child: subprocess.Popen, guard: "Guard | None") -> int:
+def _wait(child: subprocess.Popen, signals: Signals, guard: "Guard | None") -> int:
+    """Wait for the trainer, passing signals on, and until the next job is asked for if that falls to this rank."""
     while (code := child.poll()) is None:
+        while (number := signals.take()) is not None:
+            # SIGINT as SIGTERM: SLURM may have sent the trainer one too, and a second would be final.
+            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
         if guard is not None:
-            guard.look()
-        time.sleep(_POLL_S)
-    while guard is not None and guard.look():
-        time.sleep(_POLL_S)
+            guard.ask_if_lost()
+        signals.wait(POLL_S)
+    while guard is not None and guard.ask_if_lost():
+        time.sleep(POLL_S)
     return code
 
 
-def note(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
-    """Write into the rank's file for the trainer: the first word, and the last one of a trainer that was killed."""
-    path = rank_file(run_dir, attempt, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unknown = {"rank": rank, "host": host_name(), "pid": os.getpid(), "phase": "start", "step": 0, "marks": 0}
-    write_rank_file(path, {**(read_rank_file(path) or unknown), "time": time.time(), **more})
-
-
 class Guard:
-    """Looks after the supervisor: when that process was killed, nobody else would ask for the run's next job."""
+    """Watches the supervisor: when that process was killed, nobody else would ask for the run's next job."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -92,7 +81,7 @@ class Guard:
     def _is_alive(self) -> bool:
         return Path(f"/proc/{self.supervisor}").exists()
 
-    def look(self) -> bool:
+    def ask_if_lost(self) -> bool:
         """Ask for the next job, once, if the supervisor is gone; tell whether that is still to be done.
 
         The supervisor only ends by itself after all ranks have. SLURM has to have noticed its end too: a job that it

@@ -6,6 +6,7 @@ goes through a third grammar: `--output` replaces `%` sequences, and nothing can
 """
 
 import shlex
+import sys
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.sources.find import store_path
 from enc.encoder.errors import UsageError
+from enc.launcher.planning.plan import Plan
 from enc.launcher.planning.ranks import ranks_of_job
 
 SCRIPT_FILE = "job.sbatch"
@@ -21,6 +23,11 @@ _LONGEST_PATH = 1000  # bytes of an --output; SLURM takes 1,024
 _ANSI_C = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 Option = tuple[str, str | None]
+
+
+def script_of(plan: Plan) -> str:
+    """Return the job script of a plan, for the working folder and Python of this process."""
+    return job_script(plan.config, plan.run_dir, plan.cwd, plan.config.launch.python or sys.executable)
 
 
 def job_script(config: RunConfig, run_dir: Path, cwd: Path, python: str) -> str:

@@ -19,10 +19,11 @@ from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.architecture import MPNET, POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
+from enc.encoder.optim.state_spec import ADAM, StateSpec
 from enc.encoder.printable import shown
 from enc.tools.models.fitting import Derived, Fit, ModelState, unused_rows
 from enc.tools.readers.annotated import FORMAT as ANNOTATED
-from enc.tools.readers.source import MOMENTS, Source, Stored
+from enc.tools.readers.source import Source, Stored
 
 EMBEDDING, HEAD_BIAS = "mpnet.embeddings.word_embeddings.weight", "lm_head.bias"
 POSITIONS = "mpnet.embeddings.position_embeddings.weight"
@@ -81,8 +82,8 @@ def hub_keys(found: dict[str, Any], file: Path) -> dict[str, Any]:
 # --- a checkpoint as a whole -----------------------------------------------------------------------------------------
 
 
-def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer) -> ModelState:
-    """Return the tensors of an MPNet source for its tokenizer.
+def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer, spec: StateSpec) -> ModelState:
+    """Return the tensors of an MPNet source for its tokenizer and an optimizer's `spec`.
 
     Raises UsageError when the tensors do not fit the model section or the tokenizer.
     """
@@ -108,11 +109,7 @@ def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer)
     if EMBEDDING not in weights:
         raise UsageError(f"There is no embedding of an MPNet among the tensors of {source.path}: not an MPNet.")
     fit = Fit(MPNET.shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
-    fitted: dict[str, Stored] = {}
-    for kind in MOMENTS if moments else ():
-        of_kind = {name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")}
-        fitted |= {f"{kind}.{name}": tensor for name, tensor in fit.fitted(of_kind).items()}
-    return ModelState(model, fit.fitted(weights), fitted)
+    return ModelState(model, fit.fitted(weights), fit.fitted_moments(moments, spec))
 
 
 def _check_tokenizer(source: Source, tokenizer: EncoderTokenizer) -> None:
@@ -162,14 +159,14 @@ def _named(source: Source) -> dict[str, dict[str, Stored]]:
         return {}
     parameters = [name for name in source.weights if name != "lm_head.weight"]
     order = sorted(parameters, key=lambda name: name.endswith(".bias") or len(source.weights[name].spec.shape) == 1)
-    named: dict[str, dict[str, Stored]] = {kind: {} for kind in MOMENTS}
+    named: dict[str, dict[str, Stored]] = {kind: {} for kind in ADAM.kinds}
     for number, name in enumerate(order):
-        for kind in MOMENTS:
+        for kind in ADAM.kinds:
             moment = source.moments.get(f"{kind}.#{number}")
             if moment is None or moment.spec.shape != source.weights[name].spec.shape:
                 raise _other_order(source.path, number, name)
             named[kind][name] = moment
-    if len(MOMENTS) * len(order) != len(source.moments):
+    if len(ADAM.kinds) * len(order) != len(source.moments):
         raise _other_order(source.path, len(order), "no parameter")
     return named
 

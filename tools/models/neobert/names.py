@@ -18,10 +18,11 @@ from enc.encoder.models.architecture import Parameter
 from enc.encoder.models.neobert.architecture import NEOBERT
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
+from enc.encoder.optim.state_spec import ADAM, StateSpec, split_kind
 from enc.encoder.printable import shown
 from enc.tools.models.fitting import Derived, Fit, ModelState, refuse_misfits, unused_rows
 from enc.tools.readers.names import BUFFERS
-from enc.tools.readers.source import MOMENTS, Source, Stored
+from enc.tools.readers.source import Source, Stored
 
 EMBEDDING, HEAD, HEAD_BIAS = "model.encoder.weight", "decoder.weight", "decoder.bias"
 _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
@@ -40,8 +41,8 @@ def hub_keys(found: dict[str, Any], _file: Path) -> dict[str, Any]:
     return {**keys, "model.max_position_embeddings": positions} if positions else keys
 
 
-def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokenizer) -> ModelState:
-    """Return the tensors of a NeoBERT source for its tokenizer.
+def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokenizer, spec: StateSpec) -> ModelState:
+    """Return the tensors of a NeoBERT source for its tokenizer and an optimizer's `spec`.
 
     The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
     UsageError when the tensors do not fit the section or the tokenizer.
@@ -57,25 +58,20 @@ def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokeni
     numbered = any("#" in name for name in source.moments)
     moments = _named(source, weights, NEOBERT.parameters(model)) if numbered else _clean(source.moments)
     fit = Fit(shapes, _VOCABULARY, unused_rows(weights, moments, EMBEDDING), source.path)
-    rows = {kind: fit.fitted(_of_kind(moments, kind)) for kind in MOMENTS if moments}
-    return ModelState(
-        model,
-        fit.fitted(_split(weights)),
-        {f"{kind}.{name}": tensor for kind, of_kind in rows.items() for name, tensor in of_kind.items()},
-    )
+    return ModelState(model, fit.fitted(_split(weights)), fit.fitted_moments(_split(moments), spec))
 
 
 def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
     """Drop prefixes of wrappers and buffers; an encoder saved without its head gets the prefix of the whole model."""
     named: dict[str, Stored] = {}
     for name, tensor in tensors.items():
-        kind, own = ("", name) if not name.startswith(MOMENTS) else (f"{name.split('.', 1)[0]}.", name.split(".", 1)[1])
+        kind, own = split_kind(name)
         own = _WRAPPERS.sub("", own)
         if not BUFFERS.fullmatch(own):
-            named[kind + own] = tensor
+            named[f"{kind}.{own}" if kind else own] = tensor
     if "encoder.weight" in named and EMBEDDING not in named:
         named = {name if name.startswith("decoder.") else f"model.{name}": t for name, t in named.items()}
-    if EMBEDDING not in named and f"exp_avg.{EMBEDDING}" not in named and named:
+    if named and all(split_kind(name)[1] != EMBEDDING for name in named):
         examples = ", ".join(shown(n) for n in list(named)[:3])
         raise UsageError(f"There is no {EMBEDDING} among the tensors ({examples}, …): not a NeoBERT.")
     return named
@@ -83,10 +79,6 @@ def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
 
 def _same(a: Stored, b: Stored) -> bool:
     return a.spec == b.spec and torch.equal(a.read(), b.read())
-
-
-def _of_kind(moments: dict[str, Stored], kind: str) -> dict[str, Stored]:
-    return _split({name.split(".", 1)[1]: t for name, t in moments.items() if name.startswith(f"{kind}.")})
 
 
 def _split(tensors: dict[str, Stored]) -> dict[str, Stored]:
@@ -121,7 +113,7 @@ def _named(source: Source, weights: dict[str, Stored], parameters: dict[str, Par
     order.sort(key=lambda name: not parameters[name.replace(".w12.", ".w1.")].decays())
     named = {}
     for number, name in enumerate(order):
-        for kind in MOMENTS:
+        for kind in ADAM.kinds:
             moment = source.moments.get(f"{kind}.#{number}")
             if moment is None or moment.spec.shape != weights[name].spec.shape:
                 raise _other_order(source.path, number, name)

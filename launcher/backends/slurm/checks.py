@@ -11,6 +11,7 @@ from enc.encoder.config.launch import SlurmConfig
 from enc.encoder.config.launch_checks import time_limit_s
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.gpus import find_gpu
+from enc.launcher.backends.slurm.commands import is_installed
 from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.checks.preflight import check_memory, check_ram, run_checks
 from enc.launcher.machine.facts import MachineFacts
@@ -18,6 +19,7 @@ from enc.launcher.machine.mounts import Mount, why_node_local
 from enc.launcher.planning.plan import Plan
 
 _SHORT_S = 300
+_MORE_RAM = "more memory a node (launch.slurm.mem), or more nodes"
 _IMAGE_FILES = (".sif", ".sqsh", ".squashfs")
 
 
@@ -25,12 +27,12 @@ def slurm_checks(plan: Plan, facts: MachineFacts) -> list[Finding]:
     """Check whether a plan can work as a job."""
     slurm = plan.config.launch.slurm
     return run_checks({
-        "SLURM": lambda: check_slurm(facts.has_slurm, facts.slurm_job),
+        "SLURM": lambda: check_slurm(is_installed(), facts.job),
         "time limit": lambda: check_time(slurm),
         "shared paths": lambda: check_shared(shared_paths(plan), facts.mounts),
         "python": lambda: check_programs(plan.config),
         "memory": lambda: [check_memory(plan, *_device(plan))],
-        "RAM": lambda: check_ram(plan, memory_asked(slurm.mem), "asked for by launch.slurm.mem", False),
+        "RAM": lambda: check_ram(plan, memory_asked(slurm.mem), "asked for by launch.slurm.mem", False, _MORE_RAM),
     })  # fmt: skip
 
 

@@ -1,0 +1,86 @@
+"""Which tensors an optimizer keeps for a parameter, by name and shape (no torch).
+
+Only the optimizer knows what its tensors mean. All others go by their names and shapes: engines gather and load them,
+checkpoints store them, sizes count them, importers and converters look for them.
+
+    section `optimizer` ─state_spec─▶ StateSpec ─tensors(shapes of weights)─▶ {name: shape} of the trained state
+
+A weight goes under its parameter's name, what is kept for it under `<kind>.<parameter>`, as `exp_avg.decoder.weight`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+from enc.encoder.optim.config import OptimizerConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps for one parameter: fp32 tensors of the parameter's own shape, zero before any update.
+
+    It may differ between parameters, but not within a group of the optimizer: ZeRO makes one flat tensor of a group.
+    """
+
+    kinds: tuple[str, ...]  # without a dot
+    counts_steps: bool = True  # as a tensor `step`, which every update raises by one
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """What one optimizer keeps, for every parameter."""
+
+    rule: Callable[[str, Shape], Kept]
+
+    def state_of(self, name: str, shape: Shape) -> dict[str, Shape]:
+        """Return the tensors that are kept for a parameter: {kind: shape}."""
+        return dict.fromkeys(self.rule(name, shape).kinds, shape)
+
+    def counts_steps(self, name: str, shape: Shape) -> bool:
+        """Tell whether updates of a parameter are counted, in a tensor `step` of its state."""
+        return self.rule(name, shape).counts_steps
+
+    def kept(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
+        """Return the tensors that are kept for weights of these shapes: {`<kind>.<parameter>`: shape}."""
+        return {
+            f"{kind}.{name}": kind_shape
+            for name, shape in shapes.items()
+            for kind, kind_shape in self.state_of(name, shape).items()
+        }
+
+    def tensors(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
+        """Return the whole trained state of weights of these shapes, weights first, in the order engines go through."""
+        return {**shapes, **self.kept(shapes)}
+
+
+def state_spec(config: OptimizerConfig) -> StateSpec:
+    """Return what the optimizer of a config section keeps."""
+    return StateSpec(partial(_RULES[config.name], config))
+
+
+def split_kind(name: str) -> tuple[str, str]:
+    """Return (kind, parameter) of a tensor of the state; the kind of a weight is ''."""
+    kind, _, parameter = name.partition(".")
+    return (kind, parameter) if kind in KINDS and parameter else ("", name)
+
+
+def num_bytes(shapes: dict[str, Shape]) -> int:
+    """Return the bytes of tensors in fp32."""
+    return 4 * sum(prod(shape) for shape in shapes.values())
+
+
+# --- by optimizer ----------------------------------------------------------------------------------------------------
+
+ADAM = Kept(("exp_avg", "exp_avg_sq"))  # torch's names, which every program that trains with its AdamW stores
+KINDS = ADAM.kinds
+"""The kinds of all optimizers here, by which readers of any format know what is no weight."""
+
+
+def _adam(_config: OptimizerConfig, _name: str, _shape: Shape) -> Kept:
+    return ADAM
+
+
+_RULES: dict[str, Callable[[OptimizerConfig, str, Shape], Kept]] = {"adamw": _adam, "adam": _adam}

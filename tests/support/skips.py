@@ -1,0 +1,37 @@
+"""In CI nothing may be skipped but what needs a GPU: a skip there is a test that has quietly stopped."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MAY_NOT = "ENC_TESTS_MAY_NOT_SKIP" in os.environ
+GPU = Path(__file__).parent.parent / "gpu"
+
+
+def why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+
+
+def refuse(report: pytest.TestReport | pytest.CollectReport, path: Path) -> None:
+    """Turn a skip into a failure, unless it is about a GPU."""
+    if MAY_NOT and report.skipped and not hasattr(report, "wasxfail") and GPU not in path.parents:
+        reason = why(report)
+        if "GPU" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nNothing may be skipped here (ENC_TESTS_MAY_NOT_SKIP)."
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    refuse(report, item.path)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    refuse(report, collector.path)
+    return report
