@@ -46,6 +46,7 @@ class Plan:
     engine_files: dict[str, str]  # what the engine reads beside `config.yaml`: {file name: text}
     memory: dict[str, int]  # estimated peak of one rank by part, in bytes; `host` is beside it, in CPU memory
     held_bytes: int  # of the device, between two steps: exact
+    checkpoint_bytes: int
     unused: tuple[str, ...]  # a sentence for each setting without effect
     first_weights: tuple[str, ...] = ()  # a sentence for each part of them that `model.init_from` does not give
 
@@ -89,7 +90,7 @@ class Plan:
             "vocab_size": model.vocab_size,
             "parameters": sizes.num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in self.memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(self.config) / 2**20, 1),
+            "checkpoint_mb": round(self.checkpoint_bytes / 2**20, 1),
         }
 
 
@@ -118,7 +119,7 @@ def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan
         config=asked, asked=asked, cwd=facts.cwd, run_dir=run_folder(config, facts), store_facts=store,
         num_tokens=0, split=split, device=device_of(config, facts),
         device_bytes=device_bytes(config, per_node, facts), engine="", engine_reason="", engine_files={}, memory={},
-        held_bytes=0, unused=(),
+        held_bytes=0, checkpoint_bytes=0, unused=(),
     )  # fmt: skip
     return with_store(plan, store)
 
@@ -180,7 +181,7 @@ def _with_engine(plan: Plan, config: RunConfig) -> Plan:
     engine, reason = choose_engine(config, split.world_size, plan.device_bytes)
     config = config.changed({"parallel.engine": engine})
     memory = peak_parts(config, split.world_size, split.rows_per_microbatch)
-    held = static_bytes(config, split.world_size).device
+    held, checkpoint = static_bytes(config, split.world_size).device, sizes.checkpoint_bytes(config)
     why = f" (parallel.engine auto took {engine}: {reason})" if plan.asked_engine == "auto" else ""
     raise_problems("The config", [Problem(keys[0], f"{text}{why}") for keys, text in rule_problems(config)])
     unused = tuple(unused_settings(config))
@@ -188,7 +189,7 @@ def _with_engine(plan: Plan, config: RunConfig) -> Plan:
         config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
     return replace(
         plan, config=config, engine=engine_name(config), engine_reason=reason, memory=memory, held_bytes=held,
-        unused=unused, engine_files=engine_files(config, split),
+        checkpoint_bytes=checkpoint, unused=unused, engine_files=engine_files(config, split),
     )  # fmt: skip
 
 
