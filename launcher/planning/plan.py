@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def store_ready(self) -> bool:
-        return self.store_facts.opened is not None
+        return self.store_facts.manifest is not None
 
     @property
     def asked_engine(self) -> str:
@@ -138,7 +138,7 @@ def with_store(plan: Plan, store: StoreFacts) -> Plan:
 
 def with_tokens(plan: Plan, say: Say) -> Plan:
     """Make the token store of a plan, or check every byte of the one that is there."""
-    made = make_store(plan.config, say, plan.store_facts.opened)
+    made = make_store(plan.config, say, plan.store_facts)
     return plan if plan.store_ready else after_tokenising(plan, made)
 
 
