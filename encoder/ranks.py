@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from enc.encoder.errors import EncError, PeerError, RunError
 
@@ -44,8 +45,8 @@ class Ranks:
         group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.world_size > 1 else None
         return replace(self, group=group)
 
-    def sum(self, *values: float) -> list[float]:
-        """Add numbers over all ranks in fp64; every rank gets the same sums."""
+    def sum(self, *values: float | Tensor) -> list[float]:
+        """Add numbers, or tensors of one number, over all ranks in fp64; every rank gets the same sums."""
         totals = torch.tensor(values, dtype=torch.float64)
         if self.world_size > 1:
             dist.all_reduce(totals, group=self.group)

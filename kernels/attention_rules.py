@@ -8,15 +8,14 @@ Query i and key j of one document have positions a_i, b_j and stages s_i >= 0, c
 
 Stages order what is uncovered: a key c > 0 appears at stage c, a key c < 0 goes away at stage -c. With them MPNet's two
 streams (arXiv 2004.09297) are one attention. Of P predicted tokens, the j-th real one has stage j + 1, its placeholder
--(j + 1), a token that is not predicted 0; as queries, real token i has stage i + 1, the query stream's row i has i, all
-other rows 0.
+-(j + 1), a token that is not predicted 0; as queries, real token i has stage i + 1, the query stream's token i has i,
+all others 0.
 
 The bucket of a distance is T5's (arXiv 1910.10683), bidirectional: exact up to a quarter of ``num_buckets`` on either
 side, then logarithmic up to ``max_distance``, from where on it is constant.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -31,8 +30,7 @@ class RelativeBias(NamedTuple):
     max_distance: int
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """What a call computes beside q, k and v. Shapes: Tq queries, T keys, N documents."""
 
     cu_seqlens: Tensor  # (N + 1,) int32, of the keys
@@ -46,6 +44,12 @@ class Rules:
     dropout_p: float
     window: int | None
     max_distance: int  # of the bias
+    max_logits: bool = False  # whether the largest scores are wanted
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The documents' bounds among the queries, and among the keys."""
+        return self.cu_seqlens if self.cu_seqlens_q is None else self.cu_seqlens_q, self.cu_seqlens
 
 
 def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -23,8 +23,7 @@ Shapes: Tq queries, T keys, H heads, D head dim, N documents. T = cu_seqlens[N].
 """
 
 import math
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +32,19 @@ from enc.kernels import dispatch
 from enc.kernels import varlen_attention_flash as flash
 from enc.kernels import varlen_attention_per_document as per_document
 from enc.kernels.attention_rules import RelativeBias, Rules, relative_buckets
+from enc.kernels.tensors import at_least_fp32
 
 _FLASH_DTYPES = torch.bfloat16, torch.float16
+
+
+class Inputs(NamedTuple):
+    """The arguments of the operation that come before its rules."""
+
+    q: Tensor  # (Tq, H, D)
+    k: Tensor  # (T, H, D)
+    v: Tensor  # (T, H, D)
+    table: Tensor | None  # (num_buckets, H), of the bias
+    seed: Tensor | None  # (1,) int64, of dropout
 
 
 def varlen_attention(
@@ -73,31 +83,24 @@ def varlen_attention(
         (Tq, H, D) in the dtype of q.
 
     Raises:
-        ValueError: Bounds do not run from 0 to the number of rows without going back (seen on the CPU only), or
+        ValueError: Bounds do not run from 0 to the number of tokens without going back (seen on the CPU only), or
             queries and keys differ where window or bias need positions.
     """
     if cu_seqlens_q is None and len(q) != len(k):
         raise ValueError(f"there are {len(q)} queries and {len(k)} keys: pass cu_seqlens_q, the bounds of the queries")
     if cu_seqlens_q is not None and positions is None and (window is not None or bias is not None):
         raise ValueError("window and bias need the positions of queries and keys where cu_seqlens_q is given")
-    out, _, peak = torch.ops.enc.varlen_attention(
-        q,
-        k,
-        v,
-        None if bias is None else bias.table,
-        # Drawn here and not in the operation, whose results may be kept where a block is computed again.
-        torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
-        cu_seqlens,
-        cu_seqlens_q,
-        *(positions or (None, None)),
-        *(stages or (None, None)),
-        max_seqlen,
-        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        dropout_p,
-        window,
-        0 if bias is None else bias.max_distance,
-        max_logits is not None,
-    )
+    # Drawn here and not in the operation, whose results may be kept where a block is computed again.
+    seed = torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    table, max_distance = (None, 0) if bias is None else bias
+    (query_positions, key_positions), (query_stages, key_stages) = positions or (None, None), stages or (None, None)
+    rules = Rules(
+        cu_seqlens, cu_seqlens_q, query_positions, key_positions, query_stages, key_stages,
+        max_seqlen, scale, dropout_p, window, max_distance, max_logits is not None,
+    )  # fmt: skip
+    out: Tensor
+    out, _, peak = torch.ops.enc.varlen_attention(*Inputs(q, k, v, table, seed), *rules)
     if max_logits is not None:
         with torch.no_grad():
             max_logits.copy_(torch.maximum(max_logits, peak))
@@ -153,7 +156,7 @@ def _choose(
 
 def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None, **rules: Any) -> Tensor:
     """Compute the same by a softmax over all T keys, in fp32, or fp64 for fp64 inputs. (Tq, H, D)"""
-    p = reference_scores(q, k, cu_seqlens, scale, **rules).softmax(-1).nan_to_num(0)  # NaN: the row sees nothing
+    p = reference_scores(q, k, cu_seqlens, scale, **rules).softmax(-1).nan_to_num(0)  # NaN: the query sees nothing
     return torch.einsum("hij,jhd->ihd", p, v.to(p.dtype)).to(q.dtype)
 
 
@@ -170,7 +173,7 @@ def reference_scores(
     positions: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return all scores, -inf where the key is not seen. (H, Tq, T)"""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = at_least_fp32(q.dtype)
     bounds = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q, cu_seqlens
     document_q, document_k = (
         torch.repeat_interleave(torch.arange(len(x) - 1), x.cpu().diff()).to(q.device) for x in bounds
@@ -195,100 +198,99 @@ def reference_scores(
     return scores.masked_fill(~visible, -torch.inf)
 
 
-_RULES = (  # the fields of Rules, in their order
-    "Tensor cu_seqlens, Tensor? cu_seqlens_q, Tensor? query_positions, Tensor? key_positions, Tensor? query_stages, "
-    "Tensor? key_stages, SymInt? max_seqlen, float scale, float dropout_p, SymInt? window, SymInt max_distance"
-)
-
-
 # One operation, opaque to torch.compile: a traced loop over documents would recompile for each batch. It is registered
-# by hand, since torch.library.custom_op imports the compiler, a second of time, at its first call.
-torch.library.define(
-    "enc::varlen_attention",
-    f"(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? seed, {_RULES}, bool max_logits) "
-    "-> (Tensor, Tensor, Tensor)",
-)
+# by hand, since torch.library.custom_op imports the compiler, a second of time, at its first call. Its arguments are
+# the fields of Inputs and Rules, in their order, tensors first: the schemas and all that follows are made from these.
+_ARGUMENTS = Inputs.__annotations__ | Rules.__annotations__
+_SCHEMA_TYPES = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: "SymInt?", float: "float", bool: "bool",
+}  # fmt: skip
+_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _ARGUMENTS.items())
+_NUM_TENSORS = sum(kind in (Tensor, Tensor | None) for kind in _ARGUMENTS.values())
+_NUM_GRADIENTS = 4  # of q, k, v and table
+
+torch.library.define("enc::varlen_attention", f"({_SCHEMA}) -> (Tensor, Tensor, Tensor)")
 torch.library.define(
     "enc::varlen_attention_backward",
-    f"(Tensor grad, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? seed, {_RULES}, "
-    "bool max_logits) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor out, Tensor lse, {_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("enc::varlen_attention", "default")
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output (Tq, H, D), the logsumexp of the scores (H, Tq) and the largest scores (H,).
 
     The logsumexp is as this backend's backward pass wants it; what nobody needs later is empty.
     """
-    rules, max_logits = Rules(*rest[:-1]), rest[-1]
-    name = _backend_of(q, table, rules, max_logits)
+    (q, k, v, table, seed), rules = _split(arguments)
+    name = _backend_of(q, table, rules)
     if name == "cpu-flash":
         return *per_document.flash(q, k, v, rules), _nothing(q)
     if name == "formulas":
-        out, peak = per_document.formulas(q, k, v, table, seed, rules, max_logits)
+        out, peak = per_document.formulas(q, k, v, table, seed, rules)
         return out, _nothing(q), peak
     if name == "triton":
-        return _triton().forward(q, k, v, table, seed, rules, max_logits)
+        from enc.kernels import varlen_attention_triton  # only where it runs: triton may be missing
+
+        return varlen_attention_triton.forward(q, k, v, table, seed, rules)
     return *flash.forward(name, q, k, v, rules), _nothing(q)
 
 
 @torch.library.impl("enc::varlen_attention_backward", "default")
 def _backward(
-    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None,
-    *rest: Any,
+    grad: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k, v and the table; the last is empty without one."""
-    rules, max_logits = Rules(*rest[:-1]), rest[-1]
-    name = _backend_of(q, table, rules, max_logits)
+    (q, k, v, table, seed), rules = _split(arguments)
+    name = _backend_of(q, table, rules)
     if name == "cpu-flash":
         return *per_document.flash_backward(grad, out, lse, q, k, v, rules), _nothing(q)
     if name == "formulas":
         return per_document.formulas_backward(grad, q, k, v, table, seed, rules)
     if name == "triton":
-        return _triton().backward(grad, out, lse, q, k, v, table, seed, rules)
+        from enc.kernels import varlen_attention_triton
+
+        return varlen_attention_triton.backward(grad, out, lse, q, k, v, table, seed, rules)
     return *flash.backward(name, grad, out, lse, q, k, v, rules), _nothing(q)
 
 
-@torch.library.register_fake("enc::varlen_attention")
-def _(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    max_logits = rest[-1]
-    peak = q.new_empty(q.shape[1] if max_logits else 0, dtype=torch.float32)
-    if _backend_of(q, table, Rules(*rest[:-1]), max_logits) == "formulas":
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    (q, _, _, table, _), rules = _split(arguments)
+    peak = q.new_empty(q.shape[1] if rules.max_logits else 0, dtype=torch.float32)
+    if _backend_of(q, table, rules) == "formulas":
         return q.new_empty(q.shape), _nothing(q), peak
-    lse = q.new_empty(q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(q.shape), lse, peak
+    return q.new_empty(q.shape), q.new_empty(q.shape[1::-1], dtype=at_least_fp32(q.dtype)), peak
 
 
-@torch.library.register_fake("enc::varlen_attention_backward")
-def _(
-    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
+def _backward_shapes(grad: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (q, k, v, table, _), _ = _split(arguments)
     dtable = _nothing(q) if table is None else table.new_empty(table.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dtable
 
 
-_NUM_TENSORS = 11  # of the inputs, the first
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     out, lse, _ = output
     ctx.save_for_backward(out, lse, *inputs[:_NUM_TENSORS])
     ctx.settings = inputs[_NUM_TENSORS:]
 
 
-def _gradient(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     dq, dk, dv, dtable = torch.ops.enc.varlen_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    has_table = ctx.needs_input_grad[3]
-    return dq, dk, dv, dtable if has_table else None, *[None] * (_NUM_TENSORS - 4 + len(ctx.settings))
+    has_table = ctx.needs_input_grad[Inputs._fields.index("table")]
+    return dq, dk, dv, dtable if has_table else None, *[None] * (len(_ARGUMENTS) - _NUM_GRADIENTS)
 
 
-torch.library.register_autograd("enc::varlen_attention", _gradient, setup_context=_setup_context)
+torch.library.register_fake("enc::varlen_attention", _forward_shapes)
+torch.library.register_fake("enc::varlen_attention_backward", _backward_shapes)
+torch.library.register_autograd("enc::varlen_attention", _gradients, setup_context=_save)
 
 
-def _backend_of(q: Tensor, table: Tensor | None, rules: Rules, max_logits: bool) -> str:
+def _split(arguments: tuple[Any, ...]) -> tuple[Inputs, Rules]:
+    count = len(Inputs._fields)
+    return Inputs(*arguments[:count]), Rules(*arguments[count:])
+
+
+def _backend_of(q: Tensor, table: Tensor | None, rules: Rules) -> str:
     return backend(
         q.device.type,
         q.dtype,
@@ -297,15 +299,9 @@ def _backend_of(q: Tensor, table: Tensor | None, rules: Rules, max_logits: bool)
         stages=rules.key_stages is not None,
         window=rules.window is not None,
         positions=rules.key_positions is not None,
-        max_logits=max_logits,
+        max_logits=rules.max_logits,
         dropout=rules.dropout_p > 0,
     )
-
-
-def _triton() -> ModuleType:
-    from enc.kernels import varlen_attention_triton  # only where it runs: triton may be missing
-
-    return varlen_attention_triton
 
 
 def _nothing(q: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from enc.kernels.attention_rules import Rules
+from enc.kernels.tensors import unit_last_stride
 
 _NO_DROPOUT = 0.0
 _NOT_CAUSAL = False
@@ -26,7 +27,7 @@ def forward(name: str, q: Tensor, k: Tensor, v: Tensor, rules: Rules) -> tuple[T
         )
     else:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *(_unit_last_stride(x) for x in (q, k, v)), *bounds, _NO_DROPOUT, _NOT_CAUSAL, False,
+            *(unit_last_stride(x) for x in (q, k, v)), *bounds, _NO_DROPOUT, _NOT_CAUSAL, False,
             scale=rules.scale, window_size_left=window, window_size_right=window,
         )  # fmt: skip
     return out.contiguous(), lse.contiguous()
@@ -51,7 +52,7 @@ def backward(
         return grads
     rng_state, unused = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        *(_unit_last_stride(x) for x in (grad, q, k, v)), out, lse, *bounds, _NO_DROPOUT, _NOT_CAUSAL,
+        *(unit_last_stride(x) for x in (grad, q, k, v)), out, lse, *bounds, _NO_DROPOUT, _NOT_CAUSAL,
         rng_state, unused, scale=rules.scale, window_size_left=window, window_size_right=window,
     )  # fmt: skip
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
@@ -59,12 +60,7 @@ def backward(
 
 def _bounds(rules: Rules) -> tuple[Tensor, Tensor, int, int]:
     """Return the bounds of queries and keys and the longest document of either."""
-    cu_seqlens_q = rules.cu_seqlens if rules.cu_seqlens_q is None else rules.cu_seqlens_q
     longest = rules.max_seqlen
     if longest is None:
-        longest = int(torch.stack([cu_seqlens_q.diff().max(), rules.cu_seqlens.diff().max()]).max())
-    return cu_seqlens_q, rules.cu_seqlens, longest, longest
-
-
-def _unit_last_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+        longest = int(torch.stack([bounds.diff().max() for bounds in rules.bounds]).max())
+    return *rules.bounds, longest, longest

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from enc.kernels.attention_rules import Rules, buckets_by_distance
 from enc.kernels.dropout import keep_mask, scale
+from enc.kernels.tensors import at_least_fp32, unit_last_stride
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -34,8 +35,8 @@ _SCORES = 2**20  # scores that are held at a time, about, times three
 
 def flash(q: Tensor, k: Tensor, v: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
     """Return the output (Tq, H, D) and the logsumexp of the scores (H, Tq), fp32 or fp64."""
-    q, k, v = (_unit_last_stride(x) for x in (q, k, v))
-    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[1::-1], dtype=_wide(q))
+    q, k, v = (unit_last_stride(x) for x in (q, k, v))
+    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[1::-1], dtype=at_least_fp32(q.dtype))
     for queries, keys in _documents(rules, len(q), len(k)):
         o, logsumexp = _flash(_heads_first(q[queries]), *(_heads_first(x[keys]) for x in (k, v)), scale=rules.scale)
         out[queries] = o[0].transpose(0, 1)
@@ -49,31 +50,31 @@ def flash_backward(
     """Return the gradients of q, k and v."""
     # In fp32 also for bf16 inputs: the CPU's bf16 backward kernel is 1.3-5 times slower, worst for short documents.
     grads = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    grad, q, k, v, out = (_unit_last_stride(x) for x in (grad, q, k, v, out))
+    grad, q, k, v, out = (unit_last_stride(x) for x in (grad, q, k, v, out))
     for queries, keys in _documents(rules, len(q), len(k)):
-        rows = (queries, queries, keys, keys, queries)
-        inputs = (_heads_first(x[part]).to(lse.dtype) for x, part in zip((grad, q, k, v, out), rows, strict=True))
+        places = (queries, queries, keys, keys, queries)
+        inputs = (_heads_first(x[place]).to(lse.dtype) for x, place in zip((grad, q, k, v, out), places, strict=True))
         parts = _flash_backward(*inputs, lse[None, :, queries], 0.0, False, scale=rules.scale)
-        for target, part, of in zip(grads, parts, (queries, keys, keys), strict=True):
-            target[of] = part[0].transpose(0, 1)
+        for target, part, place in zip(grads, parts, (queries, keys, keys), strict=True):
+            target[place] = part[0].transpose(0, 1)
     return grads
 
 
 def formulas(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, rules: Rules, max_logits: bool
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, rules: Rules
 ) -> tuple[Tensor, Tensor]:
     """Return the output (Tq, H, D) and the largest score of each head (H,), the latter empty if not asked for."""
     out = q.new_zeros(q.shape)
-    peak = torch.full((q.shape[1] if max_logits else 0,), -torch.inf, device=q.device)
+    peak = torch.full((q.shape[1] if rules.max_logits else 0,), -torch.inf, device=q.device)
     generator = _generator(seed)
     for part in _parts(q, k, table, rules):
         scores = part.scores(q, k)
-        if max_logits:
+        if rules.max_logits:
             peak[part.heads] = peak[part.heads].maximum(scores.amax((1, 2)).float())
         p = part.softmax(scores)
         if generator:
             p.mul_(_dropout(p, rules.dropout_p, generator))
-        part.write(out, torch.bmm(p, part.of_keys(v)), part.queries)
+        part.write(out, torch.bmm(p, part.keys_of(v)), part.queries)
     return out, peak
 
 
@@ -86,16 +87,16 @@ def formulas_backward(
     generator = _generator(seed)
     for part in _parts(q, k, table, rules):
         p = kept = part.softmax(part.scores(q, k))
-        do = part.of_queries(grad)
-        ds = torch.bmm(do, part.of_keys(v).transpose(1, 2))
+        do = part.queries_of(grad)
+        ds = torch.bmm(do, part.keys_of(v).transpose(1, 2))
         if generator:
             factor = _dropout(p, rules.dropout_p, generator)
             ds.mul_(factor)
             kept = factor.mul_(p)
         part.write(dv, torch.bmm(kept.transpose(1, 2), do), part.keys)
         ds = torch._softmax_backward_data(ds, p, -1, p.dtype)
-        part.write(dq, torch.bmm(ds, part.of_keys(k)).mul_(rules.scale), part.queries)
-        part.write(dk, torch.bmm(ds.transpose(1, 2), part.of_queries(q)).mul_(rules.scale), part.keys)
+        part.write(dq, torch.bmm(ds, part.keys_of(k)).mul_(rules.scale), part.queries)
+        part.write(dk, torch.bmm(ds.transpose(1, 2), part.queries_of(q)).mul_(rules.scale), part.keys)
         if table is not None:
             assert part.codes is not None
             sums[part.heads].index_add_(1, part.codes.flatten(), ds.flatten(1))
@@ -112,16 +113,16 @@ class _Part:
     scale: float
     codes: Tensor | None  # (nq, nk): which column of values each pair takes; None: no bias, and all is seen
     values: Tensor  # (h or 1, num_codes)
-    blind: Tensor | None  # (nq,) rows that see nothing, if there are any
+    blind: Tensor | None  # (nq,) queries that see nothing, if there are any
 
-    def of_queries(self, x: Tensor) -> Tensor:  # (h, nq, D)
+    def queries_of(self, x: Tensor) -> Tensor:  # (h, nq, D)
         return x[self.queries, self.heads].transpose(0, 1).to(self.values.dtype)
 
-    def of_keys(self, x: Tensor) -> Tensor:  # (h, nk, D)
+    def keys_of(self, x: Tensor) -> Tensor:  # (h, nk, D)
         return x[self.keys, self.heads].transpose(0, 1).to(self.values.dtype)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        a, b = self.of_queries(q), self.of_keys(k).transpose(1, 2)
+        a, b = self.queries_of(q), self.keys_of(k).transpose(1, 2)
         if self.codes is None:
             return torch.bmm(a, b).mul_(self.scale)
         bias = self.values.index_select(1, self.codes.flatten()).view(-1, *self.codes.shape)
@@ -131,8 +132,8 @@ class _Part:
         p = scores.softmax(-1)
         return p if self.blind is None else p.masked_fill_(self.blind[:, None], 0)
 
-    def write(self, target: Tensor, x: Tensor, rows: slice) -> None:
-        target[rows, self.heads] = x.transpose(0, 1).to(target.dtype)
+    def write(self, target: Tensor, x: Tensor, tokens: slice) -> None:
+        target[tokens, self.heads] = x.transpose(0, 1).to(target.dtype)
 
 
 def _parts(q: Tensor, k: Tensor, table: Tensor | None, rules: Rules) -> Iterator[_Part]:
@@ -151,7 +152,11 @@ def _parts(q: Tensor, k: Tensor, table: Tensor | None, rules: Rules) -> Iterator
 
 def _values(q: Tensor, table: Tensor | None) -> Tensor:
     """Return what each code adds to a score: the buckets' bias, or 0; and -inf. (H or 1, num_codes)"""
-    visible = q.new_zeros((1, 1), dtype=_wide(q)) if table is None else table.detach().T.to(_wide(q))
+    visible = (
+        q.new_zeros((1, 1), dtype=at_least_fp32(q.dtype))
+        if table is None
+        else table.detach().T.to(at_least_fp32(q.dtype))
+    )
     return torch.cat([visible, torch.full_like(visible[:, :1], -torch.inf)], dim=1)
 
 
@@ -159,7 +164,8 @@ def _codes(queries: slice, keys: slice, table: Tensor | None, rules: Rules) -> T
     """Return the bucket of each pair, 0 without a bias, and the number of buckets where the key is hidden. (nq, nk)"""
     codes, hidden = None, []
     if table is not None or rules.window is not None:
-        distance = _of(rules.key_positions, keys, rules)[None, :] - _of(rules.query_positions, queries, rules)[:, None]
+        key_positions = _positions(rules.key_positions, keys, rules)
+        distance = key_positions[None, :] - _positions(rules.query_positions, queries, rules)[:, None]
         if table is not None:
             places = distance.clamp(-rules.max_distance, rules.max_distance).add_(rules.max_distance)
             buckets = buckets_by_distance(len(table), rules.max_distance, distance.device)
@@ -177,10 +183,11 @@ def _codes(queries: slice, keys: slice, table: Tensor | None, rules: Rules) -> T
     return codes.masked_fill_(functools.reduce(torch.logical_or, hidden), len(table))
 
 
-def _of(positions: Tensor | None, rows: slice, rules: Rules) -> Tensor:
+def _positions(positions: Tensor | None, tokens: slice, rules: Rules) -> Tensor:
+    """Return the positions of a document's queries or keys; their index in it where there are none."""
     if positions is None:
-        return torch.arange(rows.stop - rows.start, device=rules.cu_seqlens.device)
-    return positions[rows]
+        return torch.arange(tokens.stop - tokens.start, device=rules.cu_seqlens.device)
+    return positions[tokens]
 
 
 def _generator(seed: Tensor | None) -> torch.Generator | None:
@@ -196,7 +203,7 @@ def _dropout(p: Tensor, dropout_p: float, generator: torch.Generator) -> Tensor:
 
 
 def _documents(rules: Rules, num_queries: int, num_keys: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of each document that has queries and keys."""
+    """Yield the queries and the keys of each document that has both."""
     keys = _slices(rules.cu_seqlens, num_keys, "cu_seqlens")
     queries = keys if rules.cu_seqlens_q is None else _slices(rules.cu_seqlens_q, num_queries, "cu_seqlens_q")
     for a, b in zip(queries, keys, strict=True):
@@ -216,11 +223,3 @@ def _slices(cu_seqlens: Tensor, num_tokens: int, name: str) -> list[slice]:
 
 def _heads_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).unsqueeze(0)  # (1, H, len, D)
-
-
-def _unit_last_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

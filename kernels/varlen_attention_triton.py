@@ -1,8 +1,8 @@
 """``varlen_attention`` on CUDA with every rule, in Triton: online softmax forward, two kernels backward.
 
-A program computes BLOCK rows of one document and head, and walks over that document's rows of the other side. Block t
-belongs to the document n with ``f(n) <= t < f(n + 1)``, ``f(n) = cu_seqlens[n] // BLOCK + n``: there is room for all
-its blocks, since ``f(n + 1) - f(n) >= ceil(len_n / BLOCK)``. So a program finds its document by bisection of
+A program computes BLOCK queries (or keys) of one document and head, and walks over that document's keys (or queries).
+Block t belongs to the document n with ``f(n) <= t < f(n + 1)``, ``f(n) = cu_seqlens[n] // BLOCK + n``: there is room
+for all its blocks, since ``f(n + 1) - f(n) >= ceil(len_n / BLOCK)``. So a program finds its document by bisection of
 cu_seqlens, no map is built and the host need not know a length. At most one block a document is without work.
 
 Scores and their logsumexp are kept in base 2. With dS = P * (dO V^T * M - delta), delta = rowsum(dO * O):
@@ -13,7 +13,7 @@ Scores and their logsumexp are kept in base 2. With dS = P * (dO V^T * M - delta
 
 Everything is deterministic: nothing is added atomically, what programs share is written apart and summed in order. The
 bias costs a gather a score from a table over distances. Its gradient costs a comparison and an addition for each score
-and each bucket between the least and the greatest of a tile. Those are few where neighbouring rows have neighbouring
+and each bucket between the least and the greatest of a tile. Those are few where neighbouring tokens have neighbouring
 positions, so tokens should come in the order of the text: in a document of 256 tokens 14 of 32 on average, by count
 about as many instructions as half the rest of that kernel. Dropout draws Philox numbers (7 rounds, four scores a draw)
 by (seed, head, query, key), so all passes see the same mask whatever their blocks.
@@ -35,12 +35,13 @@ from torch import Tensor
 
 from enc.kernels import dispatch
 from enc.kernels.attention_rules import Rules, buckets_by_distance
+from enc.kernels.tensors import unit_last_stride
 
 _LOG2_E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut: rows that a program owns, rows it takes at a time, and Triton's two numbers."""
+    """How a kernel is cut: tokens that a program owns, tokens it takes at a time, and Triton's two numbers."""
 
     own: int
     walked: int
@@ -61,7 +62,7 @@ def _document_of(CU, block, num_documents, BLOCK: tl.constexpr):
 
 @triton.jit
 def _block(CU, CU_Q, CU_K, block, num_documents, BLOCK: tl.constexpr):
-    """Return where a block of the rows that CU bounds starts in its document, and the document's queries and keys.
+    """Return where a block of the tokens that CU bounds starts in its document, and the document's queries and keys.
 
     These are first query, number of queries, first key, number of keys.
     """
@@ -72,27 +73,29 @@ def _block(CU, CU_Q, CU_K, block, num_documents, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load(X, rows, dims, row_stride, num_rows, HEAD_DIM: tl.constexpr, D: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Return rows of a head, (rows, D), zero outside. X points at the head in the first row of the document."""
-    inside = rows[:, None] < num_rows
+def _load(
+    X, tokens, dims, token_stride, num_tokens, HEAD_DIM: tl.constexpr, D: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """Return tokens of a head, (tokens, D), zero outside. X points at the head in the first token of the document."""
+    inside = tokens[:, None] < num_tokens
     if HEAD_DIM != D:
         inside = inside & (dims[None, :] < HEAD_DIM)
-    x = tl.load(X + rows[:, None] * row_stride + dims[None, :], mask=inside, other=0.0)
+    x = tl.load(X + tokens[:, None] * token_stride + dims[None, :], mask=inside, other=0.0)
     return x.to(tl.float32) if INTERPRETED else x  # the interpreter cannot calculate in bf16
 
 
 @triton.jit
-def _store(X, x, rows, dims, row_stride, num_rows, HEAD_DIM: tl.constexpr, D: tl.constexpr):
-    inside = rows[:, None] < num_rows
+def _store(X, x, tokens, dims, token_stride, num_tokens, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    inside = tokens[:, None] < num_tokens
     if HEAD_DIM != D:
         inside = inside & (dims[None, :] < HEAD_DIM)
-    tl.store(X + rows[:, None] * row_stride + dims[None, :], x.to(X.dtype.element_ty), mask=inside)
+    tl.store(X + tokens[:, None] * token_stride + dims[None, :], x.to(X.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _positions(POSITIONS, first, rows, num_rows):
-    """Return the positions of rows of a document that starts at first; their index where there are none."""
-    return rows if POSITIONS is None else tl.load(POSITIONS + first + rows, mask=rows < num_rows, other=0)
+def _positions(POSITIONS, first, tokens, num_tokens):
+    """Return the positions of tokens of a document that starts at first; their index where there are none."""
+    return tokens if POSITIONS is None else tl.load(POSITIONS + first + tokens, mask=tokens < num_tokens, other=0)
 
 
 @triton.jit
@@ -126,7 +129,7 @@ def _kept(SEED, head, queries, quads, threshold):
 @triton.jit
 def varlen_attention_forward(
     Q, K, V, OUT, LSE, PEAK, CU_Q, CU_K, QUERY_POSITIONS, KEY_POSITIONS, QUERY_STAGES, KEY_STAGES, BIAS, SEED,
-    q_row, q_head, k_row, k_head, v_row, v_head, num_queries, num_heads, num_documents,
+    q_token, q_head, k_token, k_head, v_token, v_head, num_queries, num_heads, num_documents,
     scale, window, max_distance, threshold, keep_factor,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, OWN: tl.constexpr, WALKED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -136,14 +139,16 @@ def varlen_attention_forward(
     if start >= num_q:
         return
 
-    rows, dims = start + tl.arange(0, OWN), tl.arange(0, D)
-    K += first_k.to(tl.int64) * k_row + head * k_head
-    V += first_k.to(tl.int64) * v_row + head * v_head
-    q = _load(Q + first_q.to(tl.int64) * q_row + head * q_head, rows, dims, q_row, num_q, HEAD_DIM, D, INTERPRETED)
-    query_position = _positions(QUERY_POSITIONS, first_q, rows, num_q)[:, None]
+    queries, dims = start + tl.arange(0, OWN), tl.arange(0, D)
+    K += first_k.to(tl.int64) * k_token + head * k_head
+    V += first_k.to(tl.int64) * v_token + head * v_head
+    q = _load(
+        Q + first_q.to(tl.int64) * q_token + head * q_head, queries, dims, q_token, num_q, HEAD_DIM, D, INTERPRETED
+    )
+    query_position = _positions(QUERY_POSITIONS, first_q, queries, num_q)[:, None]
     stage = None
     if QUERY_STAGES is not None:
-        stage = tl.load(QUERY_STAGES + first_q + rows, mask=rows < num_q, other=0)[:, None]
+        stage = tl.load(QUERY_STAGES + first_q + queries, mask=queries < num_q, other=0)[:, None]
     bias = None
     if BIAS is not None:
         bias = BIAS + head * (2 * max_distance + 1)
@@ -155,9 +160,9 @@ def varlen_attention_forward(
         keys = at + tl.arange(0, WALKED)
         if SEED is not None:  # drawn before the products, which would wait for it
             quads = at // 4 + tl.arange(0, WALKED // 4)
-            kept = _kept(SEED, head, (first_q + rows)[:, None], quads[None, :], threshold)
+            kept = _kept(SEED, head, (first_q + queries)[:, None], quads[None, :], threshold)
             kept = tl.reshape(kept, (OWN, WALKED)) != 0
-        k = _load(K, keys, dims, k_row, num_k, HEAD_DIM, D, INTERPRETED)
+        k = _load(K, keys, dims, k_token, num_k, HEAD_DIM, D, INTERPRETED)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         distance = _positions(KEY_POSITIONS, first_k, keys, num_k)[None, :] - query_position
         key_stage = None
@@ -172,17 +177,17 @@ def varlen_attention_forward(
         total = total * fade + tl.sum(p, 1)
         if SEED is not None:
             p = tl.where(kept, p, 0.0)
-        v = _load(V, keys, dims, v_row, num_k, HEAD_DIM, D, INTERPRETED)
+        v = _load(V, keys, dims, v_token, num_k, HEAD_DIM, D, INTERPRETED)
         out = out * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
     seen = total > 0
     out = out * (tl.where(seen, keep_factor, 0.0) / tl.where(seen, total, 1.0))[:, None]
-    out_row = num_heads * HEAD_DIM
-    _store(OUT + first_q.to(tl.int64) * out_row + head * HEAD_DIM, out, rows, dims, out_row, num_q, HEAD_DIM, D)
+    out_token = num_heads * HEAD_DIM
+    _store(OUT + first_q.to(tl.int64) * out_token + head * HEAD_DIM, out, queries, dims, out_token, num_q, HEAD_DIM, D)
     lse = tl.where(seen, peak + tl.log2(tl.where(seen, total, 1.0)), float("-inf"))
-    tl.store(LSE + head.to(tl.int64) * num_queries + first_q + rows, lse, mask=rows < num_q)
+    tl.store(LSE + head.to(tl.int64) * num_queries + first_q + queries, lse, mask=queries < num_q)
     if PEAK is not None:
-        largest = tl.max(tl.where(rows < num_q, peak, float("-inf")), 0)
+        largest = tl.max(tl.where(queries < num_q, peak, float("-inf")), 0)
         tl.store(PEAK + head * tl.num_programs(0) + block, largest * 0.6931471805599453)  # ln 2
 
 
@@ -190,7 +195,7 @@ def varlen_attention_forward(
 def varlen_attention_dq(
     Q, K, V, OUT, GRAD, LSE, DELTA, DQ, SUMS, CU_Q, CU_K, QUERY_POSITIONS, KEY_POSITIONS, QUERY_STAGES, KEY_STAGES,
     BIAS, BUCKETS, SEED,
-    q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head, num_queries, num_heads, num_documents,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, num_queries, num_heads, num_documents,
     scale, window, max_distance, threshold, keep_factor,
     NUM_BUCKETS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, OWN: tl.constexpr, WALKED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -200,22 +205,24 @@ def varlen_attention_dq(
     if start >= num_q:
         return
 
-    rows, dims = start + tl.arange(0, OWN), tl.arange(0, D)
-    out_row, of_head = num_heads * HEAD_DIM, head.to(tl.int64) * num_queries + first_q
+    queries, dims = start + tl.arange(0, OWN), tl.arange(0, D)
+    out_token, of_head = num_heads * HEAD_DIM, head.to(tl.int64) * num_queries + first_q
     from_q = first_q.to(tl.int64)
-    K += first_k.to(tl.int64) * k_row + head * k_head
-    V += first_k.to(tl.int64) * v_row + head * v_head
-    q = _load(Q + from_q * q_row + head * q_head, rows, dims, q_row, num_q, HEAD_DIM, D, INTERPRETED)
-    grad = _load(GRAD + from_q * grad_row + head * grad_head, rows, dims, grad_row, num_q, HEAD_DIM, D, INTERPRETED)
-    out = _load(OUT + from_q * out_row + head * HEAD_DIM, rows, dims, out_row, num_q, HEAD_DIM, D, INTERPRETED)
+    K += first_k.to(tl.int64) * k_token + head * k_head
+    V += first_k.to(tl.int64) * v_token + head * v_head
+    q = _load(Q + from_q * q_token + head * q_head, queries, dims, q_token, num_q, HEAD_DIM, D, INTERPRETED)
+    grad = _load(
+        GRAD + from_q * grad_token + head * grad_head, queries, dims, grad_token, num_q, HEAD_DIM, D, INTERPRETED
+    )
+    out = _load(OUT + from_q * out_token + head * HEAD_DIM, queries, dims, out_token, num_q, HEAD_DIM, D, INTERPRETED)
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    tl.store(DELTA + of_head + rows, delta, mask=rows < num_q)
-    lse = tl.load(LSE + of_head + rows, mask=rows < num_q, other=float("-inf"))
-    lse = tl.where(lse == float("-inf"), 0.0, lse)[:, None]  # the row sees nothing, all its scores are -inf
-    query_position = _positions(QUERY_POSITIONS, first_q, rows, num_q)[:, None]
+    tl.store(DELTA + of_head + queries, delta, mask=queries < num_q)
+    lse = tl.load(LSE + of_head + queries, mask=queries < num_q, other=float("-inf"))
+    lse = tl.where(lse == float("-inf"), 0.0, lse)[:, None]  # the query sees nothing, all its scores are -inf
+    query_position = _positions(QUERY_POSITIONS, first_q, queries, num_q)[:, None]
     stage = None
     if QUERY_STAGES is not None:
-        stage = tl.load(QUERY_STAGES + first_q + rows, mask=rows < num_q, other=0)[:, None]
+        stage = tl.load(QUERY_STAGES + first_q + queries, mask=queries < num_q, other=0)[:, None]
     bias = None
     if BIAS is not None:
         bias = BIAS + head * (2 * max_distance + 1)
@@ -226,16 +233,16 @@ def varlen_attention_dq(
         keys = at + tl.arange(0, WALKED)
         if SEED is not None:  # drawn before the products, which would wait for it
             quads = at // 4 + tl.arange(0, WALKED // 4)
-            kept = _kept(SEED, head, (first_q + rows)[:, None], quads[None, :], threshold)
+            kept = _kept(SEED, head, (first_q + queries)[:, None], quads[None, :], threshold)
             kept = tl.reshape(kept, (OWN, WALKED)) != 0
-        k = _load(K, keys, dims, k_row, num_k, HEAD_DIM, D, INTERPRETED)
-        v = _load(V, keys, dims, v_row, num_k, HEAD_DIM, D, INTERPRETED)
+        k = _load(K, keys, dims, k_token, num_k, HEAD_DIM, D, INTERPRETED)
+        v = _load(V, keys, dims, v_token, num_k, HEAD_DIM, D, INTERPRETED)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         distance = _positions(KEY_POSITIONS, first_k, keys, num_k)[None, :] - query_position
         key_stage = None
         if KEY_STAGES is not None:
             key_stage = tl.load(KEY_STAGES + first_k + keys, mask=keys < num_k, other=0)[None, :]
-        inside = (rows[:, None] < num_q) & (keys[None, :] < num_k)
+        inside = (queries[:, None] < num_q) & (keys[None, :] < num_k)
         scores = _ruled(scores, inside, distance, stage, key_stage, bias, window, max_distance)
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         if SEED is not None:
@@ -250,7 +257,7 @@ def varlen_attention_dq(
                 sums += tl.where(tl.arange(0, NUM_BUCKETS) == b, found, 0.0)
 
     dq *= scale * 0.6931471805599453  # the scale is in base 2
-    _store(DQ + from_q * out_row + head * HEAD_DIM, dq, rows, dims, out_row, num_q, HEAD_DIM, D)
+    _store(DQ + from_q * out_token + head * HEAD_DIM, dq, queries, dims, out_token, num_q, HEAD_DIM, D)
     if SUMS is not None:
         tl.store(SUMS + (block * num_heads + head) * NUM_BUCKETS + tl.arange(0, NUM_BUCKETS), sums)
 
@@ -258,7 +265,7 @@ def varlen_attention_dq(
 @triton.jit
 def varlen_attention_dk_dv(
     Q, K, V, GRAD, LSE, DELTA, DK, DV, CU_Q, CU_K, QUERY_POSITIONS, KEY_POSITIONS, QUERY_STAGES, KEY_STAGES, BIAS, SEED,
-    q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head, num_queries, num_heads, num_documents,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, num_queries, num_heads, num_documents,
     scale, window, max_distance, threshold, keep_factor,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, OWN: tl.constexpr, WALKED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -271,12 +278,12 @@ def varlen_attention_dk_dv(
 
     keys, dims = start + tl.arange(0, OWN), tl.arange(0, D)
     from_q, from_k = first_q.to(tl.int64), first_k.to(tl.int64)
-    Q += from_q * q_row + head * q_head
-    GRAD += from_q * grad_row + head * grad_head
+    Q += from_q * q_token + head * q_head
+    GRAD += from_q * grad_token + head * grad_head
     LSE += head.to(tl.int64) * num_queries + first_q
     DELTA += head.to(tl.int64) * num_queries + first_q
-    k = _load(K + from_k * k_row + head * k_head, keys, dims, k_row, num_k, HEAD_DIM, D, INTERPRETED)
-    v = _load(V + from_k * v_row + head * v_head, keys, dims, v_row, num_k, HEAD_DIM, D, INTERPRETED)
+    k = _load(K + from_k * k_token + head * k_head, keys, dims, k_token, num_k, HEAD_DIM, D, INTERPRETED)
+    v = _load(V + from_k * v_token + head * v_head, keys, dims, v_token, num_k, HEAD_DIM, D, INTERPRETED)
     key_position = _positions(KEY_POSITIONS, first_k, keys, num_k)[:, None]
     key_stage = None
     if KEY_STAGES is not None:
@@ -287,22 +294,22 @@ def varlen_attention_dk_dv(
 
     dk, dv = tl.zeros((OWN, D), tl.float32), tl.zeros((OWN, D), tl.float32)
     for at in range(0, num_q, WALKED):
-        rows = at + tl.arange(0, WALKED)
-        inside = (keys[:, None] < num_k) & (rows[None, :] < num_q)
+        queries = at + tl.arange(0, WALKED)
+        inside = (keys[:, None] < num_k) & (queries[None, :] < num_q)
         if SEED is not None:
             quads = start // 4 + tl.arange(0, OWN // 4)
-            kept = _kept(SEED, head, (first_q + rows)[None, :], quads[:, None], threshold)
+            kept = _kept(SEED, head, (first_q + queries)[None, :], quads[:, None], threshold)
             kept = tl.reshape(tl.permute(kept, (0, 2, 3, 1)), (OWN, WALKED)) != 0
-        q = _load(Q, rows, dims, q_row, num_q, HEAD_DIM, D, INTERPRETED)
-        grad = _load(GRAD, rows, dims, grad_row, num_q, HEAD_DIM, D, INTERPRETED)
-        lse = tl.load(LSE + rows, mask=rows < num_q, other=0.0)
+        q = _load(Q, queries, dims, q_token, num_q, HEAD_DIM, D, INTERPRETED)
+        grad = _load(GRAD, queries, dims, grad_token, num_q, HEAD_DIM, D, INTERPRETED)
+        lse = tl.load(LSE + queries, mask=queries < num_q, other=0.0)
         lse = tl.where(lse == float("-inf"), 0.0, lse)[None, :]
-        delta = tl.load(DELTA + rows, mask=rows < num_q, other=0.0)[None, :]
+        delta = tl.load(DELTA + queries, mask=queries < num_q, other=0.0)[None, :]
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-        distance = key_position - _positions(QUERY_POSITIONS, first_q, rows, num_q)[None, :]
+        distance = key_position - _positions(QUERY_POSITIONS, first_q, queries, num_q)[None, :]
         stage = None
         if QUERY_STAGES is not None:
-            stage = tl.load(QUERY_STAGES + first_q + rows, mask=rows < num_q, other=0)[None, :]
+            stage = tl.load(QUERY_STAGES + first_q + queries, mask=queries < num_q, other=0)[None, :]
         p = tl.exp2(_ruled(scores, inside, distance, stage, key_stage, bias, window, max_distance) - lse)
         dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
         weights = p
@@ -312,23 +319,23 @@ def varlen_attention_dk_dv(
         ds = p * (dp - delta)
         dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION)
 
-    out_row = num_heads * HEAD_DIM
+    out_token = num_heads * HEAD_DIM
     dk *= scale * 0.6931471805599453
-    _store(DK + from_k * out_row + head * HEAD_DIM, dk, keys, dims, out_row, num_k, HEAD_DIM, D)
-    _store(DV + from_k * out_row + head * HEAD_DIM, dv, keys, dims, out_row, num_k, HEAD_DIM, D)
+    _store(DK + from_k * out_token + head * HEAD_DIM, dk, keys, dims, out_token, num_k, HEAD_DIM, D)
+    _store(DV + from_k * out_token + head * HEAD_DIM, dv, keys, dims, out_token, num_k, HEAD_DIM, D)
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, rules: Rules, max_logits: bool
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, seed: Tensor | None, rules: Rules
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output (Tq, H, D), the logsumexp of the scores in base 2 (H, Tq), and the largest scores (H,)."""
-    q, k, v = (_unit_last_stride(x) for x in (q, k, v))
+    q, k, v = (unit_last_stride(x) for x in (q, k, v))
     num_queries, num_heads, _ = q.shape
     cut = blocks("forward", q, bias=table is not None, dropout=seed is not None)
     out = q.new_empty(q.shape)
     lse = q.new_empty((num_heads, num_queries), dtype=torch.float32)
     grid = _grid(num_queries, cut.own, rules, num_heads)
-    peak = q.new_full((num_heads, max(1, grid[0])), -torch.inf, dtype=torch.float32) if max_logits else None
+    peak = q.new_full((num_heads, max(1, grid[0])), -torch.inf, dtype=torch.float32) if rules.max_logits else None
     if num_queries and num_heads:
         varlen_attention_forward[grid](
             q, k, v, out, lse, peak, *_rules_of(rules), _bias_by_distance(table, rules), seed,
@@ -343,7 +350,7 @@ def backward(
     rules: Rules,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k, v and the table; the last is empty without a table."""
-    grad, q, k, v = (_unit_last_stride(x) for x in (grad, q, k, v))
+    grad, q, k, v = (unit_last_stride(x) for x in (grad, q, k, v))
     (num_queries, num_heads, _), num_keys = q.shape, len(k)
     dq, dk, dv, delta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, lse))
     bias = _bias_by_distance(table, rules)
@@ -394,14 +401,12 @@ def _buckets(num_buckets: int, max_distance: int, device: torch.device) -> Tenso
     return buckets_by_distance(num_buckets, max_distance, device).int()
 
 
-def _grid(num_rows: int, block: int, rules: Rules, num_heads: int) -> tuple[int, int]:
-    return num_rows // block + len(rules.cu_seqlens) - 1, num_heads
+def _grid(num_tokens: int, block: int, rules: Rules, num_heads: int) -> tuple[int, int]:
+    return num_tokens // block + len(rules.cu_seqlens) - 1, num_heads
 
 
 def _rules_of(rules: Rules) -> tuple[Tensor | None, ...]:
-    cu_seqlens_q = rules.cu_seqlens if rules.cu_seqlens_q is None else rules.cu_seqlens_q
-    by_row = rules.query_positions, rules.key_positions, rules.query_stages, rules.key_stages
-    return cu_seqlens_q, rules.cu_seqlens, *by_row
+    return *rules.bounds, rules.query_positions, rules.key_positions, rules.query_stages, rules.key_stages
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -434,7 +439,3 @@ def _constants(q: Tensor, cut: Blocks) -> dict[str, int | str | bool]:
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,
     }
-
-
-def _unit_last_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -43,11 +43,13 @@ def _case(
 
     def launch() -> object:
         q, k, v = torch.empty(TOKENS, HEADS, 3, dim, dtype=dtype, device=device).unbind(2)
-        rows = (integers(TOKENS) if given else None for given in (positions, positions, stages, stages))
-        rules = Rules(integers(DOCUMENTS + 1), None, *rows, None, 0.125, 0.1 * dropout, window, 128 * bias)
+        by_token = (integers(TOKENS) if given else None for given in (positions, positions, stages, stages))
+        rules = Rules(
+            integers(DOCUMENTS + 1), None, *by_token, None, 0.125, 0.1 * dropout, window, 128 * bias, max_logits
+        )
         table = torch.empty(32, HEADS, device=device) if bias else None
         seed = torch.empty(1, dtype=torch.int64, device=device) if dropout else None
-        out, lse, _ = launchers.forward(q, k, v, table, seed, rules, max_logits)
+        out, lse, _ = launchers.forward(q, k, v, table, seed, rules)
         return launchers.backward(torch.empty_like(out), out, lse, q, k, v, table, seed, rules)
 
     return launch

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from enc.encoder.run.log import _fit, cut_repeated, evaluation_line, train_line, wandb_id
+from enc.encoder.run.log import cut_repeated, evaluation_line, train_line, wandb_id
+from enc.encoder.tasks import TASKS, fit
 from enc.encoder.text_table import table
 
+PRETRAINING = TASKS["pretraining"]
 RECORD = {
     "step": 1234567,
     "loss": 10.123456,
@@ -32,21 +34,21 @@ def test_repeated_steps_and_half_lines_are_moved(tmp_path: Path) -> None:
 
 def test_lines_fit_80_columns() -> None:
     """The widest numbers that training shows."""
-    assert len(train_line(RECORD)) <= 80
-    assert len(train_line({**RECORD, "loss": None, "mfu": None})) <= 80
+    assert len(train_line(RECORD, PRETRAINING)) <= 80
+    assert len(train_line({**RECORD, "loss": None, "mfu": None}, PRETRAINING)) <= 80
     evaluation = {"step": 1234567, "eval_loss": 10.123456, "eval_accuracy": 1.0, "eval_perplexity": 24920.7}
-    assert len(evaluation_line(evaluation, "eval")) <= 80
-    assert len(evaluation_line({**evaluation, "eval_loss": None, "eval_perplexity": None}, "eval")) <= 80
+    assert len(evaluation_line(evaluation, "eval", PRETRAINING)) <= 80
+    assert len(evaluation_line({**evaluation, "eval_loss": None, "eval_perplexity": None}, "eval", PRETRAINING)) <= 80
     text = table([("attention", "word " * 40), ("a", "b")])
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_losses_have_their_unit() -> None:
     """A line shows the same loss in nats and in bits, and says which is which."""
-    assert "loss 2.3100 nats (3.3326 bits)" in train_line({**RECORD, "loss": 2.31})
+    assert "loss 2.3100 nats (3.3326 bits)" in train_line({**RECORD, "loss": 2.31}, PRETRAINING)
     record = {"step": 7, "test_step": 4, "test_loss": 2.31, "test_accuracy": 0.5, "test_perplexity": 10.07}
     text = "step       4  test 2.3100 nats (3.3326 bits), accuracy 50.00%, perplexity 10.07"
-    assert evaluation_line(record, "test") == text
+    assert evaluation_line(record, "test", PRETRAINING) == text
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_losses_have_their_unit() -> None:
     ],
 )
 def test_numbers_fill_their_place(number: float | None, text: str) -> None:
-    assert _fit(number, 6) == text
+    assert fit(number, 6) == text
 
 
 def test_the_wandb_id_is_made_once_or_asked_for(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from enc.encoder.data.batches import Microbatch, collate, mask_row
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.permutation import permuted_row
 from enc.encoder.data.store import TokenStore
+from enc.encoder.data.store_data import packed_rows
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.keyed import numpy_rng
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM
 from enc.encoder.objectives.mlm import MlmObjective
-from enc.encoder.run.build import packed_rows
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.models.mpnet.names import own_tensors
 
@@ -58,12 +58,12 @@ def masker(**options) -> Masker:
     return Masker(MASK, SPECIAL, np.flatnonzero(~SPECIAL), continues, **{"probability": 0.2, **options})
 
 
-def row_of(lengths: list[int], seed: int = 0, index: int = 0, objective: str = "mpnet", **options) -> MaskedRow:
+def row_of(lengths: list[int], seed: int = 0, objective: str = "mpnet", **options) -> MaskedRow:
     """Return a permuted row of documents of random tokens, each between two special ones."""
     rng = np.random.default_rng(seed)
     ids = np.concatenate([np.r_[2, rng.integers(5, NUM_TOKENS, n - 2), 3] for n in lengths])
     chosen = masker(**options)
-    return permuted_row(index, ids, np.array(lengths), chosen, numpy_rng(seed, "mask"), objective == "mpnet")
+    return permuted_row(ids, np.array(lengths), chosen, numpy_rng(seed, "mask"), objective == "mpnet")
 
 
 def batch_of(*lengths: int, **options) -> Microbatch:
@@ -151,7 +151,7 @@ def golden_row(golden: dict[str, Tensor], b: int, predicted: int, pad: int) -> M
             return shown[order.argsort()]
 
     given = Given(MASK, SPECIAL, np.arange(5), SPECIAL, 0.15)
-    row = permuted_row(b, text, np.array([len(text)]), given, np.random.default_rng(0), placeholders=True)
+    row = permuted_row(text, np.array([len(text)]), given, np.random.default_rng(0), placeholders=True)
     assert np.array_equal(row.labels, golden["targets"][b].numpy()[order.argsort()])
     return row
 
@@ -356,7 +356,7 @@ def permuted_part(row: MaskedRow, size: int) -> MaskedRow:
     streams = type(row.streams)(
         row.streams.lengths[:1], row.streams.key_rows[:keys], row.streams.stages[:rows], row.streams.key_stages[:keys]
     )
-    return MaskedRow(0, row.ids[:rows], row.lengths[:1], row.positions[:rows], row.label_positions[:predicted],
+    return MaskedRow(row.ids[:rows], row.lengths[:1], row.positions[:rows], row.label_positions[:predicted],
                      row.labels[:predicted], size, streams)  # fmt: skip
 
 
@@ -420,7 +420,7 @@ def test_a_row_predicts_at_least_one_token() -> None:
 def test_rows_of_a_document_without_ordinary_tokens() -> None:
     """A document of special tokens alone predicts nothing and stays in the row."""
     ids = np.array([2, 3, 2, 50, 51, 52, 3])
-    row = permuted_row(0, ids, np.array([2, 5]), masker(), numpy_rng(0, "mask"), placeholders=True)
+    row = permuted_row(ids, np.array([2, 5]), masker(), numpy_rng(0, "mask"), placeholders=True)
     assert (row.streams.lengths - row.lengths).tolist() == [0, 1]
     assert collate([row]).num_labels == 1
 
@@ -482,7 +482,8 @@ def test_rate_on_real_text(store: Path, row_length: int) -> None:
     rows, chosen = packed_rows(opened, "train", tokenizer, config), Masker.of(tokenizer, config)
     predicted = predictable = 0
     for index in range(2000):
-        row = mask_row(rows, index, chosen, numpy_rng(0, "mask", 0, index))
+        ids, lengths = rows.row(index)
+        row = mask_row(ids, lengths, chosen, numpy_rng(0, "mask", 0, index))
         predicted += len(row.labels)
-        predictable += int((~chosen.is_special[rows.row(index)[0]]).sum())
+        predictable += int((~chosen.is_special[ids]).sum())
     assert predicted / predictable == pytest.approx(0.15, abs=0.005)

@@ -42,16 +42,16 @@ def run_forward(case: Case, dropout_p: float, seed: int) -> tuple[tuple, tuple]:
     options = {"positions": (None, None), "stages": (None, None), "cu_seqlens_q": None, "window": None} | case.options
     rules = Rules(
         case.cu_seqlens, options["cu_seqlens_q"], *options["positions"], *options["stages"], None,
-        options["scale"] or q.shape[-1] ** -0.5, dropout_p, options["window"], case.max_distance,
+        options["scale"] or q.shape[-1] ** -0.5, dropout_p, options["window"], case.max_distance, True,
     )  # fmt: skip
     inputs = q, k, v, table, torch.tensor([seed]) if dropout_p > 0 else None, rules
-    return inputs, launchers.forward(*inputs, True)
+    return inputs, launchers.forward(*inputs)
 
 
 @settings(max_examples=15, deadline=None)
 @given(case=cases(max_documents=3, dims=(5, 16)))
 def test_all_features_together_meet_the_reference(case):
-    """Output and every gradient, for any features, documents without rows and odd head sizes, to fp32 accuracy."""
+    """Output and every gradient, for any features, documents without tokens and odd head sizes, to fp32 accuracy."""
     exact = case.run(reference)
     found = run(case.to(torch.float32))
     for name, true in exact.items():
@@ -84,7 +84,7 @@ def test_fused_projections_need_no_copy():
     results = []
     for copy in (False, True):
         q, k, v = ((x.contiguous() if copy else x) for x in qkv.unbind(2))
-        out, lse, _ = launchers.forward(q, k, v, None, None, rules, False)
+        out, lse, _ = launchers.forward(q, k, v, None, None, rules)
         grad = torch.ones(1, 1, 1).expand(out.shape)
         grads = launchers.backward(grad.contiguous() if copy else grad, out, lse, q, k, v, None, None, rules)
         results.append((out, lse, *grads))
@@ -142,7 +142,7 @@ def test_dropout_is_one_mask_in_both_passes():
 
 
 def test_dropout_keeps_the_mean_and_follows_the_seed():
-    """The share of dropped weights is the probability; seeds, heads, rows and columns have masks of their own."""
+    """The share of dropped weights is the probability; seeds, heads, queries and keys have masks of their own."""
     case = make_case([64], heads=2, dim=64).to(torch.float32)
     first, again, other = (mask_of(case, 0.25, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)

@@ -27,7 +27,7 @@ ALLOWED = {
     "encoder.models": "kernels encoder",
     "encoder.config": "encoder encoder.models",
     "encoder.sizing": "encoder encoder.config encoder.models encoder.optim",
-    "encoder.data": "kernels encoder encoder.config encoder.sizing",
+    "encoder.data": "kernels encoder encoder.config encoder.models encoder.sizing",
     "encoder.objectives": "kernels encoder encoder.data encoder.models",
     "encoder.optim": "encoder",
     "encoder.engine": "encoder encoder.config encoder.optim encoder.sizing",

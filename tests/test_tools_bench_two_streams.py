@@ -26,7 +26,7 @@ MASKER = Masker(4, SPECIAL, np.flatnonzero(~SPECIAL), np.zeros(NUM_TOKENS, bool)
 
 def document(size: int) -> MaskedRow:
     ids = np.r_[2, np.random.default_rng(size).integers(5, NUM_TOKENS, size - 2), 3]
-    return permuted_row(0, ids, np.array([size]), MASKER, numpy_rng(0, "mask", size), placeholders=True)
+    return permuted_row(ids, np.array([size]), MASKER, numpy_rng(0, "mask", size), placeholders=True)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

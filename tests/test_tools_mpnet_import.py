@@ -21,7 +21,7 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.ddp import DdpEngine
 from enc.encoder.errors import UsageError
 from enc.encoder.models.mpnet.config import MpnetConfig
-from enc.encoder.run.build import build_model
+from enc.encoder.run.pretraining import build_model
 from enc.tools.annotated_mpnet.flags import keys_of_args
 from enc.tools.import_run import Imported, import_run
 from enc.tools.models.mpnet.names import own_tensors

@@ -15,6 +15,8 @@ from enc.encoder.errors import UsageError
 from enc.encoder.events import Event, append_event
 from enc.encoder.models import first_weights
 from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
+from enc.encoder.run.state import TrainState, trainer_state
+from enc.encoder.tasks import TASKS
 from enc.tools.consolidate import write_file
 from enc.tools.models.fitting import Derived, ModelState
 from enc.tools.models.registry import tools_of, tools_of_hub_config
@@ -135,16 +137,13 @@ def _num_ranks(folder: Path) -> int:
 
 
 def _trainer_state(source: Source, state: ModelState, step: int) -> dict[str, Any]:
+    counters = TrainState(
+        step=step, tokens=int(source.counters.get("tokens") or 0), window=TASKS["pretraining"].empty_sums()
+    )
+    world_size = int(source.counters.get("world_size") or _num_ranks(source.path))
     updates = source.counters.get("optimizer_steps")
     return {
-        "step": step,
-        "tokens": int(source.counters.get("tokens") or 0),
-        "nonfinite_steps": 0,
-        "evaluated_step": -1,
-        "loss_is_finite": True,
-        "window": {"loss_sum": 0.0, "num_labels": 0, "num_correct": 0},
-        "data_fingerprint": None,  # unknown: which tokens the source was trained on
-        "world_size": int(source.counters.get("world_size") or _num_ranks(source.path)),
+        **trainer_state(counters, data_fingerprint=None, world_size=world_size),  # its tokens are not known
         "optimizer_steps": int((step if updates is None else updates) if state.moments else 0),
     }
 

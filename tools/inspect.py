@@ -8,11 +8,11 @@ from typing import Any
 from enc.encoder.checkpoints.folder import verify
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.store import TokenStore
+from enc.encoder.data.store_data import packed_rows
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.optim.state_spec import split_kind
 from enc.encoder.printable import printable, shown
-from enc.encoder.run.build import packed_rows
 from enc.encoder.sizing.sizes import parameter_shapes
 from enc.tools.own_config import own_config
 from enc.tools.readers.detect import open_source
@@ -79,7 +79,7 @@ def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:
     position: dict[str, Any] = {"rows": rows}
     try:
         store = TokenStore.open(Path(config.dataset.path))
-        in_epoch = packed_rows(store, "train", EncoderTokenizer.load(store.tokenizer_dir), config).plan.num_rows
+        in_epoch = len(packed_rows(store, "train", EncoderTokenizer.load(store.tokenizer_dir), config))
         position.update(epoch=rows // in_epoch, row=rows % in_epoch, rows_per_epoch=in_epoch)
     except (UsageError, OSError):
         pass  # the store may be on another machine

@@ -4,8 +4,8 @@ The rows of an epoch stand in an order keyed by (seed, "order", epoch); step s t
 them, over epoch ends if need be, and rank r of W takes the r-th slice of that. Masks are keyed by (seed, "mask", epoch,
 row) in training, (seed, "eval", row) in evaluation and (seed, "test", row) in the test at the end.
 
-Legend: N documents of a microbatch, M label places, X rows, T of them keys. Rows are the tokens of the text; with a
-permutation (``enc.encoder.data.permutation``) there are more of them, and not all are keys.
+Legend: N documents of a microbatch, M label places, X positions, T of them keys. Positions are the tokens of the text;
+with a permutation (``enc.encoder.data.permutation``) there are more of them, and not all are keys.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from enc.encoder.data.interface import StepSizes
 from enc.encoder.data.masking import MaskedRow, Masker
 from enc.encoder.data.packing import PackingPlan
 from enc.encoder.data.permutation import permuted_row
@@ -29,9 +30,9 @@ _LABEL_BLOCK = 64
 
 
 class TwoStreams(NamedTuple):
-    """Which rows see which keys, where documents are permuted: arguments of ``MpnetForMaskedLM``."""
+    """Which positions see which keys, where documents are permuted: arguments of ``MpnetForMaskedLM``."""
 
-    cu_seqlens_q: Tensor  # (N + 1,) int32: bounds of the documents among the rows
+    cu_seqlens_q: Tensor  # (N + 1,) int32: bounds of the documents among the positions
     key_rows: Tensor  # (T,) int64, ascending
     stages: Tensor  # (X,) int32
     key_stages: Tensor  # (T,) int32
@@ -44,20 +45,25 @@ class Microbatch:
     input_ids: Tensor  # (X,) int64
     cu_seqlens: Tensor  # (N + 1,) int32: the keys of document i are number cu_seqlens[i] to cu_seqlens[i + 1]
     position_ids: Tensor  # (X,) int64: position inside the document
-    label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last row
+    label_positions: Tensor  # (M,) int64, ascending: places after the last label are the last position
     label_ids: Tensor  # (M,) int64: IGNORE_INDEX after the last label
-    rows: Tensor  # (B,) int64: which rows of the plan, for audits
-    max_seqlen: int  # rows of the longest document
+    max_seqlen: int  # positions of the longest document
     num_tokens: int  # of the text
     num_labels: int
-    num_rows: int
     streams: TwoStreams | None = None
 
     @property
-    def num_pairs(self) -> int:
-        """The sum over documents of rows times keys."""
+    def sizes(self) -> StepSizes:
+        """What it holds; the sum of its losses is divided by labels."""
         keys = self.cu_seqlens.diff().long()
-        return int((keys * (keys if self.streams is None else self.streams.cu_seqlens_q.diff())).sum())
+        positions = keys if self.streams is None else self.streams.cu_seqlens_q.diff()
+        return StepSizes(
+            size=self.num_labels,
+            tokens=self.num_tokens,
+            positions=self.input_ids.numel(),
+            keys=int(self.cu_seqlens[-1]),
+            pairs=int((keys * positions).sum()),
+        )
 
     def to(self, device: torch.device) -> "Microbatch":
         """Return the batch on a device."""
@@ -84,6 +90,16 @@ class Rows:
 
     def __len__(self) -> int:
         return self.plan.num_rows
+
+    @property
+    def row_length(self) -> int:
+        """Tokens that a row has room for."""
+        return self.plan.row_length
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' room that tokens take."""
+        return self.plan.fill
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids (n,) int64 with special tokens, piece lengths) of one row."""
@@ -120,10 +136,14 @@ class TrainBatches(Dataset):
         start = step * self.split.rows_per_step + self.rank * per_rank + micro * self.split.rows_per_microbatch
         return range(start, start + self.split.rows_per_microbatch)
 
-    def _masked_row(self, place: int) -> MaskedRow:
+    def row_at(self, place: int) -> tuple[int, int]:
+        """Return (epoch, row) of a place."""
         epoch, index = divmod(place, len(self.rows))
-        row = int(epoch_order(self.seed, epoch, len(self.rows))[index])
-        return mask_row(self.rows, row, self.masker, numpy_rng(self.seed, "mask", epoch, row))
+        return epoch, int(epoch_order(self.seed, epoch, len(self.rows))[index])
+
+    def _masked_row(self, place: int) -> MaskedRow:
+        epoch, row = self.row_at(place)
+        return mask_row(*self.rows.row(row), self.masker, numpy_rng(self.seed, "mask", epoch, row))
 
 
 class EvalBatches(Dataset):
@@ -138,18 +158,20 @@ class EvalBatches(Dataset):
 
     def __getitem__(self, index: int) -> Microbatch:
         indices = range(index * self.rows_per_batch, min((index + 1) * self.rows_per_batch, len(self.rows)))
-        return collate([mask_row(self.rows, i, self.masker, numpy_rng(self.seed, self.purpose, i)) for i in indices])
+        return collate([self._masked_row(index) for index in indices])
+
+    def _masked_row(self, index: int) -> MaskedRow:
+        return mask_row(*self.rows.row(index), self.masker, numpy_rng(self.seed, self.purpose, index))
 
 
-def mask_row(rows: Rows, index: int, masker: Masker, rng: np.random.Generator) -> MaskedRow:
-    """Build row `index` and mask it, and permute it where the objective asks, with draws from `rng`."""
-    ids, lengths = rows.row(index)
+def mask_row(ids: np.ndarray, lengths: np.ndarray, masker: Masker, rng: np.random.Generator) -> MaskedRow:
+    """Mask a row of these ids (n,) in pieces of these lengths, and permute it where the objective asks."""
     if masker.objective != "mlm":
-        return permuted_row(index, ids, lengths, masker, rng, placeholders=masker.objective == "mpnet")
+        return permuted_row(ids, lengths, masker, rng, placeholders=masker.objective == "mpnet")
     starts = np.cumsum(lengths) - lengths
     seen, label_positions, labels = masker.mask(ids, starts, rng)
     positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-    return MaskedRow(index, seen, lengths, positions, label_positions, labels, len(ids))
+    return MaskedRow(seen, lengths, positions, label_positions, labels, len(ids))
 
 
 def collate(rows: list[MaskedRow]) -> Microbatch:
@@ -170,11 +192,9 @@ def collate(rows: list[MaskedRow]) -> Microbatch:
         position_ids=torch.from_numpy(np.concatenate([row.positions for row in rows])),
         label_positions=torch.from_numpy(positions),
         label_ids=torch.from_numpy(labels),
-        rows=torch.tensor([row.index for row in rows]),
         max_seqlen=int((bounds if streams is None else streams.cu_seqlens_q).diff().max()),
         num_tokens=sum(row.num_tokens for row in rows),
         num_labels=num_labels,
-        num_rows=len(rows),
         streams=streams,
     )
 

@@ -16,9 +16,9 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 
 
 class Streams(NamedTuple):
-    """What rows have beside tokens when they are permuted; X rows, T of them keys."""
+    """What a row has beside tokens when it is permuted; X positions, T of them keys."""
 
-    lengths: np.ndarray  # (pieces,) rows of each piece
+    lengths: np.ndarray  # (pieces,) positions of each piece
     key_rows: np.ndarray  # (T,) int64
     stages: np.ndarray  # (X,) int32
     key_stages: np.ndarray  # (T,) int32
@@ -26,9 +26,8 @@ class Streams(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """One row of the packing plan after masking."""
+    """One packed row after masking."""
 
-    index: int
     ids: np.ndarray  # (X,) what the model sees
     lengths: np.ndarray  # (pieces,) tokens of each piece, with placeholders
     positions: np.ndarray  # (X,) position in the piece
@@ -58,10 +57,17 @@ class Masker:
         collator = config.datacollator
         is_special = np.zeros(tokenizer.num_tokens, bool)
         is_special[list(tokenizer.special_ids)] = True
-        ordinary = np.flatnonzero(~is_special)
-        replaced = (1.0, 0.0) if collator.mask_all else (collator.mask_replace_prob, collator.random_replace_prob)
-        known = tokenizer.mask_id, is_special, ordinary, tokenizer.continues_word
-        return cls(*known, collator.mlm_probability, *replaced, collator.whole_word, config.trained_objective)
+        return cls(
+            mask_id=tokenizer.mask_id,
+            is_special=is_special,
+            ordinary_ids=np.flatnonzero(~is_special),
+            continues_word=tokenizer.continues_word,
+            probability=collator.mlm_probability,
+            mask_prob=1.0 if collator.mask_all else collator.mask_replace_prob,
+            random_prob=0.0 if collator.mask_all else collator.random_replace_prob,
+            whole_word=collator.whole_word,
+            objective=config.trained_objective,
+        )
 
     def can_mask(self, ids: np.ndarray) -> bool:
         """Tell whether any of some tokens may be a label."""

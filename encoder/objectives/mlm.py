@@ -1,7 +1,7 @@
 """Masked language modelling, and what MPNet makes of it: cross-entropy of the labelled rows.
 
-The loss is a SUM over labels; whoever calls backward divides by the label count of the whole global batch, so the
-gradient does not depend on how the batch is split. Only labelled rows go through the last layer and the output matrix,
+The loss is a SUM over labels; `accumulate` divides by the label count of the whole global batch, so the gradient does
+not depend on how the batch is split. Only labelled rows go through the last layer and the output matrix,
 unless `full_last_layer` asks for the states of every token or `full_logits` for the logits of every token too (the
 ablations `trainer.last_layer_of_labels_only: false` and `trainer.masked_logits_only_loss: false`).
 
@@ -11,6 +11,7 @@ with `plm` XLNet's (arXiv 2004.09297, §2.3): sum over predicted tokens t of -lo
 Legend: T rows, M label places, H hidden size, V vocabulary rows.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.data.batches import Microbatch
+from enc.encoder.objectives.interface import Passes, accumulate_in_one_pass
 from enc.kernels.masked_ce import IGNORE_INDEX, MaskedCEOutput, from_logits, masked_ce
 
 
@@ -60,6 +62,10 @@ class MlmObjective(nn.Module):
         with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
             loss = self._loss(batch)
         return MlmOutput(loss.loss, loss.num_correct, loss.logsumexp.sum())
+
+    def accumulate(self, passes: Passes, microbatches: Sequence[Microbatch], size: float) -> dict[str, Tensor]:
+        """Add up the gradient of a step in one pass; `size` is the number of its labels."""
+        return accumulate_in_one_pass(passes, microbatches, size)
 
     def _loss(self, batch: Microbatch) -> MaskedCEOutput:
         model, extra = self.model, self.extra if self.training else {}

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.events import Event, append_event
+from enc.encoder.tasks import TASKS, TaskRecord, fit
 
 _NOT_PLOTTED = ("step", "time")
 
@@ -25,6 +26,7 @@ class RunLog:
     def __init__(self, run_dir: Path, config: RunConfig, attempt: int, is_main: bool, start_step: int) -> None:
         self.is_main = is_main
         self.run_dir = run_dir
+        self.task = TASKS[config.task]
         self.progress: Progress | None = None
         if not is_main:
             return
@@ -38,7 +40,7 @@ class RunLog:
         self.wandb = _wandb(run_dir, config) if config.wandb.enabled else None
         if self.console.is_terminal and not config.trainer.disable_tqdm:
             self.progress = _progress_bar(self.console)
-            self.task = self.progress.add_task("", total=config.trainer.max_steps, completed=start_step, status="")
+            self.bar = self.progress.add_task("", total=config.trainer.max_steps, completed=start_step, status="")
 
     def start(self) -> None:
         """Show the progress bar, if there is one."""
@@ -48,16 +50,16 @@ class RunLog:
     def advance(self, step: int) -> None:
         """Move the progress bar to a step."""
         if self.progress is not None:
-            self.progress.update(self.task, completed=step)
+            self.progress.update(self.bar, completed=step)
 
     def train(self, record: dict[str, Any]) -> None:
         """Log a training record; it must have `step`."""
         if not self.is_main:
             return
         self._write(record, "train")
-        line = train_line(record)
+        line = train_line(record, self.task)
         if self.progress is not None:
-            self.progress.update(self.task, status=status_line(record))
+            self.progress.update(self.bar, status=status_line(record, self.task))
             self._to_file(line)
         else:
             self.say(line)
@@ -67,7 +69,7 @@ class RunLog:
         if not self.is_main:
             return
         self._write(record, kind)
-        self.say(evaluation_line(record, kind))
+        self.say(evaluation_line(record, kind, self.task))
 
     def has(self, step: int, key: str) -> bool:
         """Tell whether a record of this step has a key, on rank 0."""
@@ -114,38 +116,26 @@ class RunLog:
             file.close()
 
 
-def train_line(record: dict[str, Any]) -> str:
+def train_line(record: dict[str, Any], task: TaskRecord) -> str:
     """Return a training record as one line of at most 80 characters."""
     rate = record["tokens_per_s"]
     return (
-        f"step {record['step']:>7}  loss {_loss(record['loss'])}  grad {_fit(record['grad_norm'], 5)}"
+        f"step {record['step']:>7}  loss {task.loss.console(record['loss'])}  grad {fit(record['grad_norm'], 5)}"
         f"  lr {record['learning_rate']:.1e}  {f'{rate / 1000:.0f}k' if rate >= 10_000 else f'{rate:.0f}':>4} tok/s"
     )
 
 
-def evaluation_line(record: dict[str, Any], kind: str) -> str:
-    """Return a record of an evaluation or a test as one line of at most 80 characters."""
-    loss, accuracy, perplexity = (record[f"{kind}_{name}"] for name in ("loss", "accuracy", "perplexity"))
+def evaluation_line(record: dict[str, Any], kind: str, task: TaskRecord) -> str:
+    """Return a record of an evaluation or a test as one line, of at most 80 characters for `pretraining`."""
     step = record.get("test_step", record["step"])
-    return f"step {step:>7}  {kind} {_loss(loss)}, accuracy {accuracy:.2%}, perplexity {_fit(perplexity, 5).strip()}"
+    more = "".join(f", {m.name} {m.console(record[f'{kind}_{m.name}'])}" for m in task.metrics)
+    return f"step {step:>7}  {kind} {task.loss.console(record[f'{kind}_loss'])}{more}"
 
 
-def status_line(record: dict[str, Any]) -> str:
+def status_line(record: dict[str, Any], task: TaskRecord) -> str:
     """Return the few numbers that stand beside the progress bar."""
     mfu = "" if record["mfu"] is None else f" · MFU {record['mfu']:.0%}"
-    return f"{_loss(record['loss'])} · {record['tokens_per_s']:.0f} tok/s{mfu}"
-
-
-def _loss(nats: float | None) -> str:
-    bits = None if nats is None else nats / math.log(2)
-    return f"{_fit(nats, 6)} nats ({_fit(bits, 6)} bits)"
-
-
-def _fit(number: float | None, width: int) -> str:
-    """Return a number in `width` characters, with the decimals that there is room for; None is not a number."""
-    number = math.nan if number is None else number
-    texts = (f"{number:{width}.{decimals}f}" for decimals in range(width - 2, -1, -1))
-    return next((text for text in texts if len(text) <= width), f"{number:.0e}")
+    return f"{task.loss.console(record['loss'])} · {record['tokens_per_s']:.0f} tok/s{mfu}"
 
 
 def cut_repeated(path: Path, start_step: int, moved_to: Path) -> None:

@@ -15,62 +15,60 @@ from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint
 from enc.encoder.checkpoints.io import Saver, load
 from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.data.loader import num_workers
 from enc.encoder.engine.settings import engine_name
 from enc.encoder.errors import EncError, RunError, Stopped
 from enc.encoder.events import Event
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
-from enc.encoder.models import fast_paths, first_weights
+from enc.encoder.models import fast_paths
 from enc.encoder.ranks import Ranks, is_lost_peer
-from enc.encoder.run.build import (
-    build_engine,
-    build_model,
-    eval_batches,
-    num_workers,
-    open_data,
-    train_loader,
-)
+from enc.encoder.run.build import build_engine
 from enc.encoder.run.log import RunLog
-from enc.encoder.run.train import Run, TrainState, train
+from enc.encoder.run.parts import Place, Run
+from enc.encoder.run.reporter import Reporter
+from enc.encoder.run.state import read_state
+from enc.encoder.run.task import make_task
+from enc.encoder.run.train import train
 from enc.encoder.signals import StopFlag, die_with_parent
-from enc.encoder.sizing.batch_split import split_batch
 from enc.encoder.sizing.sizes import num_parameters
 from enc.encoder.text_table import table
 
 
-def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, beat: Heartbeat) -> Run:
+def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, heartbeat: Heartbeat) -> Run:
     """Build every part of a run and restore its checkpoint, if it resumes from one."""
-    beat.mark("build")
+    heartbeat.mark("build")
     trainer = config.trainer
     hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
     fast_paths.allow_kernels(config.model, hardware.device.type, hardware.dtype)
-    data = open_data(config)
-    split = split_batch(config.trainer, ranks.world_size)
-    model, objective = build_model(config, data.tokenizer.num_tokens)
+    task = make_task(config, ranks, hardware)
     if not trainer.resume_from_checkpoint:
-        first_weights.load(model, config.model, model.num_tokens)
-    engine = build_engine(run_dir, config, model, objective, split, hardware.device)
-    first = train_loader(data, config.changed({"dataset.num_workers": 0}), split, ranks, False, 0)
-    beat.mark("warm_up")
-    engine.warm_up(next(iter(first)).to(hardware.device))
-    beat.mark("restore")
+        task.load_first_weights()
+    engine = build_engine(run_dir, config, task, hardware.device)
+    heartbeat.mark("warm_up")
+    engine.warm_up(task.data.first_batch(task.share).to(hardware.device))
+    heartbeat.mark("restore")
     found = _checkpoint_to_resume(run_dir, config, ranks)
-    state = TrainState.from_dict(load(found, engine)) if found else TrainState()
-    saver = Saver(
-        run_dir, ranks, [run_dir / "config.yaml", *data.tokenizer_files], trainer.save_total_limit,
-        trainer.min_free_disk_gb,
-    )  # fmt: skip
+    state = read_state(load(found, engine) if found else {}, task.record.empty_sums())
+    attachments = [run_dir / "config.yaml", *task.data.attachments]
+    saver = Saver(run_dir, ranks, attachments, trainer.save_total_limit, trainer.min_free_disk_gb)
     log = RunLog(run_dir, config, current_attempt(), ranks.is_main, state.step)
     if state.best and not ranks.from_main((checkpoints_dir(run_dir) / str(state.best.step)).is_dir()):
         log.say(f"The best checkpoint so far, step {state.best.step}, is not in this run: the next evaluation is best.")
         state.best = None
-    run = Run(
-        run_dir, config, ranks, hardware, data, split, eval_batches(data, config), engine, saver, log, stop, beat, state
+    heartbeat.step = state.step
+    own_checkpoint = found is not None and found.parent == checkpoints_dir(run_dir)
+    return Run(
+        dir=run_dir,
+        config=config,
+        place=Place(ranks, hardware, stop),
+        task=task,
+        engine=engine,
+        saver=saver,
+        reporter=Reporter(log, heartbeat),
+        state=state,
+        saved_step=state.step if own_checkpoint else -1,
     )
-    beat.step = state.step
-    if found and found.parent == checkpoints_dir(run_dir):
-        run.saved_step = state.step
-    return run
 
 
 def _job_has_gpus(config: RunConfig) -> bool:
@@ -106,46 +104,22 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
 
 def describe(run: Run) -> list[tuple[str, str]]:
     """Return every choice that was resolved at start, with the reason a faster one is off."""
-    config, plan, split = run.config, run.data.train.plan, run.split
-    device, trainer = run.hardware.device.type, config.trainer
-    whole = [
-        *(["the last layer of all tokens"] if not trainer.last_layer_of_labels_only else []),
-        *(["logits of all tokens"] if not trainer.masked_logits_only_loss else []),
-    ]
-    steps = config.trainer.max_steps
-    epochs = steps * split.rows_per_step / plan.num_rows
+    config, hardware, split, steps = run.config, run.place.hardware, run.task.share.split, run.config.trainer.max_steps
     return [
         ("run", str(run.dir)),
         ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
         ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
                   f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
-        ("objective", _objective(config)),
-        *_first_weights(run),
-        ("data", f"{plan.num_rows} rows of {plan.row_length} tokens, fill {plan.fill:.4f}, {epochs:.2f} epochs"),
-        ("evaluation", f"{len(run.data.eval)} rows" if run.data.eval else "none: the store has no eval split"
-                       if config.trainer.eval_strategy != "no" else "off"),
-        *([("test", f"{len(run.data.test)} rows, after the last step")] if run.data.test else []),
+        *run.task.describe(run.state.step),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),
         ("engine", engine_name(config) + (", one process" if split.world_size == 1 else "")),
-        ("device", f"{run.hardware.name}, {'bf16 autocast' if run.hardware.bf16 else 'fp32'}"),
-        *fast_paths.describe(config.model, device, run.hardware.dtype),
-        ("last layer", f"whole: {' and '.join(whole)}" if whole else "labelled tokens only, like the logits"),
+        ("device", f"{hardware.name}, {'bf16 autocast' if hardware.bf16 else 'fp32'}"),
+        *run.task.describe_computation(hardware),
         ("compile", config.trainer.torch_compile_backend if config.trainer.torch_compile else "off"),
-        ("batch workers", str(num_workers(config, device == "cuda"))),
-        ("MFU against", f"{run.hardware.peak_flops / 1e12:.2f} TFLOP/s ({run.hardware.peak_source})"),
+        ("batch workers", str(num_workers(config, hardware.device.type == "cuda"))),
+        ("MFU against", f"{hardware.peak_flops / 1e12:.2f} TFLOP/s ({hardware.peak_source})"),
     ]  # fmt: skip
-
-
-def _objective(config: RunConfig) -> str:
-    collator, name = config.datacollator, config.trained_objective
-    chosen = {"mlm": "masked", "mpnet": "masked and permuted", "plm": "permuted"}[name]
-    return f"{name}: {collator.mlm_probability:.1%} of the tokens {chosen}{', whole words' * collator.whole_word}"
-
-
-def _first_weights(run: Run) -> list[tuple[str, str]]:
-    folder = None if run.state.step else first_weights.folder_of(run.config.model)
-    return [("first weights", str(folder))] if folder else []
 
 
 def main(run_dir: Path) -> NoReturn:
@@ -156,20 +130,20 @@ def main(run_dir: Path) -> NoReturn:
         die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
     rank = int(os.environ.get("RANK", 0))
     run: Run | None = None
-    beat: Heartbeat | None = None
+    heartbeat: Heartbeat | None = None
     code, message, lost_peer = 0, None, False
     try:
         config = load_run(run_dir)
-        beat = open_heartbeat(run_dir, rank, config)
+        heartbeat = open_heartbeat(run_dir, rank, config)
         use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
         if not use_cuda and _job_has_gpus(config):
             raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
         ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
         _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
-        run = build(run_dir, ranks, config, stop, beat)
+        run = build(run_dir, ranks, config, stop, heartbeat)
         announce(run)
         train(run)
-        run.log.event(Event.FINISHED, step=run.state.step)
+        run.reporter.log.event(Event.FINISHED, step=run.state.step)
     except Stopped as error:
         code, message = error.exit_code, str(error)
     except EncError as error:
@@ -178,7 +152,7 @@ def main(run_dir: Path) -> NoReturn:
     except KeyboardInterrupt:
         message = "Interrupted before the state was saved. Go on with `enc resume latest`."
         _record_failure(run, message)
-        _leave(3, message, beat)
+        _leave(3, message, heartbeat)
     except Exception as error:
         code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         lost_peer = is_lost_peer(error)
@@ -186,13 +160,13 @@ def main(run_dir: Path) -> NoReturn:
         message += f". The traceback is in {_write_traceback(run_dir, rank)}."
     if run is not None:
         run.saver.drain()
-        run.log.close(code)
-    _leave(code, message if rank == 0 or code == 3 else None, beat, lost_peer)
+        run.reporter.log.close(code)
+    _leave(code, message if rank == 0 or code == 3 else None, heartbeat, lost_peer)
 
 
-def _leave(code: int, message: str | None, beat: Heartbeat | None, lost_peer: bool = False) -> NoReturn:
-    if beat is not None:
-        beat.end(code, message, lost_peer)
+def _leave(code: int, message: str | None, heartbeat: Heartbeat | None, lost_peer: bool = False) -> NoReturn:
+    if heartbeat is not None:
+        heartbeat.end(code, message, lost_peer)
     if message:
         print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
@@ -212,14 +186,16 @@ def _refuse_strangers(ranks: Ranks, run: str) -> None:
 def announce(run: Run) -> None:
     """Say and record what was resolved at start."""
     lines = describe(run)
-    run.log.say(table(lines))
+    run.reporter.log.say(table(lines))
     event = Event.RESUMED if run.state.step else Event.STARTED
-    run.log.event(event, step=run.state.step, world_size=run.ranks.world_size, **{"choices": dict(lines)})
+    run.reporter.log.event(
+        event, step=run.state.step, world_size=run.place.ranks.world_size, **{"choices": dict(lines)}
+    )
 
 
 def _record_failure(run: Run | None, message: str) -> None:
     if run is not None:
-        run.log.event(Event.FAILED, step=run.state.step, error=message)
+        run.reporter.log.event(Event.FAILED, step=run.state.step, error=message)
 
 
 def _write_traceback(run_dir: Path, rank: int) -> Path:

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from enc.encoder.tasks import TASKS, TaskRecord
+
 _WHOLE = 16 * 2**20
 
 
@@ -120,6 +122,12 @@ def config_number(config: str, section: str, key: str) -> float | None:
         return number(float(found[1])) if found else None
     except ValueError:
         return None
+
+
+def task_of(config: str) -> TaskRecord:
+    """Return what is known of the task of a rendered config.yaml; of the first task where it names none that is."""
+    found = re.search(r"^task: *(\S+) *$", config, flags=re.M)
+    return TASKS.get(found[1] if found else "", next(iter(TASKS.values())))
 
 
 def newest_attempt(run_dir: Path) -> int | None:

@@ -11,32 +11,32 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from enc.encoder.tasks import TaskRecord
 from enc.launcher.run_folder.history import history_of
-from enc.launcher.run_folder.read import json_lines
+from enc.launcher.run_folder.read import json_lines, task_of
 from enc.launcher.run_folder.records import write_atomically
 
 Point = tuple[float, float]
 
-_PALE, _RED = "#9bb7d4", "#c0392b"
+_PALE, _RED, _BLUE = "#9bb7d4", "#c0392b", "#2f6690"
 # title, unit, {series: (colour, records key)}, logarithmic
-_CHARTS: list[tuple[str, str, dict[str, tuple[str, str]], bool]] = [
-    ("Loss", "nats per label", {"training": (_PALE, "loss"), "evaluation": (_RED, "eval_loss")}, False),
-    ("Accuracy of masked tokens", "", {"training": (_PALE, "accuracy"), "evaluation": (_RED, "eval_accuracy")}, False),
-    ("Gradient norm", "before clipping", {"norm": ("#2f6690", "grad_norm")}, True),
-    ("Learning rate", "", {"rate": ("#2f6690", "learning_rate")}, False),
-    ("Throughput", "tokens per second", {"tokens": ("#2f6690", "tokens_per_s")}, False),
+_Chart = tuple[str, str, dict[str, tuple[str, str]], bool]
+_CHARTS_OF_STEPS: list[_Chart] = [
+    ("Gradient norm", "before clipping", {"norm": (_BLUE, "grad_norm")}, True),
+    ("Learning rate", "", {"rate": (_BLUE, "learning_rate")}, False),
+    ("Throughput", "tokens per second", {"tokens": (_BLUE, "tokens_per_s")}, False),
     (
         "Step time",
         "seconds",
         {
             "data wait": ("#e08e45", "data_wait_s"),
-            "forward": ("#2f6690", "forward_s"),
+            "forward": (_BLUE, "forward_s"),
             "backward": ("#6a994e", "backward_s"),
             "optimizer": ("#8e5a9b", "optimizer_s"),
         },
         False,
     ),
-]  # fmt: skip
+]
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 520, 240, 58, 26, 10, 12
 
 
@@ -44,27 +44,41 @@ def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder and return its path."""
     records = json_lines(run_dir / "metrics.jsonl")
     events = json_lines(run_dir / "events.jsonl")
+    config = (run_dir / "config.yaml").read_text(encoding="utf-8")
+    task = task_of(config)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
         name=run_dir.absolute().name,
         path=str(run_dir.absolute()),
-        facts=_facts(records, events),
+        facts=_facts(records, events, task),
         choices=next((e["choices"] for e in reversed(events) if "choices" in e), {}),
-        charts=[chart for chart in map(lambda spec: _chart(spec, records), _CHARTS) if chart],
+        charts=[chart for spec in _charts(task) if (chart := _chart(spec, records))],
         events=[_event_row(event) for event in events],
-        config=(run_dir / "config.yaml").read_text(encoding="utf-8"),
+        config=config,
     )
     path = run_dir / "report.html"
     write_atomically(path, page)
     return path
 
 
-def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _charts(task: TaskRecord) -> list[_Chart]:
+    """Return the charts of a run: those of its task's metrics, and those that every run has."""
+    of_metrics: list[_Chart] = [
+        (m.chart, m.unit, {"training": (_PALE, m.name), "evaluation": (_RED, f"eval_{m.name}")}, False)
+        for m in (task.loss, *task.metrics)
+        if m.chart
+    ]
+    return of_metrics + _CHARTS_OF_STEPS
+
+
+def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]], task: TaskRecord) -> list[tuple[str, str]]:
     """Return the run's headline numbers as (name, value)."""
     train = [r for r in records if "tokens_per_s" in r]
     evals = [r for r in records if r.get("eval_loss") is not None]
+    tests = [r for r in records if r.get("test_loss") is not None]
+    loss = task.loss.digits
     facts = [("state", _state(events))]
     if train:
         last = train[-1]
@@ -72,19 +86,17 @@ def _facts(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[
         facts += [
             ("step", f"{last['step']:,}"),
             ("tokens", f"{last['tokens']:,}"),
-            ("training loss", "not finite" if last["loss"] is None else f"{last['loss']:.4f}"),
+            ("training loss", "not finite" if last["loss"] is None else f"{last['loss']:{loss}}"),
             ("median throughput", f"{rate:,.0f} tokens/s"),
         ]
     if evals:
         first, last = evals[0], evals[-1]
-        change = f"{first['eval_loss']:.4f} → " if first is not last else ""
-        facts += [
-            ("evaluation loss", f"{change}{last['eval_loss']:.4f}"),
-            ("accuracy", f"{last['eval_accuracy']:.2%}"),
-            ("perplexity", f"{last['eval_perplexity']:.1f}"),
-        ]
-    if tests := [r for r in records if r.get("test_loss") is not None]:
-        facts.append(("test loss", f"{tests[-1]['test_loss']:.4f} of step {tests[-1].get('test_step')}"))
+        change = f"{first['eval_loss']:{loss}} → " if first is not last else ""
+        facts.append(("evaluation loss", f"{change}{last['eval_loss']:{loss}}"))
+        shown = [(m, last.get(f"eval_{m.name}")) for m in task.metrics]
+        facts += [(m.name, f"{value:{m.digits}}") for m, value in shown if value is not None]
+    if tests:
+        facts.append(("test loss", f"{tests[-1]['test_loss']:{loss}} of step {tests[-1].get('test_step')}"))
     return facts
 
 
@@ -147,9 +159,7 @@ class Axes:
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
 
-def _chart(
-    spec: tuple[str, str, dict[str, tuple[str, str]], bool], records: list[dict[str, Any]]
-) -> dict[str, str] | None:
+def _chart(spec: _Chart, records: list[dict[str, Any]]) -> dict[str, str] | None:
     title, unit, series, logarithmic = spec
     lines: dict[str, tuple[str, list[Point]]] = {}
     for name, (colour, key) in series.items():

@@ -21,9 +21,10 @@ from torch.distributed.tensor import DTensor
 from enc.encoder.config.load import load_text
 from enc.encoder.errors import RunError
 from enc.encoder.ranks import Ranks
-from enc.encoder.run.build import build_model, train_loader
+from enc.encoder.run.parts import Run
+from enc.encoder.run.pretraining import build_model
 from enc.encoder.run.start import announce, build, open_heartbeat
-from enc.encoder.run.train import Run, train
+from enc.encoder.run.train import train
 from enc.encoder.signals import StopFlag
 from enc.encoder.sizing.memory import peak_bytes, static_bytes
 
@@ -38,14 +39,14 @@ def train_run(run_dir: Path, ranks: Ranks) -> None:
     run = open_run(run_dir, ranks)
     announce(run)
     train(run)
-    run.log.close(0)
+    run.reporter.log.close(0)
 
 
 def check_contract(run_dir: Path, ranks: Ranks) -> None:
     """Hold an engine to its interface: skipped updates, named state, norms."""
     run = open_run(run_dir, ranks)
     engine, names = run.engine, list(run.engine.state_shapes)
-    batch = next(iter(train_loader(run.data, run.config, run.split, ranks, False, 0)))
+    batch = run.task.data.first_batch(run.task.share)
 
     def update(factor: float) -> float:
         engine.backward(engine.forward(batch, True).loss_sum * factor / batch.num_labels, True)
@@ -77,7 +78,7 @@ def check_contract(run_dir: Path, ranks: Ranks) -> None:
     engine.load(drawn.__getitem__, 7)
     assert same(state(), drawn)
     assert engine.optimizer_steps == 7
-    model, objective = build_model(run.config, run.data.tokenizer.num_tokens)
+    model, objective = build_model(run.config, run.task.model.num_tokens)
     model.load_state_dict({name: drawn[name] for name in engine.shapes})
     with torch.no_grad():
         loss, expected = (module(batch).loss_sum.item() for module in (engine.module, objective))
@@ -90,7 +91,7 @@ def count_bytes(run_dir: Path, ranks: Ranks) -> None:
     """Write the bytes of all tensors that two updates leave alive, beside those that `static_bytes` computes."""
     before = held_bytes()
     run = open_run(run_dir, ranks)
-    batch = next(iter(train_loader(run.data, run.config, run.split, ranks, False, 0)))
+    batch = run.task.data.first_batch(run.task.share)
     for _ in range(2):
         run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
         run.engine.step(1e-3)
@@ -110,12 +111,12 @@ def check_another_optimizer(run_dir: Path, ranks: Ranks) -> None:
 def measure_peak(run_dir: Path, ranks: Ranks) -> None:
     """Write the most GPU memory that three updates allocate, beside what is computed."""
     run = open_run(run_dir, ranks)
-    batch = next(iter(train_loader(run.data, run.config, run.split, ranks, True, 0))).to(run.hardware.device)
+    batch = run.task.data.first_batch(run.task.share).to(run.place.hardware.device)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):
         run.engine.backward(run.engine.forward(batch, True).loss_sum / batch.num_labels, True)
         run.engine.step(1e-3)
-    computed = peak_bytes(run.config, ranks.world_size, run.split.rows_per_microbatch)
+    computed = peak_bytes(run.config, ranks.world_size, run.task.share.split.rows_per_microbatch)
     peak = torch.cuda.max_memory_allocated()
     (run_dir / "bytes.json").write_text(json.dumps({"peak": peak, "computed": computed}))
 

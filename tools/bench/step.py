@@ -58,6 +58,7 @@ import torch
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.data.loader import num_workers
 from enc.encoder.data.preprocess import preprocess
 from enc.encoder.data.sources.python_docs import python_docs
 from enc.encoder.data.store import TokenStore
@@ -65,7 +66,6 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.printable import jsonable, printable
-from enc.encoder.run.build import num_workers
 from enc.encoder.sizing.sizes import feed_forward_width, num_parameters
 from enc.tools.bench.clocks import spread
 from enc.tools.bench.machine import device_of, installed_version, machine, machine_lines, refuse_unknown, write_page

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.data.loader import num_workers
 from enc.encoder.data.store import TokenStore
+from enc.encoder.data.store_data import StoreData
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.ranks import Ranks
-from enc.encoder.run import train
-from enc.encoder.run.build import num_workers, open_data
 from enc.encoder.run.log import RunLog
 from enc.encoder.run.start import build, open_heartbeat
+from enc.encoder.run.state import TrainState
+from enc.encoder.run.train import train
 from enc.encoder.signals import StopFlag
 from enc.encoder.sizing.sizes import feed_forward_width, training_flops
 
@@ -95,7 +97,7 @@ class _Enough(Exception):
 class _ClockedLog(RunLog):
     """A run's log that keeps each step's record and the time instead of writing them, and stops the loop."""
 
-    def watch(self, state: train.TrainState, steps: int) -> None:
+    def watch(self, state: TrainState, steps: int) -> None:
         self.state, self.left = state, steps
         self.marks: list[Mark] = []
         self.records: list[dict[str, Any]] = []
@@ -111,24 +113,24 @@ def enc_side(config: RunConfig, folder: Path) -> tuple[Side, float]:
     """Return enc's side, the real loop on a real run, its log apart; and the peak rate that its MFU refers to."""
     others = 0 if config.trainer.use_cpu else torch.cuda.memory_allocated()
     run = build(folder, Ranks(0, 1, 0), config, StopFlag(), open_heartbeat(folder, 0, config))
-    run.log = log = _ClockedLog(folder, config, 1, True, 0)
+    run.reporter.log = log = _ClockedLog(folder, config, 1, True, 0)
     warm_up = warm_up_steps(config)
 
     def block(_round: int, steps: int) -> Block:
         log.watch(run.state, warm_up + steps)
         peak = _Peak(config, others)
         try:
-            train.train(run)
+            train(run)
         except _Enough:
             start, end, counted = log.marks[warm_up - 1], log.marks[-1], log.records[warm_up:]
-        places = steps * run.split.rows_per_step * config.row_length
+        places = steps * run.task.data.places_per_step(run.task.share)
         # The loop's own count: a record's MFU is its operations over its seconds and the peak rate.
-        flops = round(sum(record["mfu"] * record["step_s"] for record in counted) * run.hardware.peak_flops)
+        flops = round(sum(record["mfu"] * record["step_s"] for record in counted) * run.place.hardware.peak_flops)
         parts = {part: statistics.fmean(r[f"{part}_s"] for r in counted) for part in PARTS} if counted else {}
         wall, cpu = end.wall - start.wall, end.cpu - start.cpu
         return Block(end.done - start.done, places, steps, wall, cpu, flops, peak.read(), parts)
 
-    return block, run.hardware.peak_flops
+    return block, run.place.hardware.peak_flops
 
 
 # --- Trainer ---------------------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ def natural_rows(config: RunConfig, tokenizer: EncoderTokenizer) -> list[Row]:
 
 def full_rows(config: RunConfig, tokenizer: EncoderTokenizer) -> list[Row]:
     """Return the text of enc's packed rows, one after the other, cut at every row length."""
-    packed = open_data(config).train
+    packed = StoreData.open(config).splits["train"]
     ids = np.concatenate([packed.row(i)[0] for i in range(len(packed))])
     length = config.row_length
     return [_row(ids[i : i + length].tolist(), tokenizer) for i in range(0, len(ids) - length + 1, length)]

@@ -174,7 +174,7 @@ def documents_of(store: TokenStore, tokenizer: EncoderTokenizer, masker: Masker,
     rows = []
     for index in rng.permutation(len(texts))[:count]:
         ids = np.r_[special[:1], texts[int(index)][: LENGTH - len(special)].astype(np.int64), special[1:]]
-        rows.append(permuted_row(0, ids, np.array([len(ids)]), masker, numpy_rng(0, "mask", int(index)), True))
+        rows.append(permuted_row(ids, np.array([len(ids)]), masker, numpy_rng(0, "mask", int(index)), True))
     return rows
 
 
@@ -188,7 +188,7 @@ def shortest(documents: list[MaskedRow], masker: Masker) -> list[MaskedRow]:
 
     few = Few(**{name: getattr(masker, name) for name in masker.__dataclass_fields__})
     return [
-        permuted_row(0, d.ids[: d.num_tokens], np.array([d.num_tokens]), few, numpy_rng(0, "few", i), True)
+        permuted_row(d.ids[: d.num_tokens], np.array([d.num_tokens]), few, numpy_rng(0, "few", i), True)
         for i, d in enumerate(documents)
     ]
 
