@@ -244,7 +244,7 @@ def check_ram(plan: Plan, available: int | None, where: str, holds_model: bool, 
         needed["the model and its steps"] = ranks * (sum(parts.values()) - parts["host"])
     if available:
         named = " and ".join(name for name, amount in needed.items() if amount)
-        yield environment.check_ram(sum(needed.values()), available, where, named, more)
+        yield environment.ram_finding(sum(needed.values()), available, where, named, more)
 
 
 # --- accounts, caches, ports -----------------------------------------------------------------------------------------
