@@ -14,14 +14,13 @@ import pytest
 
 from enc.encoder.data import preprocess as preprocess_module
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
+from enc.encoder.data.manifest import check_matches, read_manifest
 from enc.encoder.data.preprocess import preprocess, wanted_request
 from enc.encoder.data.store import (
     END_OF_STREAM,
     Documents,
     TokenStore,
     arrow_schema,
-    check_matches,
-    read_manifest,
     record_batch_bytes,
     token_dtype,
     verify,

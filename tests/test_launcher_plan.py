@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +17,14 @@ from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu, gpu_of_device
-from enc.launcher.machine.facts import look
+from enc.launcher.cli.app import app
+from enc.launcher.machine.facts import MachineFacts, look
+from enc.launcher.machine.gpus import InstalledGpu
 from enc.launcher.planning.engine_choice import choose_engine
 from enc.launcher.planning.estimate import Cluster, recommendation, variants
-from enc.launcher.planning.plan import plan_run
+from enc.launcher.planning.plan import after_tokenising, make_plan, plan_run
 from enc.launcher.planning.render import render
+from enc.launcher.planning.token_store import look_at_store
 
 CONFIG = load_config("neobert-250m").config
 
@@ -185,6 +192,76 @@ def test_render_prints_or_writes_the_same_text(enc: Enc) -> None:
     path = Path(enc(*words, "--to", "here").stdout.splitlines()[-1])
     assert (enc.folder / path).read_text() == printed
     assert json.loads(enc("render", "fsdp", "smoke", "--nodes", "3").stdout)["mesh"] == {"replicate": 1, "shard": 3}
+
+
+def machine(**changes: object) -> MachineFacts:
+    """A machine with two GPUs of 80 GB, unless changed."""
+    gpu = InstalledGpu("0", "NVIDIA H100", "580", 81559, 4, "9.0")
+    return replace(look(), **{"num_gpus": 2, "list_gpus": lambda: [gpu, gpu], **changes})
+
+
+def test_a_plan_follows_from_the_facts_alone(store: Path) -> None:
+    """One rank a GPU, an engine by its memory; the machine that the test runs on has no say."""
+    config = load_config("smoke").config
+    made = look_at_store(config.dataset.model_copy(update={"pre_tokenize_output": str(store)}))
+    plan = make_plan(config, machine(cwd=Path("/elsewhere")), made)
+    assert (plan.run_dir, plan.device, plan.split.world_size) == (Path("/elsewhere/runs/smoke"), "cuda", 2)
+    assert plan.device_bytes == 81559 * 2**20
+    assert plan.engine_reason.startswith("a whole copy fits")
+    small = replace(machine().gpus[0], total=1)
+    assert make_plan(config, machine(list_gpus=lambda: [small]), made).engine == "fsdp"
+    assert make_plan(config.changed({"trainer.use_cpu": True}), machine(), made).device == "cpu"
+
+
+def test_gpus_are_asked_for_once_and_only_when_they_count(store: Path) -> None:
+    """nvidia-smi takes up to seconds."""
+    calls: list[int] = []
+    gpu = InstalledGpu("0", "NVIDIA H100", "580", 81559, 4, "9.0")
+    facts = machine(list_gpus=lambda: calls.append(1) or [gpu])
+    config = load_config("smoke").config
+    for asked in (config.changed({"trainer.use_cpu": True}), config.changed({"launch.gpu": "h100-80gb"})):
+        plan_run(asked, facts)
+    assert not calls
+    for _ in range(2):
+        plan_run(config, facts)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("expected", [1024, 5000])
+def test_a_store_that_was_made_meanwhile_settles_the_plan(store: Path, tmp_path: Path, expected: int) -> None:
+    """The plan is the one that would have been made with the store there, whatever vocabulary was expected."""
+    keys = {"dataset.pre_tokenize_output": str(tmp_path / "store"), "tokenizer.train.vocab_size": expected}
+    config, facts = load_config("smoke", keys).config, look()
+    before = plan_run(config, facts)
+    assert not before.store_ready
+    (tmp_path / "store").symlink_to(store)
+    made = look_at_store(config.dataset)
+    assert after_tokenising(before, made) == make_plan(config, facts, made)
+
+
+def test_a_dry_run_looks_plans_and_opens_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that an earlier stage knows is asked for again."""
+    calls: list[str] = []
+    for module, name in (
+        ("enc.launcher.machine.facts", "look"),
+        ("enc.launcher.planning.plan", "make_plan"),
+        ("enc.launcher.planning.token_store", "open_manifest"),
+        ("enc.encoder.config.load", "load_config"),
+    ):
+        function = getattr(import_module(module), name)
+        monkeypatch.setattr(f"{module}.{name}", partial(_counted, calls, name, function))
+    monkeypatch.chdir(tmp_path)
+    words = ["launch", "pretrain", "smoke", f"dataset.pre_tokenize_output={store}", "--dry-run"]
+    assert app(words, standalone_mode=False) is None
+    assert sorted(calls) == ["load_config", "look", "make_plan", "open_manifest"]
+    assert "token store" in capsys.readouterr().out
+
+
+def _counted(calls: list[str], name: str, function: Callable[..., Any], *args: Any, **keys: Any) -> Any:
+    calls.append(name)
+    return function(*args, **keys)
 
 
 def test_a_run_folder_names_its_engine_and_holds_its_settings(tmp_path: Path) -> None:

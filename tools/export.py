@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from enc.encoder.config.load import load_text
-from enc.encoder.data.store import read_manifest
+from enc.encoder.data.manifest import read_manifest
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.config import ModelConfig
 from enc.tools.models.export_target import ExportTarget

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enc.encoder.data import store
+from enc.encoder.data.manifest import check_matches
 from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
 from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
@@ -48,7 +49,7 @@ Progress = Callable[[int, int | None, int], None]
 
 # -------------------------------------------------------------------------------------------------- what is asked for
 def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
-    """Return what a store must have been made from to serve this config: `store.check_matches` compares it.
+    """Return what a store must have been made from to serve this config: `manifest.check_matches` compares it.
 
     If `dataset.path` is a token store, its source and settings were chosen when it was made: the tokenizer counts, and
     the sources that `validation_file` and `test_file` name now.
@@ -124,7 +125,7 @@ def reusable(target: Path, wanted: dict[str, Any], opened: store.TokenStore | No
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     opened = opened or store.TokenStore.open(target)
-    store.check_matches(opened.manifest, wanted, target)
+    check_matches(opened.manifest, wanted, target)
     return store.verify(opened)
 
 
@@ -187,7 +188,7 @@ def _build(
 ) -> None:
     partial = _partial(target)
     if (partial / "manifest.json").exists():  # stopped between the last file and the rename
-        store.check_matches(store.TokenStore.open(partial).manifest, wanted, partial)
+        check_matches(store.TokenStore.open(partial).manifest, wanted, partial)
     else:
         try:
             _fill(partial, wanted, dataset, tokenizer_config, seed, on_progress)
@@ -237,7 +238,7 @@ def _prepare(
     """Make the partial folder, or check that the one there was begun for the same request; return the tokenizer."""
     request = partial / StoreWriter.REQUEST
     if request.exists():
-        store.check_matches({"request": json.loads(request.read_text(encoding="utf-8"))}, wanted, partial)
+        check_matches({"request": json.loads(request.read_text(encoding="utf-8"))}, wanted, partial)
         return EncoderTokenizer.load(partial / "tokenizer")
     if partial.exists():  # killed before the request was written: nothing is in it but a piece of a tokenizer
         shutil.rmtree(partial)

@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from enc.encoder.data import store
+from enc.encoder.data.manifest import FORMAT, VERSION
 from enc.encoder.data.sources.source import SPLITS
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
@@ -169,8 +170,8 @@ class StoreWriter:
         splits = [split for split in SPLITS if split in self._shards]
         store.write_datasets_files(self._folder, {split: self._shards[split] + 1 for split in splits}, self._dtype)
         manifest = {
-            "format": store.FORMAT,
-            "version": store.VERSION,
+            "format": FORMAT,
+            "version": VERSION,
             "request": request,
             "tokenizer": {
                 "name": tokenizer.name,

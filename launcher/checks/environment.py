@@ -100,7 +100,7 @@ def check_hub(names: list[str], variables: Mapping[str, str]) -> Iterator[Findin
             yield green("hub", f"{name} is fetched from the Hugging Face hub{note}")
 
 
-def check_ram(needed: int, available: int, where: str, parts: str, more: str) -> Finding:
+def ram_finding(needed: int, available: int, where: str, parts: str, more: str) -> Finding:
     """What a machine must hold beside the processes themselves; `more` is how a run gets more of it."""
     text = f"about {size(needed)} of {size(available)} {where}, for {parts}"
     if needed <= 0.9 * available:

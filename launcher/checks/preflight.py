@@ -19,7 +19,6 @@ from enc.encoder.data.sources.find import held_out_sources, resolve_source
 from enc.encoder.data.sources.source import Source
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
-from enc.encoder.sizing import sizes
 from enc.encoder.sizing.memory import largest_rows
 from enc.launcher.checks import environment
 from enc.launcher.checks.findings import Finding, green, red, size, yellow
@@ -134,7 +133,7 @@ def check_tokenizer(plan: Plan) -> Iterator[Finding]:
 
 def check_disk(plan: Plan, free: int, existing: int) -> Finding:
     """The disk must take the checkpoints that will be kept and the one being written, beside those that are there."""
-    one, reserve = sizes.checkpoint_bytes(plan.config), plan.config.trainer.min_free_disk_gb * 1e9
+    one, reserve = plan.checkpoint_bytes, plan.config.trainer.min_free_disk_gb * 1e9
     kept = max(2, checkpoints_kept(plan) + 1 - existing)
     left = f" with trainer.min_free_disk_gb {reserve / 1e9:g} left free" if reserve else ""
     text = f"{size(free)} free{left}, a checkpoint takes {size(one)}"
@@ -239,13 +238,13 @@ def check_ram(plan: Plan, available: int | None, where: str, holds_model: bool, 
     ranks, parts = plan.config.launch.nproc_per_node or 1, plan.memory
     needed = {
         "offloaded state": ranks * parts["host"],
-        "the copy that a save writes": sizes.checkpoint_bytes(plan.config) * ranks // plan.split.world_size,
+        "the copy that a save writes": plan.checkpoint_bytes * ranks // plan.split.world_size,
     }
     if plan.config.trainer.use_cpu or holds_model:
         needed["the model and its steps"] = ranks * (sum(parts.values()) - parts["host"])
     if available:
         named = " and ".join(name for name, amount in needed.items() if amount)
-        yield environment.check_ram(sum(needed.values()), available, where, named, more)
+        yield environment.ram_finding(sum(needed.values()), available, where, named, more)
 
 
 # --- accounts, caches, ports -----------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Every number that follows from a config, derived once, before anything is started. No torch.
 
-config + MachineFacts + StoreFacts --make_plan--> Plan      a pure function
-config + MachineFacts --plan_run--> Plan                    opens the token store and reads what else is named
+    config, MachineFacts, StoreFacts --make_plan--> Plan
+    config, MachineFacts --plan_run--> Plan
+
+The first is a pure function; the second opens the token store for it, and reads what else a config names.
 """
 
 from dataclasses import dataclass, replace
@@ -44,6 +46,7 @@ class Plan:
     engine_files: dict[str, str]  # what the engine reads beside `config.yaml`: {file name: text}
     memory: dict[str, int]  # estimated peak of one rank by part, in bytes; `host` is beside it, in CPU memory
     held_bytes: int  # of the device, between two steps: exact
+    checkpoint_bytes: int
     unused: tuple[str, ...]  # a sentence for each setting without effect
     first_weights: tuple[str, ...] = ()  # a sentence for each part of them that `model.init_from` does not give
 
@@ -54,7 +57,7 @@ class Plan:
 
     @property
     def store_ready(self) -> bool:
-        return self.store_facts.opened is not None
+        return self.store_facts.manifest is not None
 
     @property
     def asked_engine(self) -> str:
@@ -87,7 +90,7 @@ class Plan:
             "vocab_size": model.vocab_size,
             "parameters": sizes.num_parameters(model),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in self.memory.items()},
-            "checkpoint_mb": round(sizes.checkpoint_bytes(self.config) / 2**20, 1),
+            "checkpoint_mb": round(self.checkpoint_bytes / 2**20, 1),
         }
 
 
@@ -116,7 +119,7 @@ def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan
         config=asked, asked=asked, cwd=facts.cwd, run_dir=run_folder(config, facts), store_facts=store,
         num_tokens=0, split=split, device=device_of(config, facts),
         device_bytes=device_bytes(config, per_node, facts), engine="", engine_reason="", engine_files={}, memory={},
-        held_bytes=0, unused=(),
+        held_bytes=0, checkpoint_bytes=0, unused=(),
     )  # fmt: skip
     return with_store(plan, store)
 
@@ -135,7 +138,7 @@ def with_store(plan: Plan, store: StoreFacts) -> Plan:
 
 def with_tokens(plan: Plan, say: Say) -> Plan:
     """Make the token store of a plan, or check every byte of the one that is there."""
-    made = make_store(plan.config, say, plan.store_facts.opened)
+    made = make_store(plan.config, say, plan.store_facts)
     return plan if plan.store_ready else after_tokenising(plan, made)
 
 
@@ -178,7 +181,7 @@ def _with_engine(plan: Plan, config: RunConfig) -> Plan:
     engine, reason = choose_engine(config, split.world_size, plan.device_bytes)
     config = config.changed({"parallel.engine": engine})
     memory = peak_parts(config, split.world_size, split.rows_per_microbatch)
-    held = static_bytes(config, split.world_size).device
+    held, checkpoint = static_bytes(config, split.world_size).device, sizes.checkpoint_bytes(config)
     why = f" (parallel.engine auto took {engine}: {reason})" if plan.asked_engine == "auto" else ""
     raise_problems("The config", [Problem(keys[0], f"{text}{why}") for keys, text in rule_problems(config)])
     unused = tuple(unused_settings(config))
@@ -186,7 +189,7 @@ def _with_engine(plan: Plan, config: RunConfig) -> Plan:
         config = config.changed({"parallel.deepspeed_config": own_settings(config, split) or None})
     return replace(
         plan, config=config, engine=engine_name(config), engine_reason=reason, memory=memory, held_bytes=held,
-        unused=unused, engine_files=engine_files(config, split),
+        checkpoint_bytes=checkpoint, unused=unused, engine_files=engine_files(config, split),
     )  # fmt: skip
 
 

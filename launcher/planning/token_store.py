@@ -5,75 +5,64 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.manifest import data_fingerprint, open_manifest
 from enc.encoder.data.sources.find import store_path
 from enc.encoder.printable import Say
-
-if TYPE_CHECKING:
-    from enc.encoder.data.store import TokenStore
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """What one opening of a token store told; `opened` is None while it is still to be made."""
+    """What one opening of a token store told; `manifest` is None while it is still to be made."""
 
     path: Path
-    opened: "TokenStore | None" = None
+    manifest: dict[str, Any] | None = None
     pad_token_id: int | None = None
-
-    @property
-    def manifest(self) -> dict[str, Any] | None:
-        """What the store says of itself."""
-        return self.opened.manifest if self.opened else None
 
     @property
     def tokenizer_dir(self) -> Path | None:
         """The tokenizer that made the ids."""
-        return self.opened.tokenizer_dir if self.opened else None
+        return self.path / "tokenizer" if self.manifest else None
 
     @property
     def num_tokens(self) -> int | None:
         """Tokens that the tokenizer knows."""
-        return self.opened.manifest["tokenizer"]["num_tokens"] if self.opened else None
+        return self.manifest["tokenizer"]["num_tokens"] if self.manifest else None
 
     @property
     def train_tokens(self) -> int | None:
         """Tokens of the training split, without special ones."""
-        return self.opened.manifest["splits"]["train"]["tokens"] if self.opened else None
+        return self.manifest["splits"]["train"]["tokens"] if self.manifest else None
 
     @property
     def fingerprint(self) -> str | None:
         """Of the tokens and the tokenizer."""
-        from enc.encoder.data.store import data_fingerprint
-
-        return data_fingerprint(self.opened.manifest) if self.opened else None
+        return data_fingerprint(self.manifest) if self.manifest else None
 
 
 def look_at_store(dataset: DatasetConfig) -> StoreFacts:
     """Open the token store of a dataset section, if it is there. Raises UsageError when it is damaged."""
     path = store_path(dataset).absolute()
-    if not path.exists():
-        return StoreFacts(path)
-    from enc.encoder.data.store import TokenStore  # brings numpy and pyarrow along
-
-    return _facts_of(TokenStore.open(path))
+    return _facts_of(path, open_manifest(path)) if path.exists() else StoreFacts(path)
 
 
-def _facts_of(opened: "TokenStore") -> StoreFacts:
-    info = json.loads((opened.path / "tokenizer_info.json").read_text())
-    return StoreFacts(opened.path.absolute(), opened, info["pad_token_id"])
+def _facts_of(path: Path, manifest: dict[str, Any]) -> StoreFacts:
+    info = json.loads((path / "tokenizer_info.json").read_text())
+    return StoreFacts(path.absolute(), manifest, info["pad_token_id"])
 
 
-def make_store(config: RunConfig, say: Say, opened: "TokenStore | None" = None) -> StoreFacts:
+def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> StoreFacts:
     """Make the token store of a config, with a progress bar, and say what is in it; a finished one is checked.
 
-    `opened` is the finished one if it was opened before. Raises UsageError or RunError as `preprocess` does.
+    `found` is what an earlier look told of it. Raises UsageError or RunError as `preprocess` does.
     """
-    from enc.encoder.data.preprocess import made_store
+    from enc.encoder.data.preprocess import made_store  # brings numpy and pyarrow along
+    from enc.encoder.data.store import TokenStore
 
+    opened = TokenStore(found.path, found.manifest) if found and found.manifest else None
     path = store_path(config.dataset)
     existed = (path / "manifest.json").is_file()
     with _progress_bar(visible=not existed) as show:
@@ -83,7 +72,7 @@ def make_store(config: RunConfig, say: Say, opened: "TokenStore | None" = None) 
         for name, split in done.manifest["splits"].items()
     )
     say(f"{'Using the token store' if existed else 'Made the token store'} {path}: {counts}.")
-    return _facts_of(done)
+    return _facts_of(done.path, done.manifest)
 
 
 @contextmanager
