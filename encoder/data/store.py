@@ -11,7 +11,6 @@ nothing.
 """
 
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import pyarrow as pa
 import xxhash
 
 from enc.encoder.errors import UsageError
-from enc.encoder.files import file_checksum
+from enc.encoder.files import file_checksum, read_json, write_json_safely
 
 FORMAT = "enc-token-store"
 VERSION = 1
@@ -67,17 +66,6 @@ def data_file_name(split: str, shard: int) -> str:
     return f"{split}/data-{shard:05d}.arrow"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old or the whole new one, on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) -> None:
     """Write the JSON files by which `datasets.load_from_disk` finds the data files: split -> number of shards."""
     item = {"dtype": dtype.name, "_type": "Value"}
@@ -93,9 +81,9 @@ def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) 
             "_output_all_columns": False,
             "_split": split,
         }
-        write_json(folder / split / "state.json", state)
-        write_json(folder / split / "dataset_info.json", {**info, "license": ""})
-    write_json(folder / "dataset_dict.json", {"splits": list(shards)})
+        write_json_safely(folder / split / "state.json", state)
+        write_json_safely(folder / split / "dataset_info.json", {**info, "license": ""})
+    write_json_safely(folder / "dataset_dict.json", {"splits": list(shards)})
 
 
 # ----------------------------------------------------------------------------------------------------------- manifest
@@ -112,7 +100,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except OSError as error:
         raise UsageError(
             f"{path.parent} is not a token store: {path.name} cannot be read ({error.strerror}). Run `enc preprocess` "

@@ -1,6 +1,5 @@
 """The token store of a run: opened once, made or checked with a progress bar, and what a plan needs to know of it."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.find import store_path
+from enc.encoder.files import read_json
 from enc.encoder.printable import Say
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def look_at_store(dataset: DatasetConfig) -> StoreFacts:
 
 
 def _facts_of(opened: "TokenStore") -> StoreFacts:
-    info = json.loads((opened.path / "tokenizer_info.json").read_text())
+    info = read_json(opened.path / "tokenizer_info.json")
     return StoreFacts(opened.path.absolute(), opened, info["pad_token_id"])
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from enc.encoder.files import replace_atomically
 from enc.launcher.run_folder.history import history_of
 from enc.launcher.run_folder.read import json_lines
-from enc.launcher.run_folder.records import write_atomically
 
 Point = tuple[float, float]
 
@@ -57,7 +57,7 @@ def write_report(run_dir: Path) -> Path:
         config=(run_dir / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run_dir / "report.html"
-    write_atomically(path, page)
+    replace_atomically(path, page)
     return path
 
 
