@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from enc.encoder.files import read_json, replace_atomically
+
 
 def rank_file(run_dir: Path, attempt: int, rank: int) -> Path:
     """Return the path of a rank's file."""
@@ -75,13 +77,8 @@ class Heartbeat:
 
 def write_rank_file(path: Path, content: dict[str, Any]) -> None:
     """Replace a rank's file in one go; a disk that is full must not stop a run for its sake."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content) + "\n")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        replace_atomically(path, json.dumps(content) + "\n", shared=True)
 
 
 def note_rank(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
@@ -95,7 +92,7 @@ def note_rank(run_dir: Path, attempt: int, rank: int, **more: Any) -> None:
 def read_rank_file(path: Path) -> dict[str, Any] | None:
     """Return what a rank last said of itself; None when that cannot be read."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         return {**content, "rank": int(path.stem)} if isinstance(content, dict) else None
     except (OSError, ValueError, RecursionError):
         return None

@@ -1,6 +1,5 @@
 """Checkpoints of any format as a DeepSpeed universal folder, a DCP folder or safetensors, moments included."""
 
-import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
+from enc.encoder.files import write_json
 from enc.encoder.optim.config import OptimizerConfig
 from enc.encoder.optim.state_spec import StateSpec, split_kind, state_spec
 from enc.encoder.printable import shown
@@ -144,7 +144,7 @@ def _write_safetensors(source: Source, folder: Path, dtype: str | None) -> None:
     if source.moments:
         write_file(folder / MOMENTS_FILE, source.moments, output_specs(source.moments, None))
     kept = {key: source.counters[key] for key in ("step", "optimizer_steps") if source.counters.get(key) is not None}
-    (folder / "trainer_state.json").write_text(json.dumps(kept, indent=1) + "\n")
+    write_json(folder / "trainer_state.json", kept)
 
 
 def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from enc.encoder.config.load import load_text
 from enc.encoder.data.manifest import read_manifest
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.files import read_json, write_json
 from enc.encoder.models.config import ModelConfig
 from enc.tools.models.export_target import ExportTarget
 from enc.tools.models.registry import tools_of
@@ -69,7 +70,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
         raise damaged(folder / "trainer_state.json", "step or tokens are missing")
     place = folder.resolve() if folder.is_symlink() else folder.absolute()
     run_dir, step = place.parent.parent, int(counters["step"])
-    num_tokens = json.loads((folder / "tokenizer_info.json").read_text())["vocab_size"]
+    num_tokens = read_json(folder / "tokenizer_info.json")["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
         "dataset": _dataset_name(Path(config.dataset.path)),
@@ -192,9 +193,9 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
 
 def _limit_length(path: Path, longest: int) -> None:
     """Let the tokenizer cut at what the model has positions for, when it is asked to truncate."""
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     settings["model_max_length"] = longest
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, settings, indent=2)
 
 
 def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], sentence_transformers: bool) -> str:

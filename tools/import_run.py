@@ -1,6 +1,5 @@
 """A run folder made from a checkpoint that another program wrote, so that `enc resume` goes on with it."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.events import Event, append_event
+from enc.encoder.files import write_json
 from enc.encoder.models import first_weights
 from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
 from enc.encoder.run.state import TrainState, trainer_state
@@ -90,8 +90,8 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
         for place in (partial, folder):
             (place / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tokenizer.save(folder / "tokenizer")
-        _write_json(folder / "tokenizer_info.json", tokenizer.info())
-        _write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
+        write_json(folder / "tokenizer_info.json", tokenizer.info())
+        write_json(folder / "trainer_state.json", _trainer_state(source, state, step))
         append_event(partial, Event.IMPORTED, step=step, source=str(source.path.absolute()))
         write_manifest(folder, step)
     return Imported(out, step, bool(state.moments), _not_carried(source, bool(state.moments)))
@@ -154,10 +154,6 @@ def _zeros(shapes: dict[str, Shape]) -> dict[str, Stored]:
 
 def _write(path: Path, tensors: dict[str, Stored]) -> None:
     write_file(path, tensors, {name: tensor.spec for name, tensor in tensors.items()})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _not_carried(source: Source, has_moments: bool) -> list[str]:

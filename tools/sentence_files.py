@@ -1,8 +1,9 @@
 """The files that make a folder of transformers one of sentence-transformers: mean pooling over its tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from enc.encoder.files import write_json
 
 POOLING = "1_Pooling"
 
@@ -21,12 +22,10 @@ def write_sentence_files(folder: Path, hidden_size: int, max_seq_length: int) ->
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
     (folder / POOLING).mkdir()
-    _write(folder / "modules.json", modules)
-    _write(folder / POOLING / "config.json", pooling)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
+    write_json(folder / "modules.json", modules, indent=2)
+    write_json(folder / POOLING / "config.json", pooling, indent=2)
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False}, indent=2
+    )
     similarity: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _write(folder / "config_sentence_transformers.json", similarity)
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config_sentence_transformers.json", similarity, indent=2)

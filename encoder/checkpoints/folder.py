@@ -5,8 +5,21 @@
         trainer_state.json  step, counters                 config.yaml        the run's whole config
         tokenizer/  tokenizer_info.json                    manifest.json      bytes and xxh3 of every file, written last
 
-A folder is written as `.<step>.tmp` and renamed, so a folder named by a step was finished. Its state is *complete* (all
-files as the manifest says), *damaged* (the reasons are listed) or *unverifiable* (no manifest).
+A folder named by a step was finished; all other names are on the way to it or away from it:
+
+    .<step>.tmp ──written, renamed──▶ <step> ──pruned──▶ .<step>.deleted ──▶ gone
+         │                            │    └──the run went on from an older one──▶ <step>.abandoned-<n>, which stays
+         └──save failed──▶ gone       └──saved again──▶ .<step>.replaced ──the new one has the name──▶ gone
+
+What a killed process leaves is dealt with at the next save: `.tmp` and `.deleted` go; `.replaced` takes its name back
+when the new one had not got it, else it goes. What `verify` says of a finished folder:
+
+    complete      all files are as the manifest says: it may be resumed, and counts when older ones are pruned
+    damaged       a file is missing, unknown, of another size or content, or the manifest is broken: reasons are listed
+    unverifiable  it has no manifest
+
+Neither of the last two is resumed, counted or deleted; `latest` is the newest complete one, and what it passed over is
+named.
 """
 
 import json
@@ -20,7 +33,7 @@ from typing import Any
 import xxhash
 
 from enc.encoder.errors import UsageError
-from enc.encoder.files import file_checksum, fsync_directory
+from enc.encoder.files import file_checksum, fsync_directory, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -219,10 +232,10 @@ def best_step(folder: Path) -> int | None:
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
     """Return the counters saved with a checkpoint."""
-    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return read_json(folder / "trainer_state.json")
 
 
-# --- room ------------------------------------------------------------------------------------------------------------
+# --- disk space ------------------------------------------------------------------------------------------------------
 
 
 def prune(run_dir: Path, keep: int | None) -> list[Path]:

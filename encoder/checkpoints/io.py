@@ -7,7 +7,6 @@ thread of each rank, which has a process group of its own to agree with the othe
     writer        prepare folder ▶ own file, checksummed on the way ▶ all agree ▶ rank 0: manifest, rename, prune
 """
 
-import json
 import shutil
 import threading
 import time
@@ -32,7 +31,7 @@ from enc.encoder.checkpoints.folder import (
 from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import EncError, RunError
-from enc.encoder.files import fsync_directory
+from enc.encoder.files import fsync_directory, write_json
 from enc.encoder.optim.state_spec import Shape, num_bytes
 from enc.encoder.ranks import Ranks
 
@@ -214,7 +213,7 @@ def _prune(run_dir: Path, keep: int | None) -> list[Path]:
 
 
 def _write_rest(folder: Path, trainer_state: dict[str, Any], attachments: list[Path]) -> None:
-    (folder / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
+    write_json(folder / "trainer_state.json", trainer_state)
     for path in attachments:
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
         copy(path, folder / path.name)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections import deque
@@ -36,7 +35,7 @@ from enc.encoder.data.sources.find import held_out_sources, resolve_source, stor
 from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import RunError, UsageError
-from enc.encoder.files import fsync_directory
+from enc.encoder.files import fsync_directory, read_json, write_json_safely
 
 if TYPE_CHECKING:
     from enc.encoder.data.config import DatasetConfig, TokenizerConfig
@@ -238,7 +237,7 @@ def _prepare(
     """Make the partial folder, or check that the one there was begun for the same request; return the tokenizer."""
     request = partial / StoreWriter.REQUEST
     if request.exists():
-        check_matches({"request": json.loads(request.read_text(encoding="utf-8"))}, wanted, partial)
+        check_matches({"request": read_json(request)}, wanted, partial)
         return EncoderTokenizer.load(partial / "tokenizer")
     if partial.exists():  # killed before the request was written: nothing is in it but a piece of a tokenizer
         shutil.rmtree(partial)
@@ -249,8 +248,8 @@ def _prepare(
 
     tokenizer = obtain_tokenizer(tokenizer_config, read_texts)
     tokenizer.save(partial / "tokenizer")
-    store.write_json(partial / "tokenizer_info.json", tokenizer.info())
-    store.write_json(request, wanted)
+    write_json_safely(partial / "tokenizer_info.json", tokenizer.info())
+    write_json_safely(request, wanted)
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
 
 

@@ -10,8 +10,6 @@ tokens. Data files are Arrow IPC streams of at most about `SHARD_BYTES`; reading
 nothing.
 """
 
-import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,7 @@ import xxhash
 
 from enc.encoder.data.manifest import data_fingerprint, listed, open_manifest, rebuild
 from enc.encoder.errors import UsageError
-from enc.encoder.files import file_checksum
+from enc.encoder.files import file_checksum, write_json_safely
 
 COLUMN = "input_ids"
 SHARD_BYTES = 512 * 2**20  # a data file is closed once it is this large
@@ -66,17 +64,6 @@ def data_file_name(split: str, shard: int) -> str:
     return f"{split}/data-{shard:05d}.arrow"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old or the whole new one, on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) -> None:
     """Write the JSON files by which `datasets.load_from_disk` finds the data files: split -> number of shards."""
     item = {"dtype": dtype.name, "_type": "Value"}
@@ -92,9 +79,9 @@ def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) 
             "_output_all_columns": False,
             "_split": split,
         }
-        write_json(folder / split / "state.json", state)
-        write_json(folder / split / "dataset_info.json", {**info, "license": ""})
-    write_json(folder / "dataset_dict.json", {"splits": list(shards)})
+        write_json_safely(folder / split / "state.json", state)
+        write_json_safely(folder / split / "dataset_info.json", {**info, "license": ""})
+    write_json_safely(folder / "dataset_dict.json", {"splits": list(shards)})
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

@@ -17,7 +17,7 @@ from enc.encoder.data.manifest import FORMAT, VERSION
 from enc.encoder.data.sources.source import SPLITS
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
-from enc.encoder.files import file_checksum
+from enc.encoder.files import file_checksum, replace_atomically, write_json_safely
 
 if TYPE_CHECKING:
     pass
@@ -71,7 +71,7 @@ class StoreWriter:
             name = path.relative_to(self._folder).as_posix()
             os.truncate(path, self._sizes[name]) if name in self._sizes else path.unlink()
         log = "".join(json.dumps(asdict(line)) + "\n" for line in done)
-        _replace(self._folder / self.LOG, log.encode())
+        replace_atomically(self._folder / self.LOG, log)
         return done
 
     def _read_back(self, line: Written) -> bytes | None:
@@ -181,7 +181,7 @@ class StoreWriter:
             "splits": {split: self._totals[split] for split in splits},
             "files": {name: self._entry(name) for name in self._final_files()},
         }
-        store.write_json(self._folder / "manifest.json", manifest)
+        write_json_safely(self._folder / "manifest.json", manifest)
 
     def _final_files(self) -> list[str]:
         names = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
@@ -206,12 +206,6 @@ def _read_log(path: Path) -> Iterator[Written]:
             yield Written(**json.loads(line))
         except (ValueError, TypeError):
             return
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _write_all(file: Any, data: memoryview) -> None:

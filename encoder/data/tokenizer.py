@@ -21,6 +21,7 @@ from tokenizers import (
 )
 
 from enc.encoder.errors import UsageError
+from enc.encoder.files import read_json, write_json
 
 if TYPE_CHECKING:
     pass
@@ -116,8 +117,8 @@ class EncoderTokenizer:
         names = {f"{role}_token": self.tokenizer.id_to_token(i) for role, i in roles.items() if i is not None}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", names)
+        write_json(folder / "tokenizer_config.json", config, indent=2)
+        write_json(folder / "special_tokens_map.json", names, indent=2)
 
     def _unk_id(self) -> int | None:
         token = getattr(self.tokenizer.model, "unk_token", None)
@@ -223,16 +224,12 @@ def _saved_name(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}. Save the tokenizer again.") from error
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def special_tokens_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:

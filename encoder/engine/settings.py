@@ -11,6 +11,7 @@ from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.engine.user_json import merged, read_user_json, user_settings
 from enc.encoder.errors import UsageError
+from enc.encoder.files import read_json
 from enc.encoder.sizing.batch_split import BatchSplit
 
 BASES = Path(__file__).parents[2] / "ds_configs"
@@ -56,7 +57,7 @@ def read_settings(run_dir: Path, config: RunConfig, split: BatchSplit) -> dict[s
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except OSError as error:
         raise UsageError(
             f"{path}, which tells the engine how to shard, cannot be read: {error.strerror}; {_ANEW}"
@@ -84,7 +85,7 @@ def _batch_settings(split: BatchSplit) -> dict[str, int]:
 
 
 def _base(name: str) -> dict[str, Any]:
-    return json.loads((BASES / f"{name}.json").read_text())
+    return read_json(BASES / f"{name}.json")
 
 
 def check_replicas(parallel: ParallelConfig, world_size: int) -> None:

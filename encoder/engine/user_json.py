@@ -17,6 +17,7 @@ from enc.encoder.config.messages import raise_problems
 from enc.encoder.config.schema import RunConfig, flatten
 from enc.encoder.config.yaml_source import Problem, Source, read_yaml
 from enc.encoder.errors import UsageError
+from enc.encoder.files import read_json
 from enc.encoder.spelling import did_you_mean
 
 KEYS = Path(__file__).parents[2] / "ds_configs" / "keys.json"
@@ -132,7 +133,7 @@ def read_user_json(given: str | Settings) -> Source:
 
 def user_settings(source: Source, ours: Settings, config: RunConfig) -> Settings:
     """Return what the user's JSON adds to our settings. Raises UsageError that lists every problem of it."""
-    known = json.loads(KEYS.read_text())
+    known = read_json(KEYS)
     problems = [Problem(key, text, source.place(key)) for key, text in _problems(source.tree, known, ours, config)]
     raise_problems(source.name, [*source.problems, *problems])
     decided = _decided(ours)
@@ -218,7 +219,7 @@ def _shape_problems(tree: Settings, known: Settings, prefix: str) -> Iterator[tu
 def _nearest(name: str, known: Settings, prefix: str) -> str:
     if hint := did_you_mean(name, list(known)):
         return hint
-    everywhere = list(flatten(json.loads(KEYS.read_text())))
+    everywhere = list(flatten(read_json(KEYS)))
     elsewhere = next((key for key in everywhere if key.rpartition(".")[2] == name), None)
     return f"; did you mean {elsewhere}?" if elsewhere else did_you_mean(f"{prefix}{name}", everywhere)
 

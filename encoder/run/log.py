@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.events import Event, append_event
+from enc.encoder.files import replace_atomically
 from enc.encoder.tasks import TASKS, TaskRecord, fit
 
 _NOT_PLOTTED = ("step", "time")
@@ -153,9 +154,7 @@ def cut_repeated(path: Path, start_step: int, moved_to: Path) -> None:
     if moved:
         with moved_to.open("a", encoding="utf-8") as file:
             file.writelines(moved)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        replace_atomically(path, "".join(kept))
 
 
 def _progress_bar(console: Console) -> Progress:

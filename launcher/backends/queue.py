@@ -11,6 +11,7 @@ from typing import Any
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.events import Event, append_event
+from enc.encoder.files import replace_atomically
 from enc.encoder.printable import Say
 from enc.launcher.machine.rank_environment import blocked_stop_signals
 from enc.launcher.planning.plan import Plan
@@ -18,7 +19,7 @@ from enc.launcher.planning.plan_text import plan_notes
 from enc.launcher.planning.render import self_contained
 from enc.launcher.planning.resume import set_aside
 from enc.launcher.run_folder.lock import RunLock
-from enc.launcher.run_folder.records import git_state, move_aside, move_back, write_atomically
+from enc.launcher.run_folder.records import git_state, move_aside, move_back
 from enc.launcher.run_folder.snapshot import snapshot_code
 
 
@@ -115,7 +116,7 @@ def hand_over(plan: Plan, script: JobScript) -> str:
 def _write_run(plan: Plan, script: JobScript, job: str) -> None:
     """Write the config that the job starts from, and the event."""
     launch = plan.config.launch
-    write_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
+    replace_atomically(plan.run_dir / "config.yaml", submitted_config(plan).to_yaml())
     append_event(
         plan.run_dir, Event.SUBMITTED, job=job, nodes=launch.num_nodes, nproc_per_node=launch.nproc_per_node,
         script=script.name, **script.details, command=shlex.join(sys.argv), git=git_state(Path.cwd()),

@@ -9,6 +9,7 @@ import typer
 
 from enc.encoder.errors import UsageError
 from enc.encoder.events import Event, append_event
+from enc.encoder.files import replace_atomically
 from enc.launcher.cli.options import (
     OVERRIDES,
     ConfigArgument,
@@ -132,14 +133,14 @@ def _make_run_folder(run_dir: Path, files: dict[str, str]) -> None:
     """
     from enc.launcher.backends.registry import find_jobs
     from enc.launcher.run_folder.lock import RunLock
-    from enc.launcher.run_folder.records import refuse_older_run, write_atomically
+    from enc.launcher.run_folder.records import refuse_older_run
 
     lock = RunLock(run_dir, find_jobs)
     try:
         refuse_older_run(run_dir)
         (run_dir / "logs").mkdir(exist_ok=True)
         for name, text in files.items():
-            write_atomically(run_dir / name, text)
+            replace_atomically(run_dir / name, text)
         append_event(run_dir, Event.RENDERED)
     finally:
         lock.release(remove_if_created=True)

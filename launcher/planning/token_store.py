@@ -1,6 +1,5 @@
 """The token store of a run: opened once, made or checked with a progress bar, and what a plan needs to know of it."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.manifest import data_fingerprint, open_manifest
 from enc.encoder.data.sources.find import store_path
+from enc.encoder.files import read_json
 from enc.encoder.printable import Say
 
 
@@ -50,7 +50,7 @@ def look_at_store(dataset: DatasetConfig) -> StoreFacts:
 
 
 def _facts_of(path: Path, manifest: dict[str, Any]) -> StoreFacts:
-    info = json.loads((path / "tokenizer_info.json").read_text())
+    info = read_json(path / "tokenizer_info.json")
     return StoreFacts(path.absolute(), manifest, info["pad_token_id"])
 
 

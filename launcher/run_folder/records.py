@@ -14,6 +14,7 @@ from enc import __version__
 from enc.encoder.checkpoints.folder import list_checkpoints
 from enc.encoder.engine.settings import DEEPSPEED_FILE, FSDP_FILE
 from enc.encoder.errors import UsageError
+from enc.encoder.files import replace_atomically
 from enc.launcher.run_folder.read import newest_attempt
 
 
@@ -62,7 +63,7 @@ def record_launch(
         (run_dir / name).unlink(missing_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
-        write_atomically(run_dir / name, text)
+        replace_atomically(run_dir / name, text)
     record = {
         "attempt": attempt, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": socket.gethostname(),
         "command": shlex.join(command), "enc": __version__, "git": git_state(Path.cwd()), "plan": plan,
@@ -72,13 +73,6 @@ def record_launch(
     installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
     (folder / "environment.txt").write_text("\n".join(installed) + "\n")
     return attempt
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one go."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

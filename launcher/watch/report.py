@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from enc.encoder.events import EVENTS_FILE
+from enc.encoder.files import replace_atomically
 from enc.encoder.tasks import TaskRecord
 from enc.launcher.run_folder.history import history_of
 from enc.launcher.run_folder.read import json_lines, task_of
-from enc.launcher.run_folder.records import write_atomically
 
 Point = tuple[float, float]
 
@@ -60,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
         config=config,
     )
     path = run_dir / "report.html"
-    write_atomically(path, page)
+    replace_atomically(path, page)
     return path
 
 

@@ -4,7 +4,6 @@ A tensor is a list of `Extent`s, places in files where elements lie one after th
 into the tensor's own memory: pages of a memory-mapped file would count as memory of this process.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from enc.encoder import files
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
 from enc.encoder.printable import printable, shown
@@ -201,7 +201,7 @@ def is_file_name(name: str) -> bool:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UsageError when it is not one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except OSError as error:
         raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:

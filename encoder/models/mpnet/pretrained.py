@@ -5,7 +5,6 @@ can go wrong is found by reading the config and the file's header: `check` and `
 them before anything is written. `load` fills a model.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from enc.encoder.errors import UsageError
+from enc.encoder.files import read_json
 from enc.encoder.models.mpnet.architecture import MPNET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -247,7 +247,7 @@ def notes(folder: Path, model: MpnetConfig) -> list[str]:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UsageError(f"{otherwise} ({error.strerror}). Name the folder of an MPNet.") from None
     except (ValueError, RecursionError) as error:
