@@ -5,7 +5,9 @@ there is room. What takes longest comes first.
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -48,9 +50,36 @@ def groups(items: list[pytest.Item]) -> dict[pytest.Item, str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, group in groups(items).items():
         item.add_marker(pytest.mark.xdist_group(group))
+    for item in filter(starts_processes, items):
+        item.add_marker(pytest.mark.processes)
     items.sort(key=lambda item: (not _waits(item), -BUDGETS.get(file_of(item), 0)))
 
 
 def _waits(item: pytest.Item) -> bool:
     """Tell whether a test waits more than it computes: those of SLURM go on beside all others."""
     return "slurm" in getattr(item, "fixturenames", ())
+
+
+# --- tests that start programs ---------------------------------------------------------------------------------------
+
+STARTING = {"enc", "smoke", "store", "foreign", "finished_run", "cluster", "slurm", "gpu"}
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Tell whether a test starts programs: by its fixtures, or by what it and the functions that it calls name."""
+    if STARTING & set(getattr(item, "fixturenames", ())):
+        return True
+    found = {d[-1].func for d in getattr(item, "_fixtureinfo").name2fixturedefs.values() if d[-1].baseid}  # noqa: B009
+    return any(_names_processes(function, set()) for function in {item.function, *found})  # type: ignore[attr-defined]
+
+
+def _names_processes(function: Callable[..., object], seen: set[str]) -> bool:
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None or function.__qualname__ in seen:
+        return False
+    seen.add(function.__qualname__)
+    if {"subprocess", "processes", "fork", "Enc", "run_writer"} & {*code.co_names}:
+        return True
+    called = [names.get(name) for name in code.co_names]
+    return any(isinstance(f, FunctionType) and not f.__module__.startswith("enc.") and _names_processes(f, seen)
+               for f in called)  # fmt: skip
