@@ -40,10 +40,10 @@ def _model_rules(config: RunConfig) -> Iterator[Broken]:
 
 def _objective_rules(config: RunConfig) -> Iterator[Broken]:
     if config.objective not in ("auto", *architecture_of(config.model).objectives):
-        able = [name for name, other in ARCHITECTURES.items() if config.objective in other.objectives]
+        able = {name: other.title for name, other in ARCHITECTURES.items() if config.objective in other.objectives}
         yield (
             ("objective", "model.type"),
-            f"is {config.objective}, for which a {config.model.type} has not the attention; set model.type "
+            f"is {config.objective}, whose attention only an {' or '.join(able.values())} has; set model.type "
             f"{' or '.join(able)}, or objective {architecture_of(config.model).objectives[0]}",
         )
     collator = config.datacollator

@@ -74,6 +74,8 @@ class Architecture:
 
     name: str
     """The value of `model.type`."""
+    title: str
+    """What people call it."""
     config: type[ModelConfig]
     parameters: Callable[[Any], dict[str, Parameter]]
     """Every trained parameter under its name in the model; a tied head has none of its own."""

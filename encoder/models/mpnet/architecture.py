@@ -74,6 +74,7 @@ def rules(config: MpnetConfig) -> Iterator[Rule]:
 
 MPNET = Architecture(
     name="mpnet",
+    title="MPNet",
     config=MpnetConfig,
     parameters=parameters,
     block_parameters=block_parameters,

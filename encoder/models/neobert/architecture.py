@@ -108,6 +108,7 @@ def rules(config: NeoBertConfig) -> Iterator[Rule]:
 
 NEOBERT = Architecture(
     name="neobert",
+    title="NeoBERT",
     config=NeoBertConfig,
     parameters=parameters,
     block_parameters=block_parameters,
