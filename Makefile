@@ -14,7 +14,7 @@ quickstart: $(VENV)/installed  ## a small encoder from text to an exported model
 	$(BIN)/enc report runs/quickstart
 
 test: $(VENV)/installed-test  ## all tests that run in a few minutes
-	$(BIN)/python -m pytest -m "$(TESTS)" -n auto --dist loadgroup --durations=25
+	$(BIN)/python -m pytest -m "$(TESTS)" -n auto --dist loadgroup --no-loadscope-reorder --durations=25
 
 check: lint types test  ## what CI runs
 

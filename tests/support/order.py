@@ -13,8 +13,18 @@ import pytest
 
 TESTS = Path(__file__).parent.parent
 BUDGETS = tomllib.loads((TESTS / "budgets.toml").read_text())
-# Made once for all workers, or in no time.
-SHARED = {"environment", "store", "foreign", "finished_run", "small_stores", "cluster", "gpu", "tmp_path_factory"}
+# Made once for all workers, or in no time; `slurm` in seconds, and its tests wait too long to stay on one worker.
+SHARED = {
+    "environment",
+    "store",
+    "foreign",
+    "finished_run",
+    "small_stores",
+    "cluster",
+    "gpu",
+    "slurm",
+    "tmp_path_factory",
+}
 
 
 def file_of(item: pytest.Item) -> str:
