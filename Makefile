@@ -4,7 +4,7 @@ VENV := build/venv
 BIN := $(VENV)/bin
 TESTS ?= not slow
 
-.PHONY: quickstart test check check-all bench lint format types clean
+.PHONY: quickstart test test-fast check check-all bench lint format types clean
 
 quickstart: $(VENV)/installed  ## a small encoder from text to an exported model, on the CPU
 	$(BIN)/enc launch pretrain quickstart trainer.overwrite_output_dir=true
@@ -15,6 +15,9 @@ quickstart: $(VENV)/installed  ## a small encoder from text to an exported model
 
 test: $(VENV)/installed-test  ## all tests that run in a few minutes
 	$(BIN)/python -m pytest -m "$(TESTS)" -n auto --dist loadgroup --no-loadscope-reorder --durations=25
+
+test-fast: $(VENV)/installed-test  ## the tests that start no process, in a minute or so
+	$(BIN)/python -m pytest -m "not slow and not processes" -n auto -q
 
 check: lint types test  ## what CI runs
 
