@@ -18,7 +18,7 @@ PARTS = ("data_wait", "forward", "backward", "optimizer")
 def account(run: Run, own_sums: dict[str, Tensor], sizes: StepSizes, grad_norm: float) -> None:
     """Add a finished step to the counters; a step whose gradient was not finite changed no weight. Collective."""
     state = run.state
-    sums = dict(zip(own_sums, run.place.ranks.sum(*own_sums.values()), strict=True))
+    sums = dict(zip(own_sums, run.place.ranks.sum(*map(float, own_sums.values())), strict=True))
     state.tokens += sizes.tokens
     run.reporter.work.add(sizes, run.task.flops(sizes))
     state.loss_is_finite = math.isfinite(grad_norm) and math.isfinite(sums["loss_sum"])
