@@ -17,8 +17,6 @@ Tiles without a labelled position do no work.
 Shapes: M positions, H hidden size, V vocabulary, C classes inside the softmax, n columns of a chunk.
 """
 
-# mypy: allow-untyped-defs
-
 import torch
 import triton
 import triton.language as tl

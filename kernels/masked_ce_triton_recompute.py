@@ -3,8 +3,6 @@
 Shapes: M positions, H hidden size, V vocabulary, C classes inside the softmax, S shares, n columns of a chunk.
 """
 
-# mypy: allow-untyped-defs
-
 import os
 from typing import NamedTuple
 

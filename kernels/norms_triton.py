@@ -7,8 +7,6 @@ have the same bits on every run and every GPU.
 Shapes: T tokens, D features.
 """
 
-# mypy: allow-untyped-defs
-
 from typing import Any
 
 import torch

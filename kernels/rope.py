@@ -99,24 +99,24 @@ def _rotate(x: Tensor, cos_sin: Tensor, out: Tensor, back: bool = False) -> Tens
         from enc.kernels import rope_triton
 
         return rope_triton.rotate(x, cos_sin, out, back)
-    turns = torch.view_as_complex(cos_sin)  # (T, D / 2)
-    turns = turns.view(len(turns), *[1] * (x.dim() - 2), x.shape[-1] // 2)  # (T, 1.., D / 2)
-    turns = turns.conj().resolve_conj() if back else turns
+    phases = torch.view_as_complex(cos_sin)  # (T, D / 2)
+    phases = phases.view(len(phases), *[1] * (x.dim() - 2), x.shape[-1] // 2)  # (T, 1.., D / 2)
+    phases = phases.conj().resolve_conj() if back else phases
     if x.dtype == torch.float32 and x.stride(-1) == 1:
-        torch.mul(_pairs(x), turns, out=_pairs(out))
+        torch.mul(_pairs(x), phases, out=_pairs(out))
     else:
-        _rotate_in_blocks(x, turns, out)
+        _rotate_in_blocks(x, phases, out)
     return out
 
 
-def _rotate_in_blocks(x: Tensor, turns: Tensor, out: Tensor) -> None:
+def _rotate_in_blocks(x: Tensor, phases: Tensor, out: Tensor) -> None:
     """Write x, turned by complex numbers (T, 1.., D / 2), to ``out``, through fp32 copies of blocks of tokens."""
     size = max(1, _BLOCK_NUMBERS // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
     wide = torch.empty((min(size, len(x)), *x.shape[1:]), dtype=torch.float32, device=x.device)
     for start in range(0, len(x), size):
         block = slice(start, start + size)
         part = wide[: len(x[block])].copy_(x[block])
-        _pairs(part).mul_(turns[block])
+        _pairs(part).mul_(phases[block])
         out[block].copy_(part)
 
 

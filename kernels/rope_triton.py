@@ -3,8 +3,6 @@
 Shapes: T tokens, H heads, P parts (query and key of a head stand side by side), D head dim.
 """
 
-# mypy: allow-untyped-defs
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The kernels of `swiglu`: elementwise, in fp32."""
 
-# mypy: allow-untyped-defs
-
 import torch
 import triton
 import triton.language as tl

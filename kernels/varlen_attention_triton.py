@@ -21,8 +21,6 @@ by (seed, head, query, key), so all passes see the same mask whatever their bloc
 Shapes: Tq queries, T keys, H heads, D head dim, N documents.
 """
 
-# mypy: allow-untyped-defs
-
 import math
 import os
 from functools import cache

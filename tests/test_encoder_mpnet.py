@@ -354,8 +354,9 @@ def permuted_part(row: MaskedRow, size: int) -> MaskedRow:
     rows, keys = int(row.streams.lengths[0]), int(row.lengths[0])
     predicted = rows - keys
     streams = type(row.streams)(
-        row.streams.lengths[:1], row.streams.key_rows[:keys], row.streams.stages[:rows], row.streams.key_stages[:keys]
-    )
+        row.streams.lengths[:1], row.streams.key_indices[:keys],
+        row.streams.stages[:rows], row.streams.key_stages[:keys],
+    )  # fmt: skip
     return MaskedRow(row.ids[:rows], row.lengths[:1], row.positions[:rows], row.label_positions[:predicted],
                      row.labels[:predicted], size, streams)  # fmt: skip
 

@@ -219,8 +219,8 @@ def test_the_bias_of_the_head_is_in_the_loss(full_logits):
     torch.nn.init.normal_(model.decoder.bias)
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    counts = max(LENGTHS), len(ids), len(places), 1
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), *counts)
+    counts = max(LENGTHS), len(ids), len(places)
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], *counts)
     loss = MlmObjective(model, model.num_tokens, full_logits=full_logits)(batch).loss_sum
     logits = F.linear(model(ids, cu_seqlens, positions), model.decoder.weight, model.decoder.bias)[
         :, : model.num_tokens
@@ -237,8 +237,8 @@ def test_z_loss_and_smoothing_are_in_both_loss_paths():
     model = tiny_model()
     ids, cu_seqlens, positions, labels = flat_batch()
     places = (labels != -100).nonzero()[:, 0]
-    counts = max(LENGTHS), len(ids), len(places), 1
-    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], torch.zeros(1), *counts)
+    counts = max(LENGTHS), len(ids), len(places)
+    batch = Microbatch(ids, cu_seqlens, positions, places, labels[places], *counts)
     terms = {"z_loss": 1e-2, "label_smoothing": 0.1}
     masked, full = (MlmObjective(model, model.num_tokens, full_logits=full, **terms)(batch) for full in (False, True))
     torch.testing.assert_close(masked, full)

@@ -54,10 +54,20 @@ def test_draws_follow_the_global_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0, 2), (5,)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0, 2), (5,), (3, 1, 7), (2**17 - 1,), (2, 2**16 + 1)])
 def test_odd_shapes(shape: tuple[int, ...]) -> None:
-    """Sizes that are no multiple of four draws, none and one."""
-    assert dropout(torch.ones(shape), 0.5).shape == shape
+    """Whatever the shape, element i has the draw that it has in any other tensor, and its gradient the same."""
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return dropout(x, 0.5)
+
+    x = torch.ones(shape, requires_grad=True)
+    y = dropped(x)
+    assert y.shape == shape
+    assert torch.equal(y.flatten(), dropped(torch.ones(x.numel() + 9))[: x.numel()])
+    assert set(y.unique().tolist()) <= {0.0, 2.0}
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y)  # x is 1
 
 
 def test_compiled_is_torchs() -> None:

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm with their residual sum: as exact as separate operations, one row blind to the others."""
+"""RMSNorm and LayerNorm with their residual sum: as exact as separate operations, one token blind to the others."""
 
 import pytest
 import torch
@@ -71,14 +71,14 @@ def test_gradients_of_either_output_alone(centered):
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_a_row_is_blind_to_the_others(centered):
-    """The sum and norm of a row have the bits that they have alone, whatever block it stands in."""
+def test_a_token_is_blind_to_the_others(centered):
+    """The sum and norm of a token have the bits that they have alone, whatever block it stands in."""
     inputs, _ = case((700, 384), DTYPES["autocast"], centered, True)
     together = fused(centered, True, torch.bfloat16)(*inputs)
-    for row in (0, 682, 699):
-        alone = fused(centered, True, torch.bfloat16)(*[x[row : row + 1] if x.dim() == 2 else x for x in inputs])
+    for token in (0, 682, 699):
+        alone = fused(centered, True, torch.bfloat16)(*[x[token : token + 1] if x.dim() == 2 else x for x in inputs])
         for a, b in zip(together, alone, strict=True):
-            assert torch.equal(a[row], b[0])
+            assert torch.equal(a[token], b[0])
 
 
 def test_strided_inputs_and_gradients():
@@ -93,8 +93,8 @@ def test_strided_inputs_and_gradients():
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e15])
-def test_extreme_rows(scale):
-    """Neither tiny nor huge rows give anything but finite numbers."""
+def test_extreme_tokens(scale):
+    """Neither tiny nor huge tokens give anything but finite numbers."""
     x = (normal(5, 64) * scale).requires_grad_()
     y = norms.rms_norm(x, torch.ones(64), EPS)
     (dx,) = torch.autograd.grad(y.sum(), x)

@@ -36,7 +36,7 @@ def test_more_tiles_than_programs(monkeypatch):
     assert_as_exact(lambda *tensors: norms.add_layer_norm(*tensors, EPS), plain(True, True), inputs, grads)
 
 
-def test_a_row_is_blind_to_the_others():
+def test_a_token_is_blind_to_the_others():
     inputs, _ = case((37, 123), DTYPES["autocast"], False, True)
     together = norms.add_rms_norm(*inputs, EPS, torch.bfloat16)
     x, branch, weight = inputs

@@ -33,7 +33,7 @@ class TwoStreams(NamedTuple):
     """Which positions see which keys, where documents are permuted: arguments of ``MpnetForMaskedLM``."""
 
     cu_seqlens_q: Tensor  # (N + 1,) int32: bounds of the documents among the positions
-    key_rows: Tensor  # (T,) int64, ascending
+    key_indices: Tensor  # (T,) int64, ascending
     stages: Tensor  # (X,) int32
     key_stages: Tensor  # (T,) int32
 
@@ -203,10 +203,10 @@ def _join_streams(rows: list[MaskedRow], offsets: np.ndarray) -> TwoStreams | No
     parts = [row.streams for row in rows if row.streams is not None]
     if not parts:
         return None
-    lengths, key_rows, stages, key_stages = zip(*parts, strict=True)
+    lengths, key_indices, stages, key_stages = zip(*parts, strict=True)
     return TwoStreams(
         _bounds(lengths),
-        torch.from_numpy(np.concatenate([keys + start for keys, start in zip(key_rows, offsets[:-1], strict=True)])),
+        torch.from_numpy(np.concatenate([keys + start for keys, start in zip(key_indices, offsets[:-1], strict=True)])),
         torch.from_numpy(np.concatenate(stages)),
         torch.from_numpy(np.concatenate(key_stages)),
     )

@@ -19,7 +19,7 @@ class Streams(NamedTuple):
     """What a row has beside tokens when it is permuted; X positions, T of them keys."""
 
     lengths: np.ndarray  # (pieces,) positions of each piece
-    key_rows: np.ndarray  # (T,) int64
+    key_indices: np.ndarray  # (T,) int64
     stages: np.ndarray  # (X,) int32
     key_stages: np.ndarray  # (T,) int32
 

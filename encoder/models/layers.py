@@ -1,7 +1,7 @@
 """Layers that the encoders share. Everything runs on flat tokens: documents one after the other, no batch axis.
 
-Shapes: T tokens, X rows (tokens, and what an objective adds), M of them that a layer is computed for, E hidden size, H
-heads, D head dim (E = H D), F feed-forward size, N documents.
+Shapes: X tokens (those of the text, and what an objective adds), T of them keys, M of them that a layer is computed
+for, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N documents.
 """
 
 from functools import partial
@@ -56,34 +56,39 @@ class SwiGLU(nn.Module):
         return self.w3(swiglu(self.w1(x), self.w2(x)))
 
 
-class Packing(NamedTuple):
-    """Where the documents lie among X flat rows, which rows are keys, and for which of them a layer is computed.
+class AttentionLayout(NamedTuple):
+    """Where the documents lie among X flat tokens, which tokens are keys, and for which queries a layer is computed.
 
-    Keys are all rows but where `key_rows` names T of them; a layer is computed for all rows, or for M `rows`.
+    Both are all tokens but where `key_indices` names T of them, `query_indices` M of them.
     """
 
     cu_seqlens: Tensor  # (N + 1,) int32: bounds of the documents among the keys
     max_seqlen: int | None = None
-    rows: Tensor | None = None  # (M,) int64, ascending
-    cu_seqlens_q: Tensor | None = None  # (N + 1,) int32: bounds among the rows that a layer is computed for
-    key_rows: Tensor | None = None  # (T,) int64, ascending
+    query_indices: Tensor | None = None  # (M,) int64, ascending
+    cu_seqlens_q: Tensor | None = None  # (N + 1,) int32: bounds of the documents among the queries
+    key_indices: Tensor | None = None  # (T,) int64, ascending
     positions: tuple[Tensor, Tensor] | None = None  # (X or M,) and (T,) int32, of queries and keys
     stages: tuple[Tensor, Tensor] | None = None  # (X or M,) and (T,) int32
 
-    def only(self, rows: Tensor) -> "Packing":
-        """Return the packing for a layer that is computed for some rows, which read the keys and values of all."""
+    def with_positions(self, position_ids: Tensor) -> "AttentionLayout":
+        """Return the layout with the positions of tokens (X,) in their documents."""
+        positions = position_ids.to(torch.int32)
+        return self._replace(positions=(positions, self.select_keys(positions)))
+
+    def with_queries(self, indices: Tensor) -> "AttentionLayout":
+        """Return the layout of a layer that is computed for some tokens, which read the keys and values of all."""
         bounds = self.cu_seqlens if self.cu_seqlens_q is None else self.cu_seqlens_q
-        bounds = torch.searchsorted(rows, bounds.to(rows), out_int32=True)
-        positions, stages = (pair and (pair[0][rows], pair[1]) for pair in (self.positions, self.stages))
-        return self._replace(rows=rows, cu_seqlens_q=bounds, positions=positions, stages=stages)
+        bounds = torch.searchsorted(indices, bounds.to(indices), out_int32=True)
+        positions, stages = (pair and (pair[0][indices], pair[1]) for pair in (self.positions, self.stages))
+        return self._replace(query_indices=indices, cu_seqlens_q=bounds, positions=positions, stages=stages)
 
-    def of(self, x: Tensor) -> Tensor:
-        """Return the rows of x (X, ...) for which the layer is computed."""
-        return x if self.rows is None else x.index_select(0, self.rows)
+    def select_queries(self, x: Tensor) -> Tensor:
+        """Return what the queries have of x (X, ...)."""
+        return x if self.query_indices is None else x.index_select(0, self.query_indices)
 
-    def keys_of(self, x: Tensor) -> Tensor:
-        """Return the rows of x (X, ...) that are keys."""
-        return x if self.key_rows is None else x.index_select(0, self.key_rows)
+    def select_keys(self, x: Tensor) -> Tensor:
+        """Return what the keys have of x (X, ...)."""
+        return x if self.key_indices is None else x.index_select(0, self.key_indices)
 
 
 class RotaryQKV(nn.Linear):
@@ -97,31 +102,34 @@ class RotaryQKV(nn.Linear):
         self.num_heads = num_heads
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, packing: Packing, cos_sin: Tensor | None
+        self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries of the packing's rows (M, H, D), keys and values of all tokens (T, H, D).
+        """Return queries of the layout (M, H, D), keys and values of all tokens (T, H, D).
 
         `cos_sin` (T, D / 2, 2) are the rotations of the tokens, None for a model without.
         """
-        if packing.rows is not None:
-            return self._of_rows(x, packing, cos_sin)
+        if layout.query_indices is not None:
+            return self._forward_for_queries(x, layout, cos_sin)
         qkv = super().forward(x).view(len(x), self.num_heads, 3, -1)  # (T, H, 3, D)
         q, k, v = qkv.unbind(2) if cos_sin is None else rope_qkv(qkv, cos_sin)
         return q, k, v
 
-    def _of_rows(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward_for_queries(
+        self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.weight.unflatten(0, (self.num_heads, 3, -1))  # (H, 3, D, E)
-        q = F.linear(packing.of(x), weight[:, 0].flatten(0, 1)).unflatten(1, (self.num_heads, -1))  # (M, H, D)
+        q = F.linear(layout.select_queries(x), weight[:, 0].flatten(0, 1))
+        q = q.unflatten(1, (self.num_heads, -1))  # (M, H, D)
         kv = F.linear(x, weight[:, 1:].flatten(0, 2)).view(len(x), self.num_heads, 2, -1)
         k, v = kv.unbind(2)
-        return (q, k, v) if cos_sin is None else (rope(q, packing.of(cos_sin)), rope(k, cos_sin), v)
+        return (q, k, v) if cos_sin is None else (rope(q, layout.select_queries(cos_sin)), rope(k, cos_sin), v)
 
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    packing: Packing,
+    layout: AttentionLayout,
     dropout_p: float,
     scale: float | None = None,
     bias: RelativeBias | None = None,
@@ -131,14 +139,14 @@ def attend(
         q,
         k,
         v,
-        packing.cu_seqlens,
+        layout.cu_seqlens,
         dropout_p,
         scale,
-        cu_seqlens_q=packing.cu_seqlens_q,
-        max_seqlen=packing.max_seqlen,
+        cu_seqlens_q=layout.cu_seqlens_q,
+        max_seqlen=layout.max_seqlen,
         bias=bias,
-        stages=packing.stages,
-        positions=packing.positions,
+        stages=layout.stages,
+        positions=layout.positions,
     )
     return out.flatten(1)
 

@@ -1,14 +1,14 @@
-"""Masked language modelling, and what MPNet makes of it: cross-entropy of the labelled rows.
+"""Masked language modelling, and what MPNet makes of it: cross-entropy of the labelled tokens.
 
 The loss is a SUM over labels; `accumulate` divides by the label count of the whole global batch, so the gradient does
-not depend on how the batch is split. Only labelled rows go through the last layer and the output matrix,
-unless `full_last_layer` asks for the states of every token or `full_logits` for the logits of every token too (the
-ablations `trainer.last_layer_of_labels_only: false` and `trainer.masked_logits_only_loss: false`).
+not depend on how the batch is split. Only labelled tokens go through the last layer and the output matrix, unless
+`full_last_layer` asks for the states of every token or `full_logits` for the logits of every token too (the ablations
+`trainer.last_layer_of_labels_only: false` and `trainer.masked_logits_only_loss: false`).
 
-The batch decides what is learnt. Of permuted documents the labelled rows are their queries, and the sum is MPNet's, or
-with `plm` XLNet's (arXiv 2004.09297, §2.3): sum over predicted tokens t of -log P(x_zt | x_z<t, placeholders).
+The batch decides what is learnt. Of permuted documents the labelled tokens are their queries, and the sum is MPNet's,
+or with `plm` XLNet's (arXiv 2004.09297, §2.3): sum over predicted tokens t of -log P(x_zt | x_z<t, placeholders).
 
-Legend: T rows, M label places, H hidden size, V vocabulary rows.
+Legend: T tokens, M label positions, H hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -69,15 +69,15 @@ class MlmObjective(nn.Module):
 
     def _loss(self, batch: Microbatch) -> MaskedCEOutput:
         model, extra = self.model, self.extra if self.training else {}
-        rows = None if self.full_last_layer else batch.label_positions
+        positions = None if self.full_last_layer else batch.label_positions
         tokens = batch.input_ids, batch.cu_seqlens, batch.position_ids
         streams = {} if batch.streams is None else batch.streams._asdict()
-        hidden = model(*tokens, rows=rows, max_seqlen=batch.max_seqlen, **streams)  # (T, H) or (M, H)
+        hidden = model(*tokens, label_positions=positions, max_seqlen=batch.max_seqlen, **streams)  # (T, H) or (M, H)
         head = model.head_weight, model.head_bias  # (V, H), (V,) or None
         if self.full_logits:
             logits = model.logits(hidden)[:, : self.num_tokens].float()  # (T, V)
             return from_logits(logits, _spread(batch), **extra)
-        if rows is None:
+        if positions is None:
             hidden = hidden.index_select(0, batch.label_positions)  # (M, H)
         hidden = model.transform(hidden)
         return masked_ce(hidden, *head, batch.label_ids, self.num_tokens, softcap=model.softcap, **extra)

@@ -49,15 +49,15 @@ def test_norms_are_as_exact_as_separate_operations(size, dtypes, centered):
     assert_as_exact(add_norm(centered, dtype), plain_add_norm(dtype), inputs, grads)
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_no_row_and_one(rows):
-    inputs, grads = norm_case(768, DTYPES["autocast"], True, rows)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_no_token_and_one(tokens):
+    inputs, grads = norm_case(768, DTYPES["autocast"], True, tokens)
     assert_as_exact(add_norm(True), plain_add_norm(), inputs, grads)
 
 
 @pytest.mark.parametrize("centered", [False, True])
 def test_norms_have_the_same_bits_each_time(centered):
-    """The sums over rows too; and a row's bits do not depend on the others."""
+    """The sums over tokens too; and a token's bits do not depend on the others."""
     inputs, grads = norm_case(768, DTYPES["autocast"], centered, 65_536)
     first, second = (outputs_and_gradients(add_norm(centered), inputs, grads) for _ in range(2))
     for a, b in zip(first, second, strict=True):

@@ -1,15 +1,15 @@
-"""MPNet (arXiv 2004.09297) on flat rows: learned positions, T5's relative bias shared by all layers, a tied head.
+"""MPNet (arXiv 2004.09297) on flat tokens: learned positions, T5's relative bias shared by all layers, a tied head.
 
 The block is ``x = norm(x + o(attention(x)))`` and ``x = norm(x + ffn(x))``, or with `normalize_before` as in NeoBERT,
 ``x += o(attention(norm(x)))`` and ``x += ffn(norm(x))``, with one more norm after the last block. Parameter names are
 those of transformers' ``MPNetForMaskedLM``, so a state dict is one of its checkpoints.
 
-For masked and permuted training a document's rows are its tokens in text order, a placeholder for each predicted token,
-and a query for each predicted token. Tokens and placeholders are the keys; stages (``kernels/attention_rules.py``) say
-which of them a row sees. With the tokens alone this is the plain encoder.
+For masked and permuted training a document's tokens are those of the text in order, a placeholder for each predicted
+one, and a query for each predicted one. Text and placeholders are the keys; stages (``kernels/attention_rules.py``) say
+which of them a token sees. With the text alone this is the plain encoder.
 
-Shapes: X rows, T of them keys, M of them labelled, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N
-documents, V embedding rows.
+Shapes: X tokens, T of them keys, M of them labelled, E hidden size, H heads, D head dim (E = H D), F feed-forward size,
+N documents, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.models.layers import LayerNorm, Packing, attend, matmul_dtype, recomputed
+from enc.encoder.models.layers import AttentionLayout, LayerNorm, attend, matmul_dtype, recomputed
 from enc.encoder.models.mpnet.architecture import POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MpnetBlock(nn.Module):
-    """One layer, (X, E) to (X, E), or to the rows of the packing, (M, E)."""
+    """One layer, (X, E) to (X, E), or to the queries of the layout, (M, E)."""
 
     def __init__(self, config: MpnetConfig) -> None:
         super().__init__()
@@ -51,25 +51,25 @@ class MpnetBlock(nn.Module):
         self.intermediate: Any = _group(dense=nn.Linear(size, inner))
         self.output: Any = _group(dense=nn.Linear(inner, size), LayerNorm=_norm(config))
 
-    def forward(self, x: Tensor, packing: Packing, bias: RelativeBias) -> Tensor:
+    def forward(self, x: Tensor, layout: AttentionLayout, bias: RelativeBias) -> Tensor:
         # As in NeoBERT the residual stream stays fp32 under autocast; what matmuls read is cast once.
         dtype = matmul_dtype(x)
         if self.pre_norm:
-            attended = self.attend(self.attention.LayerNorm(x, dtype=dtype), packing, bias)
-            x, normed = self.output.LayerNorm(packing.of(x), attended, dtype)
+            attended = self.attend(self.attention.LayerNorm(x, dtype=dtype), layout, bias)
+            x, normed = self.output.LayerNorm(layout.select_queries(x), attended, dtype)
             return x + self.feed_forward(normed)
-        attended = self.attend(x.to(dtype or x.dtype), packing, bias)
-        _, x = self.attention.LayerNorm(packing.of(x), attended)
+        attended = self.attend(x.to(dtype or x.dtype), layout, bias)
+        _, x = self.attention.LayerNorm(layout.select_queries(x), attended)
         return self.output.LayerNorm(x, self.feed_forward(x.to(dtype or x.dtype)))[1]
 
-    def attend(self, x: Tensor, packing: Packing, bias: RelativeBias) -> Tensor:
-        attn, keys = self.attention.attn, packing.keys_of(x)
+    def attend(self, x: Tensor, layout: AttentionLayout, bias: RelativeBias) -> Tensor:
+        attn, keys = self.attention.attn, layout.select_keys(x)
         q, k, v = (
-            project(rows).unflatten(1, (self.num_heads, -1))
-            for project, rows in ((attn.q, packing.of(x)), (attn.k, keys), (attn.v, keys))
+            project(tokens).unflatten(1, (self.num_heads, -1))
+            for project, tokens in ((attn.q, layout.select_queries(x)), (attn.k, keys), (attn.v, keys))
         )
         dropout_p = self.attention_dropout_p if self.training else 0.0
-        return dropout(attn.o(attend(q, k, v, packing, dropout_p, bias=bias)), self.dropout_p, self.training)
+        return dropout(attn.o(attend(q, k, v, layout, dropout_p, bias=bias)), self.dropout_p, self.training)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         inner = dropout(self.activation(self.intermediate.dense(x)), self.activation_dropout_p, self.training)
@@ -77,14 +77,14 @@ class MpnetBlock(nn.Module):
 
 
 class Mpnet(nn.Module):
-    """The trunk: token ids (X,) to hidden states (X, E), or those of some rows, (M, E)."""
+    """The trunk: token ids (X,) to hidden states (X, E), or those of some tokens, (M, E)."""
 
-    def __init__(self, config: MpnetConfig, num_rows: int) -> None:
+    def __init__(self, config: MpnetConfig, vocab_size: int) -> None:
         super().__init__()
         size = config.hidden_size
         self.dropout_p, self.max_distance = config.dropout_prob, config.max_distance
         self.embeddings: Any = _group(
-            word_embeddings=nn.Embedding(num_rows, size),
+            word_embeddings=nn.Embedding(vocab_size, size),
             position_embeddings=nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, size),
             LayerNorm=_norm(config),
         )
@@ -97,7 +97,9 @@ class Mpnet(nn.Module):
         self.recompute: Literal["full", "selective"] | None = None
         self.recompute_every = 1
 
-    def forward(self, input_ids: Tensor, packing: Packing, position_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, layout: AttentionLayout, position_ids: Tensor, label_positions: Tensor | None = None
+    ) -> Tensor:
         tables, encoder = self.embeddings, self.encoder
         x = tables.word_embeddings(input_ids)  # (X, E)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
@@ -106,12 +108,12 @@ class Mpnet(nn.Module):
         bias = RelativeBias(encoder.relative_attention_bias.weight, self.max_distance)
         last = len(encoder.layer) - 1
         for index, block in enumerate(encoder.layer):
-            if index == last and rows is not None:
-                packing = packing.only(rows)
+            if index == last and label_positions is not None:
+                layout = layout.with_queries(label_positions)
             if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, packing, bias, selective=self.recompute == "selective")
+                x = recomputed(block, x, layout, bias, selective=self.recompute == "selective")
             else:
-                x = block(x, packing, bias)
+                x = block(x, layout, bias)
         return encoder.LayerNorm(x) if hasattr(encoder, "LayerNorm") else x
 
 
@@ -129,11 +131,11 @@ class MpnetForMaskedLM(nn.Module):
 
     def __init__(self, config: MpnetConfig, num_tokens: int) -> None:
         super().__init__()
-        num_rows = padded_vocab_size(num_tokens)
+        vocab_size = padded_vocab_size(num_tokens)
         self.num_tokens, self.activation = num_tokens, ACTIVATIONS[config.hidden_act]
-        self.mpnet = Mpnet(config, num_rows)
+        self.mpnet = Mpnet(config, vocab_size)
         self.lm_head: Any = _group(dense=nn.Linear(config.hidden_size, config.hidden_size), layer_norm=_norm(config))
-        self.lm_head.bias = nn.Parameter(torch.zeros(num_rows))
+        self.lm_head.bias = nn.Parameter(torch.zeros(vocab_size))
 
     @property
     def head_weight(self) -> Tensor:
@@ -159,11 +161,11 @@ class MpnetForMaskedLM(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         position_ids: Tensor,
-        rows: Tensor | None = None,
+        label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
         *,
         cu_seqlens_q: Tensor | None = None,
-        key_rows: Tensor | None = None,
+        key_indices: Tensor | None = None,
         stages: Tensor | None = None,
         key_stages: Tensor | None = None,
     ) -> Tensor:
@@ -172,23 +174,24 @@ class MpnetForMaskedLM(nn.Module):
         Args:
             input_ids: (X,) integer token ids.
             cu_seqlens: (N + 1,) int32 document boundaries among the keys.
-            position_ids: (X,) integer position of a row in its document.
-            rows: (M,) int64 rows whose states are wanted, ascending; the last layer is computed for these only.
-            max_seqlen: At least the longest document's keys and rows.
-            cu_seqlens_q: (N + 1,) int32 document boundaries among the rows, where not all rows are keys.
-            key_rows: (T,) int64 rows that are keys, ascending; None for all.
-            stages, key_stages: (X,) and (T,) int32 stages of rows and keys; None: every row sees its whole document.
+            position_ids: (X,) integer position of a token in its document.
+            label_positions: (M,) int64 tokens whose states are wanted, ascending; the last layer is computed for these.
+            max_seqlen: At least the longest document's keys and tokens.
+            cu_seqlens_q: (N + 1,) int32 document boundaries among the tokens, where not all are keys.
+            key_indices: (T,) int64 tokens that are keys, ascending; None for all.
+            stages, key_stages: (X,) and (T,) int32 stages of tokens and keys; None: all see their whole document.
 
         Returns:
-            The hidden states, (X, E), or (M, E) of `rows`; fp32 under autocast.
+            The hidden states, (X, E), or (M, E) of `label_positions`; fp32 under autocast.
         """
-        positions = position_ids.to(torch.int32)
-        packing = Packing(cu_seqlens, max_seqlen, cu_seqlens_q=cu_seqlens_q, key_rows=key_rows)
-        packing = packing._replace(
-            positions=(positions, packing.keys_of(positions)),
+        layout = AttentionLayout(
+            cu_seqlens,
+            max_seqlen,
+            cu_seqlens_q=cu_seqlens_q,
+            key_indices=key_indices,
             stages=None if stages is None or key_stages is None else (stages, key_stages),
         )
-        return self.mpnet(input_ids, packing, position_ids, rows)
+        return self.mpnet(input_ids, layout.with_positions(position_ids), position_ids, label_positions)
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Return what the head's matrix reads: dense, activation and norm of hidden states, (M, E)."""

@@ -5,7 +5,7 @@ Learned positions, LayerNorm, GELU and the nGPT block (arXiv 2410.01131) are opt
 public NeoBERT checkpoints, so their state dicts load as they are.
 
 Shapes: T tokens, M of them that are labelled, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N
-documents, V embedding rows.
+documents, V vocabulary.
 """
 
 import math
@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.models.layers import LayerNorm, Packing, RMSNorm, RotaryQKV, SwiGLU, attend, matmul_dtype, recomputed
+from enc.encoder.models.layers import (
+    AttentionLayout,
+    LayerNorm,
+    RMSNorm,
+    RotaryQKV,
+    SwiGLU,
+    attend,
+    matmul_dtype,
+    recomputed,
+)
 from enc.encoder.models.neobert.architecture import feed_forward_width
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -26,7 +35,7 @@ _NGPT_ALPHA = 0.05  # the step towards a block's output at the start of training
 
 
 class NeoBertBlock(nn.Module):
-    """One pre-norm layer, (T, E) to (T, E), or to the rows of the packing, (M, E)."""
+    """One pre-norm layer, (T, E) to (T, E), or to the queries of the layout, (M, E)."""
 
     def __init__(self, config: NeoBertConfig) -> None:
         super().__init__()
@@ -38,17 +47,17 @@ class NeoBertBlock(nn.Module):
         self.attention_norm = _norm(config)
         self.ffn_norm = _norm(config)
 
-    def forward(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None) -> Tensor:
         # The residual stream stays fp32 under autocast, as in NeoBERT: a bf16 sum over many layers loses small
         # updates. What leaves a norm has the dtype of the matmuls that read it.
         dtype = matmul_dtype(x)
-        attended = self.attention(self.attention_norm(x, dtype=dtype), packing, cos_sin)
-        x, normed = self.ffn_norm(packing.of(x), dropout(attended, self.dropout_p, self.training), dtype)
+        attended = self.attention(self.attention_norm(x, dtype=dtype), layout, cos_sin)
+        x, normed = self.ffn_norm(layout.select_queries(x), dropout(attended, self.dropout_p, self.training), dtype)
         return x + dropout(self.ffn(normed), self.dropout_p, self.training)
 
-    def attention(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x, packing, cos_sin)
-        return self.wo(attend(q, k, v, packing, self.dropout_p if self.training else 0.0))
+    def attention(self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, layout, cos_sin)
+        return self.wo(attend(q, k, v, layout, self.dropout_p if self.training else 0.0))
 
 
 class NGptBlock(nn.Module):
@@ -71,16 +80,16 @@ class NGptBlock(nn.Module):
         self.sqk = nn.Parameter(torch.full((size,), config.base_scale))
         self.suv = nn.Parameter(torch.ones(2 * hidden))
 
-    def forward(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
-        x = self._move(packing.of(x), self.attention(x, packing, cos_sin), self.attn_alpha)
+    def forward(self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None) -> Tensor:
+        x = self._move(layout.select_queries(x), self.attention(x, layout, cos_sin), self.attn_alpha)
         return self._move(x, self.ffn(x), self.mlp_alpha)
 
-    def attention(self, x: Tensor, packing: Packing, cos_sin: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x, packing, cos_sin)
+    def attention(self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, layout, cos_sin)
         sqk = (self.sqk / self.base_scale).view(q.shape[1:])  # (H, D)
         q, k = ((sqk * _unit(t)).to(v.dtype) for t in (q, k))
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.wo(attend(q, k, v, packing, dropout_p, scale=math.sqrt(q.shape[-1])))
+        return self.wo(attend(q, k, v, layout, dropout_p, scale=math.sqrt(q.shape[-1])))
 
     def ffn(self, x: Tensor) -> Tensor:
         u, v = (self.c_fc(x) * self.suv * math.sqrt(x.shape[-1])).chunk(2, dim=-1)  # (T, F) each
@@ -93,12 +102,12 @@ class NGptBlock(nn.Module):
 
 
 class NeoBert(nn.Module):
-    """The trunk: token ids (T,) to hidden states (T, E), or those of some rows, (M, E)."""
+    """The trunk: token ids (T,) to hidden states (T, E), or those of some tokens, (M, E)."""
 
-    def __init__(self, config: NeoBertConfig, num_rows: int) -> None:
+    def __init__(self, config: NeoBertConfig, vocab_size: int) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.encoder = nn.Embedding(num_rows, config.hidden_size)
+        self.encoder = nn.Embedding(vocab_size, config.hidden_size)
         self.rope = config.rope
         if not config.rope:  # row 0 belongs to padding, which flat batches do not have
             self.positional_embedding = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
@@ -108,7 +117,9 @@ class NeoBert(nn.Module):
         self.recompute: Literal["full", "selective"] | None = None
         self.recompute_every = 1
 
-    def forward(self, input_ids: Tensor, packing: Packing, position_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, layout: AttentionLayout, position_ids: Tensor, label_positions: Tensor | None = None
+    ) -> Tensor:
         x = self.encoder(input_ids)  # (T, E)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # engines may hold the weights in bf16
         if not self.rope:
@@ -116,12 +127,12 @@ class NeoBert(nn.Module):
         cos_sin = rotary_cos_sin(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
         last = len(self.transformer_encoder) - 1
         for index, block in enumerate(self.transformer_encoder):
-            if index == last and rows is not None:
-                packing = packing.only(rows)
+            if index == last and label_positions is not None:
+                layout = layout.with_queries(label_positions)
             if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, packing, cos_sin, selective=self.recompute == "selective")
+                x = recomputed(block, x, layout, cos_sin, selective=self.recompute == "selective")
             else:
-                x = block(x, packing, cos_sin)
+                x = block(x, layout, cos_sin)
         return self.layer_norm(x)
 
 
@@ -139,11 +150,11 @@ class NeoBertForMaskedLM(nn.Module):
 
     def __init__(self, config: NeoBertConfig, num_tokens: int) -> None:
         super().__init__()
-        num_rows = padded_vocab_size(num_tokens)
+        vocab_size = padded_vocab_size(num_tokens)
         self.num_tokens, self.softcap = num_tokens, config.final_logit_softcapping
-        self.model = NeoBert(config, num_rows)
+        self.model = NeoBert(config, vocab_size)
         tied = config.tie_word_embeddings and not config.ngpt
-        self.decoder = None if tied else nn.Linear(config.hidden_size, num_rows, bias=config.decoder_bias)
+        self.decoder = None if tied else nn.Linear(config.hidden_size, vocab_size, bias=config.decoder_bias)
 
     @property
     def head_weight(self) -> Tensor:
@@ -169,25 +180,25 @@ class NeoBertForMaskedLM(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         position_ids: Tensor,
-        rows: Tensor | None = None,
+        label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> Tensor:
         """Encode packed documents.
 
-        With `rows` the last layer is computed for these tokens only. They see what they would see in a whole layer,
-        whose other rows nothing reads: after the last layer no token looks at another.
+        With `label_positions` the last layer is computed for these tokens only. They see what they would see in a whole
+        layer, whose other states nothing reads: after the last layer no token looks at another.
 
         Args:
             input_ids: (T,) integer token ids.
             cu_seqlens: (N + 1,) int32 document boundaries from 0 to T.
             position_ids: (T,) integer position of a token in its document.
-            rows: (M,) int64 tokens whose states are wanted, ascending; one may come more than once. None for all.
+            label_positions: (M,) int64 tokens whose states are wanted, ascending, also repeatedly; None for all.
             max_seqlen: Tokens of the longest document. Without it a GPU is asked, which it has to be waited for.
 
         Returns:
-            The normalised hidden states, (T, E), or (M, E) of `rows`; fp32 under autocast.
+            The normalised hidden states, (T, E), or (M, E) of `label_positions`; fp32 under autocast.
         """
-        return self.model(input_ids, Packing(cu_seqlens, max_seqlen), position_ids, rows)
+        return self.model(input_ids, AttentionLayout(cu_seqlens, max_seqlen), position_ids, label_positions)
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Return what the head's matrix reads: the hidden states as they are."""
