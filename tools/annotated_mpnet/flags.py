@@ -3,7 +3,8 @@
     words ──read──▶ Command (a value for every flag) ──config_keys──▶ {dotted key: value} ──config_yaml──▶ text
                                                      ──notes──▶ what has no key, or works differently here
 
-`FLAGS` is the one table of it: the parser, the conversion and the table in docs/mpnet.md come from its rows.
+`FLAGS` is the one table of it: the parser, the conversion and the table in docs/mpnet.md come from its rows. The
+file is long because the table is: 55 flags, each with what it becomes, read best in one place.
 """
 
 import argparse
