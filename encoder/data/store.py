@@ -1,9 +1,11 @@
 """The token store: what `enc preprocess` writes and training reads.
 
-    <store>/dataset_dict.json, <split>/{data-00000.arrow …, state.json, dataset_info.json}   `datasets.load_from_disk`
-    opens it <store>/tokenizer/, tokenizer_info.json                                                  the tokenizer
-    that made the ids <store>/manifest.json                                    what was asked for, counts, and size and
-    xxh3_64 of every file
+    <store>/
+        dataset_dict.json                       with what follows, what `datasets.load_from_disk` opens
+        <split>/data-00000.arrow …              the ids: train, and perhaps eval and test
+        <split>/state.json dataset_info.json
+        tokenizer/ tokenizer_info.json          the tokenizer that made the ids
+        manifest.json                           what was asked for, counts, and size and xxh3_64 of every file
 
 One row is one document: the column `input_ids` is a list of uint16 (uint32 above 65,536 tokens) without special
 tokens. Data files are Arrow IPC streams of at most about `SHARD_BYTES`; reading maps them into memory and copies
