@@ -15,8 +15,7 @@ import torch
 
 from enc.encoder.checkpoints.folder import list_checkpoints, newest_complete, verify
 from enc.encoder.checkpoints.io import Saver, read_weights
-from enc.encoder.optim.config import OptimizerConfig
-from enc.encoder.optim.state_spec import state_spec
+from enc.encoder.optim.state_spec import ADAM_STATE
 from enc.encoder.ranks import Ranks
 
 SHAPES = {f"layer{n}.weight": (64, 257) for n in range(12)}
@@ -26,7 +25,7 @@ class Numbers:
     """The part of an engine that saving uses, with a number for its state."""
 
     shapes = SHAPES
-    state_shapes = state_spec(OptimizerConfig()).tensors(SHAPES)
+    state_shapes = ADAM_STATE.tensors(SHAPES)
 
     def __init__(self, step: int) -> None:
         self.optimizer_steps = step

@@ -8,10 +8,14 @@ import torch
 
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
-from enc.encoder.optim.adamw import decays
+from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.schedule import make_schedule
+
+NEOBERT = NeoBertConfig(
+    rope=False, rms_norm=False, tie_word_embeddings=False, hidden_size=48, num_attention_heads=4, num_hidden_layers=1
+)
 
 
 def rates(max_steps: int, **settings) -> list[float]:
@@ -102,7 +106,9 @@ def test_polynomial_decay_counts_from_one(settings: dict, total: int, expected: 
     ],
 )
 def test_decay_groups(name: str, shape: tuple[int, ...], expected: bool) -> None:
-    assert decays(name, torch.nn.Parameter(torch.zeros(shape))) is expected
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), NEOBERT, {name: parameter})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5 if expected else 0.0]
 
 
 def test_decay_groups_of_an_mpnet() -> None:
@@ -110,8 +116,13 @@ def test_decay_groups_of_an_mpnet() -> None:
     config = MpnetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=128)
     named = dict(MpnetForMaskedLM(config, 100).named_parameters())
     vectors = {name for name, p in named.items() if p.ndim == 1}
-    assert {name for name, p in named.items() if not decays(name, p, True)} == vectors
-    embeddings = {name for name, p in named.items() if decays(name, p, True) and not decays(name, p)}
+    decayed = {}
+    for asked in (False, True):
+        optimizer = make_optimizer(OptimizerConfig(decay_embeddings=asked), config, named)
+        of_group = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+        decayed[asked] = {name for name, p in named.items() if id(p) in of_group}
+    assert named.keys() - decayed[True] == vectors
+    embeddings = decayed[True] - decayed[False]
     assert {name.split(".")[-2] for name in embeddings} == {
         "word_embeddings",
         "position_embeddings",
@@ -124,7 +135,7 @@ def test_adamw_equals_the_formula() -> None:
     start = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameter = torch.nn.Parameter(start.float())
     config = OptimizerConfig(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
-    optimizer = make_optimizer(config, {"decoder.weight": parameter})
+    optimizer = make_optimizer(config, NEOBERT, {"decoder.weight": parameter})
     weight, m, v = start.float().double(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, 4):
         gradient = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
@@ -139,7 +150,9 @@ def test_adamw_equals_the_formula() -> None:
 def test_adam_puts_decay_into_the_gradient() -> None:
     """`adam` decays every parameter as L2, so a norm's weight moves without a gradient."""
     parameter = torch.nn.Parameter(torch.ones(4))
-    optimizer = make_optimizer(OptimizerConfig(name="adam", weight_decay=0.5), {"model.layer_norm.weight": parameter})
+    optimizer = make_optimizer(
+        OptimizerConfig(name="adam", weight_decay=0.5), NEOBERT, {"model.layer_norm.weight": parameter}
+    )
     parameter.grad = torch.zeros(4)
     optimizer.step()
     assert (parameter < 1).all()

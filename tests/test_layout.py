@@ -29,7 +29,7 @@ ALLOWED = {
     "encoder.sizing": "encoder encoder.config encoder.models encoder.optim",
     "encoder.data": "kernels encoder encoder.config encoder.models encoder.sizing",
     "encoder.objectives": "kernels encoder encoder.data encoder.models",
-    "encoder.optim": "encoder",
+    "encoder.optim": "encoder encoder.models",
     "encoder.engine": "encoder encoder.config encoder.optim encoder.sizing",
     "encoder.checkpoints": "encoder encoder.engine encoder.optim",
     "encoder.evaluate": "encoder encoder.data",

@@ -15,8 +15,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import UsageError
 from enc.encoder.files import write_json
-from enc.encoder.optim.config import OptimizerConfig
-from enc.encoder.optim.state_spec import StateSpec, split_kind, state_spec
+from enc.encoder.optim.state_spec import ADAM_STATE, StateSpec, split_kind, state_spec
 from enc.encoder.printable import shown
 from enc.tools.consolidate import DTYPES, Written, output_specs, refuse_unwritable, write_file
 from enc.tools.output import new_output
@@ -72,7 +71,7 @@ def _refuse_nameless(source: Source, to: str) -> None:
 def _spec(source: Source) -> StateSpec:
     """Return what the optimizer of a checkpoint keeps: ours names it in its config, those of others have AdamW's."""
     config = own_config(source.path) if source.format == "enc" else None
-    return state_spec(config.optimizer if config else OptimizerConfig())
+    return state_spec(config.optimizer, config.model) if config else ADAM_STATE
 
 
 def _missing(source: Source) -> dict[str, list[str]]:
@@ -162,7 +161,7 @@ def _write_universal(source: Source, folder: Path, dtype: str | None) -> None:
         _save_param(place / "fp32.pt", _weight(source, name, dtype).float())
         for kind in spec.state_of(name, shape):
             _save_param(place / f"{kind}.pt", source.moments[f"{kind}.{name}"].read())
-        if spec.counts_steps(name, shape):
+        if spec.counts_steps(name):
             torch.save(step, place / "step.pt")
     groups: list[dict[str, Any]] = [{} for _ in trained]
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
@@ -203,7 +202,7 @@ def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
         entry = state["optim"]["state"].setdefault(name, {})
         entry[kind] = torch.empty(stored.spec.shape, dtype=stored.spec.dtype, device="meta")
         reads[f"optim.state.{name}.{kind}"] = stored.read
-        if (step := _step(source)) is not None and optimizer.counts_steps(name, tuple(stored.spec.shape)):
+        if (step := _step(source)) is not None and optimizer.counts_steps(name):
             entry["step"] = torch.tensor(float(step))
     if not source.moments:
         del state["optim"]

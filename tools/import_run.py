@@ -76,12 +76,11 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
     """
     refuse_taken(out)
     tokenizer = EncoderTokenizer.load(tokenizer_dir or _nearest_tokenizer(source.path))
-    spec = state_spec(config.optimizer)
-    state = tools_of(config.model).state(source, config.model, tokenizer, spec)
+    state = tools_of(config.model).state(source, config.model, tokenizer, config.optimizer)
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)
     shapes = {name: tensor.spec.shape for name, tensor in state.weights.items()}
-    kept = spec.kept(shapes)
+    kept = state_spec(config.optimizer, state.model).kept(shapes)
     with new_output(out, num_bytes({**shapes, **kept})) as partial:
         folder = partial / "checkpoints" / str(step)
         (folder / "state").mkdir(parents=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from enc.encoder.engine.torch_engine import TorchEngine
+from enc.encoder.models.config import ModelConfig
 from enc.encoder.optim.config import OptimizerConfig
 
 
@@ -15,10 +16,16 @@ class DdpEngine(TorchEngine):
     """Engine for models that fit on one device."""
 
     def __init__(
-        self, objective: nn.Module, model: nn.Module, optimizer: OptimizerConfig, clip: float | None, world_size: int
+        self,
+        objective: nn.Module,
+        model: nn.Module,
+        model_config: ModelConfig,
+        optimizer: OptimizerConfig,
+        clip: float | None,
+        world_size: int,
     ) -> None:
         """Wrap `objective`, which holds `model`, whose parameters are trained and saved under their own names."""
-        super().__init__(model, optimizer, clip)
+        super().__init__(model, model_config, optimizer, clip)
         self.world_size = world_size
         self.module = objective
         self.reducer = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world_size > 1 else None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enc.encoder.models.config import ModelConfig
 from enc.encoder.optim.config import OptimizerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.state_spec import state_spec
@@ -28,6 +29,7 @@ class DeepSpeedEngine:
         self,
         objective: nn.Module,
         model: nn.Module,
+        model_config: ModelConfig,
         optimizer: OptimizerConfig,
         settings: dict[str, Any],
         device: torch.device,
@@ -36,12 +38,12 @@ class DeepSpeedEngine:
         self.deepspeed = _import_deepspeed(device)
         self.parameters: dict[str, Any] = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.state_shapes = state_spec(optimizer).tensors(self.shapes)
+        self.state_shapes = state_spec(optimizer, model_config).tensors(self.shapes)
         self.optimizer_steps = 0
         self.stage = settings["zero_optimization"]["stage"]
         self.clip = settings["gradient_clipping"]
         engine, *_ = self.deepspeed.initialize(
-            model=objective, optimizer=make_optimizer(optimizer, self.parameters), config=settings
+            model=objective, optimizer=make_optimizer(optimizer, model_config, self.parameters), config=settings
         )
         self.module: Any = engine
         self.inner = engine.optimizer if self.stage == 0 else engine.optimizer.optimizer

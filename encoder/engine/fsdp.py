@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from enc.encoder.engine.torch_engine import TorchEngine
+from enc.encoder.models.config import ModelConfig
 from enc.encoder.optim.config import OptimizerConfig
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -26,6 +27,7 @@ class FsdpEngine(TorchEngine):
         objective: nn.Module,
         model: nn.Module,
         blocks: Iterable[nn.Module],
+        model_config: ModelConfig,
         optimizer: OptimizerConfig,
         clip: float | None,
         settings: dict[str, Any],
@@ -47,7 +49,7 @@ class FsdpEngine(TorchEngine):
             fully_shard(block, **options)
         fully_shard(objective, **options)
         assert isinstance(objective, FSDPModule)
-        super().__init__(model, optimizer, clip)
+        super().__init__(model, model_config, optimizer, clip)
         self.module: Any = objective
         self.world_size = replicate * shard
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enc.encoder.models.config import ModelConfig
 from enc.encoder.optim.config import OptimizerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.state_spec import state_spec
@@ -16,13 +17,15 @@ class TorchEngine:
 
     module: nn.Module
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, clip: float | None) -> None:
+    def __init__(
+        self, model: nn.Module, model_config: ModelConfig, optimizer: OptimizerConfig, clip: float | None
+    ) -> None:
         """Train the parameters of `model`, which is sharded already if it will be."""
         self.parameters = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.spec = state_spec(optimizer)
+        self.spec = state_spec(optimizer, model_config)
         self.state_shapes = self.spec.tensors(self.shapes)
-        self.optimizer = make_optimizer(optimizer, self.parameters)
+        self.optimizer = make_optimizer(optimizer, model_config, self.parameters)
         self.optimizer_steps = 0
         self.clip = clip
         for name, parameter in self.parameters.items():
@@ -32,7 +35,7 @@ class TorchEngine:
         """Return what the optimizer would make at its first update, so that it can be loaded before."""
         kinds = self.spec.state_of(name, self.shapes[name])
         state = {kind: torch.zeros_like(parameter) for kind in kinds}
-        if self.spec.counts_steps(name, self.shapes[name]):
+        if self.spec.counts_steps(name):
             state["step"] = torch.tensor(0.0, device=parameter.device)
         return state
 

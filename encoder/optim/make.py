@@ -5,15 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from enc.encoder.models.architecture import Parameter
+from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.registry import architecture_of
 from enc.encoder.optim.adamw import adam, adamw
 from enc.encoder.optim.config import OptimizerConfig
 
-_MAKERS: dict[str, Callable[[OptimizerConfig, dict[str, nn.Parameter]], torch.optim.Optimizer]] = {
-    "adamw": adamw,
-    "adam": adam,
-}
+Trained = list[tuple[nn.Parameter, Parameter]]
+"""Each parameter that is trained, or what a rank has of it, and what is known of the whole."""
+
+_MAKERS: dict[str, Callable[[OptimizerConfig, Trained], torch.optim.Optimizer]] = {"adamw": adamw, "adam": adam}
 
 
-def make_optimizer(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer of a config section for parameters by name."""
-    return _MAKERS[config.name](config, named_parameters)
+def make_optimizer(
+    optimizer: OptimizerConfig, model: ModelConfig, named_parameters: dict[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Build the optimizer of one config section for parameters, by name, of the model of another."""
+    known = architecture_of(model).parameters(model)
+    return _MAKERS[optimizer.name](optimizer, [(p, known[name]) for name, p in named_parameters.items()])

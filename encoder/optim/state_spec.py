@@ -3,19 +3,19 @@
 Only the optimizer knows what its tensors mean. All others go by their names and shapes: engines gather and load them,
 checkpoints store them, sizes count them, importers and converters look for them.
 
-    section `optimizer` ─state_spec─▶ StateSpec ─tensors(shapes of weights)─▶ {name: shape} of the trained state
+    sections `optimizer`, `model` ─state_spec─▶ StateSpec ─tensors(shapes of weights)─▶ {name: shape} of the state
 
 A weight goes under its parameter's name, what is kept for it under `<kind>.<parameter>`, as `exp_avg.decoder.weight`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 
+from enc.encoder.models.architecture import Parameter, Shape
+from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.registry import architecture_of
 from enc.encoder.optim.config import OptimizerConfig
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class Kept:
 class StateSpec:
     """What one optimizer keeps, for every parameter."""
 
-    rule: Callable[[str, Shape], Kept]
+    rule: Callable[[str], Kept]
+    """What is kept for the parameter of a name."""
 
     def state_of(self, name: str, shape: Shape) -> dict[str, Shape]:
         """Return the tensors that are kept for a parameter: {kind: shape}."""
-        return dict.fromkeys(self.rule(name, shape).kinds, shape)
+        return dict.fromkeys(self.rule(name).kinds, shape)
 
-    def counts_steps(self, name: str, shape: Shape) -> bool:
+    def counts_steps(self, name: str) -> bool:
         """Tell whether updates of a parameter are counted, in a tensor `step` of its state."""
-        return self.rule(name, shape).counts_steps
+        return self.rule(name).counts_steps
 
     def kept(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
         """Return the tensors that are kept for weights of these shapes: {`<kind>.<parameter>`: shape}."""
@@ -56,9 +57,10 @@ class StateSpec:
         return {**shapes, **self.kept(shapes)}
 
 
-def state_spec(config: OptimizerConfig) -> StateSpec:
-    """Return what the optimizer of a config section keeps."""
-    return StateSpec(partial(_RULES[config.name], config))
+def state_spec(optimizer: OptimizerConfig, model: ModelConfig) -> StateSpec:
+    """Return what the optimizer of one config section keeps for the parameters of the model of another."""
+    parameters, rule = architecture_of(model).parameters(model), _RULES[optimizer.name]
+    return StateSpec(lambda name: rule(optimizer, parameters[name]))
 
 
 def split_kind(name: str) -> tuple[str, str]:
@@ -79,8 +81,12 @@ KINDS = ADAM.kinds
 """The kinds of all optimizers here, by which readers of any format know what is no weight."""
 
 
-def _adam(_config: OptimizerConfig, _name: str, _shape: Shape) -> Kept:
+ADAM_STATE = StateSpec(lambda _name: ADAM)
+"""That of a checkpoint of another program, whose parameters may have any names."""
+
+
+def _adam(_config: OptimizerConfig, _parameter: Parameter) -> Kept:
     return ADAM
 
 
-_RULES: dict[str, Callable[[OptimizerConfig, str, Shape], Kept]] = {"adamw": _adam, "adam": _adam}
+_RULES: dict[str, Callable[[OptimizerConfig, Parameter], Kept]] = {"adamw": _adam, "adam": _adam}

@@ -16,7 +16,7 @@ def build_engine(run_dir: Path, config: RunConfig, task: Task, device: torch.dev
 
     What a sharding engine is told it reads from its file in the run folder. Raises UsageError when that is broken.
     """
-    trainer, optimizer, engine = config.trainer, config.optimizer, config.parallel.engine
+    trainer, sections, engine = config.trainer, (config.model, config.optimizer), config.parallel.engine
     model, objective, split = task.model, module_of(task), task.share.split
     if trainer.torch_compile:
         # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones
@@ -28,9 +28,9 @@ def build_engine(run_dir: Path, config: RunConfig, task: Task, device: torch.dev
         from enc.encoder.engine.fsdp import FsdpEngine  # a second of imports that others need not wait for
 
         settings = read_settings(run_dir, config, split)
-        return FsdpEngine(objective, model, model.blocks, optimizer, trainer.gradient_clipping, settings, device)
+        return FsdpEngine(objective, model, model.blocks, *sections, trainer.gradient_clipping, settings, device)
     if engine == "deepspeed":
         from enc.encoder.engine.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(objective, model, optimizer, read_settings(run_dir, config, split), device)
-    return DdpEngine(objective.to(device), model, optimizer, trainer.gradient_clipping, split.world_size)
+        return DeepSpeedEngine(objective, model, *sections, read_settings(run_dir, config, split), device)
+    return DdpEngine(objective.to(device), model, *sections, trainer.gradient_clipping, split.world_size)

@@ -134,7 +134,7 @@ def low_precision(config: RunConfig) -> bool:
 
 def _moments(config: RunConfig) -> dict[str, Shape]:
     """Return the shapes of what the optimizer keeps, by name."""
-    return state_spec(config.optimizer).kept(parameter_shapes(config.model))
+    return state_spec(config.optimizer, config.model).kept(parameter_shapes(config.model))
 
 
 def _ddp_static(config: RunConfig, world_size: int) -> StaticBytes:

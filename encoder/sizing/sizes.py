@@ -65,4 +65,4 @@ def training_flops(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Return the size of one checkpoint: weights and what the optimizer keeps, in fp32."""
-    return num_bytes(state_spec(config.optimizer).tensors(parameter_shapes(config.model)))
+    return num_bytes(state_spec(config.optimizer, config.model).tensors(parameter_shapes(config.model)))

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.optim import make, state_spec
 from enc.encoder.optim.config import OptimizerConfig
-from enc.encoder.optim.state_spec import Kept, Shape
+from enc.encoder.optim.state_spec import Kept
 
 MATRIX, OTHER = Kept(("momentum",), counts_steps=False), Kept(("first", "second"))
 
@@ -30,14 +31,14 @@ class Mixed(torch.optim.Optimizer):
                 parameter.sub_(update, alpha=group["lr"])
 
 
-def kept(_config: OptimizerConfig, _name: str, shape: Shape) -> Kept:
-    return MATRIX if len(shape) == 2 else OTHER
+def kept(_config: OptimizerConfig, parameter: Parameter) -> Kept:
+    return MATRIX if len(parameter.shape) == 2 else OTHER
 
 
-def mixed(config: OptimizerConfig, named_parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+def mixed(config: OptimizerConfig, trained: make.Trained) -> torch.optim.Optimizer:
     groups: dict[Kept, list[nn.Parameter]] = {}
-    for name, parameter in named_parameters.items():
-        groups.setdefault(kept(config, name, tuple(parameter.shape)), []).append(parameter)
+    for parameter, known in trained:
+        groups.setdefault(kept(config, known), []).append(parameter)
     return Mixed([{"params": params, "kept": of_kind} for of_kind, params in groups.items()], {"lr": config.lr})
 
 

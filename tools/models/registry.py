@@ -8,7 +8,7 @@ from typing import Any
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.registry import ARCHITECTURES
-from enc.encoder.optim.state_spec import StateSpec
+from enc.encoder.optim.config import OptimizerConfig
 from enc.tools.models.export_target import ExportTarget
 from enc.tools.models.fitting import ModelState
 from enc.tools.models.mpnet.export import mpnet_target
@@ -26,8 +26,8 @@ class ModelTools:
 
     export_target: Callable[[Any, Path, int], ExportTarget]
     """The model of this package as one of transformers: of a model section, a tokenizer's folder and its tokens."""
-    state: Callable[[Source, Any, EncoderTokenizer, StateSpec], ModelState]
-    """The tensors of a source under this package's names, moments for an optimizer that keeps these."""
+    state: Callable[[Source, Any, EncoderTokenizer, OptimizerConfig], ModelState]
+    """The tensors of a source under this package's names, moments as an optimizer keeps them."""
     hub_keys: Callable[[dict[str, Any], Path], dict[str, Any]]
     """The keys of the model section that the content of a config.json stands for."""
 

@@ -19,7 +19,8 @@ from enc.encoder.models.mpnet import pretrained
 from enc.encoder.models.mpnet.architecture import MPNET, POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
-from enc.encoder.optim.state_spec import ADAM, StateSpec
+from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.state_spec import ADAM, state_spec
 from enc.encoder.printable import shown
 from enc.tools.models.fitting import Derived, Fit, ModelState, unused_rows
 from enc.tools.readers.annotated import FORMAT as ANNOTATED
@@ -82,8 +83,10 @@ def hub_keys(found: dict[str, Any], file: Path) -> dict[str, Any]:
 # --- a checkpoint as a whole -----------------------------------------------------------------------------------------
 
 
-def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer, spec: StateSpec) -> ModelState:
-    """Return the tensors of an MPNet source for its tokenizer and an optimizer's `spec`.
+def mpnet_state(
+    source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer, optimizer: OptimizerConfig
+) -> ModelState:
+    """Return the tensors of an MPNet source for its tokenizer and an optimizer.
 
     Raises UsageError when the tensors do not fit the model section or the tokenizer.
     """
@@ -109,7 +112,7 @@ def mpnet_state(source: Source, model: MpnetConfig, tokenizer: EncoderTokenizer,
     if EMBEDDING not in weights:
         raise UsageError(f"There is no embedding of an MPNet among the tensors of {source.path}: not an MPNet.")
     fit = Fit(MPNET.shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
-    return ModelState(model, fit.fitted(weights), fit.fitted_moments(moments, spec))
+    return ModelState(model, fit.fitted(weights), fit.fitted_moments(moments, state_spec(optimizer, model)))
 
 
 def _check_tokenizer(source: Source, tokenizer: EncoderTokenizer) -> None:

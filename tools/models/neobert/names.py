@@ -18,7 +18,8 @@ from enc.encoder.models.architecture import Parameter
 from enc.encoder.models.neobert.architecture import NEOBERT
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
-from enc.encoder.optim.state_spec import ADAM, StateSpec, split_kind
+from enc.encoder.optim.config import OptimizerConfig
+from enc.encoder.optim.state_spec import ADAM, split_kind, state_spec
 from enc.encoder.printable import shown
 from enc.tools.models.fitting import Derived, Fit, ModelState, refuse_misfits, unused_rows
 from enc.tools.readers.names import BUFFERS
@@ -41,8 +42,10 @@ def hub_keys(found: dict[str, Any], _file: Path) -> dict[str, Any]:
     return {**keys, "model.max_position_embeddings": positions} if positions else keys
 
 
-def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokenizer, spec: StateSpec) -> ModelState:
-    """Return the tensors of a NeoBERT source for its tokenizer and an optimizer's `spec`.
+def neobert_state(
+    source: Source, model: NeoBertConfig, tokenizer: EncoderTokenizer, optimizer: OptimizerConfig
+) -> ModelState:
+    """Return the tensors of a NeoBERT source for its tokenizer and an optimizer.
 
     The model section comes back with what the tensors say of the head: tied or not, with or without a bias. Raises
     UsageError when the tensors do not fit the section or the tokenizer.
@@ -58,7 +61,8 @@ def neobert_state(source: Source, model: NeoBertConfig, tokenizer: EncoderTokeni
     numbered = any("#" in name for name in source.moments)
     moments = _named(source, weights, NEOBERT.parameters(model)) if numbered else _clean(source.moments)
     fit = Fit(shapes, _VOCABULARY, unused_rows(weights, moments, EMBEDDING), source.path)
-    return ModelState(model, fit.fitted(_split(weights)), fit.fitted_moments(_split(moments), spec))
+    fitted_moments = fit.fitted_moments(_split(moments), state_spec(optimizer, model))
+    return ModelState(model, fit.fitted(_split(weights)), fitted_moments)
 
 
 def _clean(tensors: dict[str, Stored]) -> dict[str, Stored]:
