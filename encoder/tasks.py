@@ -85,4 +85,3 @@ TASKS = {
         sums=("loss_sum", "num_labels", "num_correct", "logsumexp_sum"),
     ),
 }
-BEST_METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.eval_metrics))

@@ -427,3 +427,10 @@ def test_any_override_round_trips(pair: tuple[str, Any]) -> None:
     again = load_text(config.to_yaml(), "again.yaml").config
     assert again == config
     assert flatten(again.model_dump(mode="json")).keys() == flatten(config.model_dump(mode="json")).keys()
+
+
+def test_the_metrics_that_choose_a_checkpoint_are_those_of_the_tasks() -> None:
+    """The names that the config allows are those that an evaluation gives."""
+    allowed = get_args(TrainerConfig.model_fields["metric_for_best_model"].annotation)[0]
+    assert set(get_args(allowed)) == {name for task in TASKS.values() for name in task.eval_metrics}
+    assert set(get_args(RunConfig.model_fields["task"].annotation)) == TASKS.keys()

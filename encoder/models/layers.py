@@ -5,7 +5,7 @@ for, E hidden size, H heads, D head dim (E = H D), F feed-forward size, N docume
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,36 @@ _KEPT = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 ]
+
+
+class Recompute(NamedTuple):
+    """Which blocks are computed again in the backward pass: every so many-th, whole or `selective`."""
+
+    what: Literal["full", "selective"]
+    every: int
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    layout: AttentionLayout,
+    *more: Any,
+    label_positions: Tensor | None,
+    recompute: Recompute | None,
+) -> Tensor:
+    """Run blocks, called as ``block(x, layout, *more)``, one after the other: (X, E) to (X, E).
+
+    The last one is computed for `label_positions` (M,) only, if there are any, and gives (M, E).
+    """
+    last = len(blocks) - 1
+    for index, block in enumerate(blocks):
+        if index == last and label_positions is not None:
+            layout = layout.with_queries(label_positions)
+        if recompute and index % recompute.every == 0 and torch.is_grad_enabled():
+            x = recomputed(block, x, layout, *more, selective=recompute.what == "selective")
+        else:
+            x = block(x, layout, *more)
+    return x
 
 
 def recomputed(block: nn.Module, *inputs: Any, selective: bool) -> Tensor:

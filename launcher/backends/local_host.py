@@ -112,10 +112,10 @@ class LocalHost:
         return None
 
     def next_job_by(self, must_be_new: bool) -> str:
-        raise NotImplementedError("a local run has no next job")
+        raise AssertionError("nobody asks for a next job where `restarts` is False")
 
     def next_job(self, must_be_new: bool) -> None:
-        raise NotImplementedError("a local run has no next job")
+        raise AssertionError("nobody asks for a next job where `restarts` is False")
 
     def drop_next_jobs(self) -> None:
         pass

@@ -60,7 +60,7 @@ def slow_unless(every_time: bool, *values: object) -> Any:
 
 
 def selected(request: pytest.FixtureRequest, test: str, *names: str) -> list[tuple]:
-    """Return the parameters of the cases of a test that this session runs."""
+    """Return the parameters of the cases of a test that were selected."""
     items = [item for item in request.session.items if getattr(item, "originalname", "") == test]
     return [tuple(item.callspec.params[name] for name in names) for item in items if item.path == request.path]
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enc.encoder.models.layers import AttentionLayout, LayerNorm, attend, matmul_dtype, recomputed
+from enc.encoder.models.layers import AttentionLayout, LayerNorm, Recompute, attend, matmul_dtype, run_blocks
 from enc.encoder.models.mpnet.architecture import POSITION_OFFSET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -94,8 +94,7 @@ class Mpnet(nn.Module):
         )
         if config.normalize_before:
             self.encoder.LayerNorm = _norm(config)
-        self.recompute: Literal["full", "selective"] | None = None
-        self.recompute_every = 1
+        self.recompute: Recompute | None = None
 
     def forward(
         self, input_ids: Tensor, layout: AttentionLayout, position_ids: Tensor, label_positions: Tensor | None = None
@@ -106,14 +105,7 @@ class Mpnet(nn.Module):
         x = tables.LayerNorm(x + tables.position_embeddings(position_ids + POSITION_OFFSET))
         x = dropout(x, self.dropout_p, self.training)
         bias = RelativeBias(encoder.relative_attention_bias.weight, self.max_distance)
-        last = len(encoder.layer) - 1
-        for index, block in enumerate(encoder.layer):
-            if index == last and label_positions is not None:
-                layout = layout.with_queries(label_positions)
-            if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, layout, bias, selective=self.recompute == "selective")
-            else:
-                x = block(x, layout, bias)
+        x = run_blocks(encoder.layer, x, layout, bias, label_positions=label_positions, recompute=self.recompute)
         return encoder.LayerNorm(x) if hasattr(encoder, "LayerNorm") else x
 
 
@@ -154,7 +146,7 @@ class MpnetForMaskedLM(nn.Module):
 
     def recompute(self, what: Literal["full", "selective"] | None, every: int = 1) -> None:
         """Compute every so many-th block again in the backward pass, `selective` without its products and attention."""
-        self.mpnet.recompute, self.mpnet.recompute_every = what, every
+        self.mpnet.recompute = Recompute(what, every) if what else None
 
     def forward(
         self,

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from enc.encoder.models.layers import (
     AttentionLayout,
     LayerNorm,
+    Recompute,
     RMSNorm,
     RotaryQKV,
     SwiGLU,
     attend,
     matmul_dtype,
-    recomputed,
+    run_blocks,
 )
 from enc.encoder.models.neobert.architecture import feed_forward_width
 from enc.encoder.models.neobert.config import NeoBertConfig
@@ -114,8 +115,7 @@ class NeoBert(nn.Module):
         block = NGptBlock if config.ngpt else NeoBertBlock
         self.transformer_encoder = nn.ModuleList(block(config) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.Identity() if config.ngpt else _norm(config)
-        self.recompute: Literal["full", "selective"] | None = None
-        self.recompute_every = 1
+        self.recompute: Recompute | None = None
 
     def forward(
         self, input_ids: Tensor, layout: AttentionLayout, position_ids: Tensor, label_positions: Tensor | None = None
@@ -125,14 +125,9 @@ class NeoBert(nn.Module):
         if not self.rope:
             x = x + self.positional_embedding(position_ids + 1)
         cos_sin = rotary_cos_sin(position_ids, self.head_dim) if self.rope else None  # (T, D / 2, 2)
-        last = len(self.transformer_encoder) - 1
-        for index, block in enumerate(self.transformer_encoder):
-            if index == last and label_positions is not None:
-                layout = layout.with_queries(label_positions)
-            if self.recompute and index % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = recomputed(block, x, layout, cos_sin, selective=self.recompute == "selective")
-            else:
-                x = block(x, layout, cos_sin)
+        x = run_blocks(
+            self.transformer_encoder, x, layout, cos_sin, label_positions=label_positions, recompute=self.recompute
+        )
         return self.layer_norm(x)
 
 
@@ -173,7 +168,7 @@ class NeoBertForMaskedLM(nn.Module):
 
     def recompute(self, what: Literal["full", "selective"] | None, every: int = 1) -> None:
         """Compute every so many-th block again in the backward pass, `selective` without its products and attention."""
-        self.model.recompute, self.model.recompute_every = what, every
+        self.model.recompute = Recompute(what, every) if what else None
 
     def forward(
         self,
