@@ -21,7 +21,9 @@ from enc.encoder.config.schema import RunConfig, differences, flatten
 from enc.encoder.config.sites import RECIPES
 from enc.encoder.config.yaml_source import parse_value, set_key
 from enc.encoder.errors import UsageError
+from enc.encoder.run.config import TrainerConfig
 from enc.encoder.section import NoEffect
+from enc.encoder.tasks import TASKS
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
