@@ -15,7 +15,7 @@ from enc.encoder.data import workers
 from enc.encoder.data.chunks import cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.preprocess import _lock, preprocess, reusable, store_path, wanted_request
-from enc.encoder.data.sources.documents import Document
+from enc.encoder.data.sources.source import Document
 from enc.encoder.data.store import TokenStore, verify
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.data.tokenizer_train import train_tokenizer

@@ -1,27 +1,18 @@
 """Runs of documents that a worker tokenises at a time."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import xxhash
 
-from enc.encoder.data.sources.documents import Document
-from enc.encoder.data.sources.source import SPLITS
-
-if TYPE_CHECKING:
-    pass
-
+from enc.encoder.data.sources.source import SPLITS, Document
 
 CHUNK_BYTES = 4 * 2**20  # UTF-8 bytes of text that go to a worker at once and become one record batch
 FIRST_CHUNK_BYTES = 2**18  # chunks grow to the full size, so that small corpora are shared out evenly too
 LENGTH = struct.Struct("<Q")
 
 
-# ------------------------------------------------------------------------------------------------------------- chunks
 @dataclass
 class Chunk:
     """Consecutive documents of one split, as UTF-8, and the position in the source after the last of them."""

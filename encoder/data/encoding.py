@@ -1,22 +1,11 @@
 """Text to token ids, fast."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import (
-    Tokenizer,
-)
-
-if TYPE_CHECKING:
-    pass
-
-
-# ----------------------------------------------------------------------------------------------------------- encoding
+from tokenizers import Tokenizer
 
 # White space and punctuation at which BERT's normaliser and pre-tokenizer always part two tokens. Other Unicode spaces
 # and control characters stay inside a piece: the normaliser drops some of them, which joins their neighbours.

@@ -1,21 +1,16 @@
 """Getting the tokenizer that a config names: a folder, a hub name, or one trained on the corpus."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import (
     AddedToken,
     Tokenizer,
 )
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import TokenizerConfig
+from enc.encoder.data.config import TokenizerConfig
 from enc.encoder.data.tokenizer import (
     ALLOW_REWRITE,
     ROBERTA_SPECIALS,
@@ -29,9 +24,9 @@ from enc.encoder.data.tokenizer import (
     special_tokens_template,
 )
 from enc.encoder.data.tokenizer_train import train_tokenizer
+from enc.encoder.errors import UsageError
 
 
-# ------------------------------------------------------------------------------------------------ getting a tokenizer
 def obtain_tokenizer(config: TokenizerConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
     """Return the tokenizer that a tokenizer section asks for: trained on the texts, from a folder, or from the hub.
 
@@ -45,8 +40,8 @@ def obtain_tokenizer(config: TokenizerConfig, read_texts: Callable[[], Iterable[
         tokenizer, roles = read_folder(folder)
     else:
         tokenizer, roles = _fetch(config, folder)
-    name = str(folder.absolute()) if folder is not None else str(config.name)
-    tokenizer, roles = complete_specials(tokenizer, roles, name, bool(config.allow_special_token_rewrite))
+    name = config.name if folder is None else str(folder.absolute())
+    tokenizer, roles = complete_specials(tokenizer, roles, name, config.allow_special_token_rewrite)
     return describe(tokenizer, roles, name)
 
 
@@ -61,7 +56,7 @@ def local_folder(config: TokenizerConfig) -> Path | None:
         if not folder.is_dir():
             raise UsageError(f"tokenizer.path: {folder} is not a folder. Give the folder that holds tokenizer.json.")
         return folder
-    folder = Path(str(config.name)).expanduser()
+    folder = Path(config.name).expanduser()
     return folder if folder.is_dir() else None
 
 
@@ -73,7 +68,7 @@ def identity(config: TokenizerConfig) -> dict[str, Any]:
     """
     if config.train is not None:
         return {"train": dict(config.train)}
-    rewrite = bool(config.allow_special_token_rewrite)
+    rewrite = config.allow_special_token_rewrite
     folder = local_folder(config)
     if folder is None:
         return {"name": config.name, "revision": config.revision, "allow_special_token_rewrite": rewrite}
@@ -92,7 +87,7 @@ def _fetch(config: TokenizerConfig, folder: Path | None) -> tuple[Tokenizer, dic
     """Get a tokenizer through transformers, which downloads it or converts its older formats."""
     from transformers import AutoTokenizer
 
-    source = str(folder) if folder is not None else config.name
+    source = config.name if folder is None else str(folder)
     try:
         fetched = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code, use_fast=True
@@ -101,8 +96,7 @@ def _fetch(config: TokenizerConfig, folder: Path | None) -> tuple[Tokenizer, dic
     except Exception as error:  # hub client, network libraries and converters each raise their own
         raise UsageError(
             f"Cannot get the tokenizer {source!r}: {' '.join(str(error).split())} Check the name and the network, "
-            f"give a "
-            "folder with tokenizer.json in tokenizer.path, or train one on the corpus with "
+            "give a folder with tokenizer.json in tokenizer.path, or train one on the corpus with "
             "tokenizer.train.model=wordpiece."
         ) from error
     named = {key: getattr(fetched, key, None) for keys in ROLE_KEYS.values() for key in keys}

@@ -12,8 +12,6 @@ Workers are fresh interpreters that run `worker_main` and talk over pipes. A for
 multiprocessing's spawn would import the caller's main module, with whatever it does, in each of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -23,30 +21,28 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from enc.encoder.data import store
+from enc.encoder.data.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, Chunk, cut_chunks
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig
 from enc.encoder.data.manifest import check_matches
 from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
 from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
 from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
+from enc.encoder.data.store_writer import StoreWriter, Written
 from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.data.workers import WorkerPool
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import fsync_directory, read_json, write_json_safely
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import DatasetConfig, TokenizerConfig
-from enc.encoder.data.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, Chunk, cut_chunks
-from enc.encoder.data.store_writer import StoreWriter, Written
-from enc.encoder.data.workers import WorkerPool
 
 Progress = Callable[[int, int | None, int], None]
 
 
-# -------------------------------------------------------------------------------------------------- what is asked for
+# --- what is asked for ------------------------------------------------------------------------------------------------
 def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
     """Return what a store must have been made from to serve this config: `manifest.check_matches` compares it.
 
@@ -77,7 +73,7 @@ def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int
     return {"tokenizer": identity(tokenizer), "source": source.describe(), **own, "settings": settings}
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# --- the command ------------------------------------------------------------------------------------------------------
 def preprocess(
     dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int, on_progress: Progress | None = None
 ) -> Path:
@@ -133,13 +129,11 @@ def _write_error(target: Path, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return RunError(
             f"Writing the token store {target} failed: {reason}. What was done is kept in {_partial(target)}: make "
-            f"room and "
-            "run the same command again to go on, or delete that folder to give up."
+            "room and run the same command again to go on, or delete that folder to give up."
         )
     return UsageError(
         f"Cannot write the token store {target}: {reason} ({error.filename or target}). Set "
-        f"dataset.pre_tokenize_output to a "
-        "folder that can be written."
+        "dataset.pre_tokenize_output to a folder that can be written."
     )
 
 
@@ -253,7 +247,7 @@ def _prepare(
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
 
 
-# ------------------------------------------------------------------------------------------------------------ workers
+# --- workers ----------------------------------------------------------------------------------------------------------
 def _tokenise(
     chunks: Iterable[Chunk], writer: StoreWriter, tokenizer_dir: Path, num_proc: int, report: Callable[[int, int], None]
 ) -> None:

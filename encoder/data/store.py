@@ -37,7 +37,7 @@ _HELD_OUT_BY = {
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow IPC: continuation marker, then an empty message
 
 
-# ------------------------------------------------------------------------------------------------------- bytes on disk
+# --- bytes on disk ----------------------------------------------------------------------------------------------------
 
 
 def token_dtype(num_tokens: int) -> np.dtype:
@@ -86,7 +86,7 @@ def write_datasets_files(folder: Path, shards: dict[str, int], dtype: np.dtype) 
     write_json_safely(folder / "dataset_dict.json", {"splits": list(shards)})
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class Documents(Sequence[np.ndarray]):

@@ -1,30 +1,24 @@
 """Writing a token store chunk by chunk, so that a killed one goes on where it was."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import xxhash
 
 from enc.encoder.data import store
+from enc.encoder.data.chunks import Chunk
 from enc.encoder.data.manifest import FORMAT, VERSION
 from enc.encoder.data.sources.source import SPLITS
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.files import file_checksum, replace_atomically, write_json_safely
 
-if TYPE_CHECKING:
-    pass
-from enc.encoder.data.chunks import Chunk
 
-
-# ------------------------------------------------------------------------------------------------------------ writing
 @dataclass(frozen=True)
 class Written:
     """A line of the progress log: one chunk that is in a data file, from byte `start` to byte `end`."""

@@ -5,27 +5,17 @@ A saved tokenizer is a folder in Hugging Face layout (`tokenizer.json`, `tokeniz
 transformers, whose import costs seconds, is used only to fetch or convert a tokenizer that is not in this layout yet.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tokenizers import (
-    Tokenizer,
-    models,
-    processors,
-)
+from tokenizers import Tokenizer, models, processors
 
 from enc.encoder.errors import UsageError
 from enc.encoder.files import read_json, write_json
-
-if TYPE_CHECKING:
-    pass
-
 
 TRAINED_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA_SPECIALS = {"cls": "<s>", "sep": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
@@ -72,7 +62,7 @@ class EncoderTokenizer:
     continues_word: np.ndarray
 
     @classmethod
-    def load(cls, folder: str | Path) -> EncoderTokenizer:
+    def load(cls, folder: str | Path) -> "EncoderTokenizer":
         """Load a tokenizer folder in Hugging Face layout.
 
         Raises:
@@ -127,8 +117,7 @@ class EncoderTokenizer:
 
 ALLOW_REWRITE = (
     "Masked training needs one: choose a tokenizer made for masked models, set "
-    "tokenizer.allow_special_token_rewrite=true to "
-    "add RoBERTa-style special tokens, or train one with tokenizer.train."
+    "tokenizer.allow_special_token_rewrite=true to add RoBERTa-style special tokens, or train one with tokenizer.train."
 )
 
 
@@ -189,7 +178,6 @@ def _pipeline(tokenizer: Tokenizer) -> str:
     return json.dumps({key: content[key] for key in ("normalizer", "pre_tokenizer", "decoder")})
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
 def read_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     path = folder / "tokenizer.json"
     if not path.is_file():

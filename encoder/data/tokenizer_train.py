@@ -1,11 +1,8 @@
 """Training a tokenizer on documents."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from tokenizers import (
     AddedToken,
@@ -17,31 +14,25 @@ from tokenizers import (
     trainers,
 )
 
+from enc.encoder.data.config import TokenizerTrainConfig
+from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
 from enc.encoder.errors import UsageError
 
-if TYPE_CHECKING:
-    from enc.encoder.data.config import TokenizerTrainConfig
-from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
-
-MAX_ALPHABET = (
-    1000  # characters of a WordPiece vocabulary, as in BERT, or a quarter of a small one: the rest become [UNK]
-)
+# Characters of a WordPiece vocabulary, as in BERT, or a quarter of a small one: the rest become [UNK].
+MAX_ALPHABET = 1000
 
 
-# ----------------------------------------------------------------------------------------------------------- training
 def train_tokenizer(train: TokenizerTrainConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
     """Train a WordPiece (BERT's normaliser) or byte-level BPE tokenizer; the same texts give the same tokenizer.
 
-    `train.model` is "wordpiece" or "bpe"; a small corpus may give fewer than `train.vocab_size` tokens. The special
+    A small corpus may give fewer than `train.vocab_size` tokens. The special
     tokens come first: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4. Each call of `read_texts` starts the texts from
     the first; WordPiece reads them twice, because its alphabet has to be known before its pieces.
 
     Raises:
-        UsageError: there is no text, or `train.model` is unknown.
+        UsageError: there is no text, or too few tokens for the bytes of BPE.
     """
-    build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}.get(train.model)
-    if build is None:
-        raise UsageError(f"tokenizer.train.model: {train.model!r} is not one of wordpiece, bpe.")
+    build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}[train.model]
     tokenizer = build(train, lambda: islice(read_texts(), train.max_documents))
     specials = TRAINED_SPECIALS
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])

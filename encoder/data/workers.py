@@ -1,7 +1,5 @@
 """Processes that tokenise."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle
@@ -33,7 +31,7 @@ class WorkerPool:
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         self._num_workers = num_workers
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> "WorkerPool":
         for _ in range(self._num_workers):
             process = _start_worker(self._tokenizer_dir)
             self._processes.append(process)
@@ -61,15 +59,10 @@ class WorkerPool:
             answer = _receive(cast(BinaryIO, process.stdout))
         except (OSError, EOFError) as error:
             code = process.wait()  # whoever takes this process next fails in the same way
-            how = (
-                f"was killed by signal {-code} ({signal.Signals(-code).name})"
-                if code < 0
-                else f"ended with code {code}"
-            )
+            killed = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else None
             raise RunError(
-                f"A tokenising process {how}; a kill usually means that memory ran out. Run the same command again to "
-                f"go on from "
-                "here, with a smaller dataset.num_proc if it was memory."
+                f"A tokenising process {killed or f'ended with code {code}'}; a kill usually means that memory ran "
+                "out. Run the same command again to go on from here, with a smaller dataset.num_proc if it was memory."
             ) from error
         finally:
             self._idle.put(process)

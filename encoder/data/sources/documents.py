@@ -8,35 +8,21 @@ A source is a file, a folder or a glob of text, JSON lines and Parquet files; a 
 Python, which needs no network. Neither torch, transformers nor (for local files) datasets is imported here.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.files import read_files
 from enc.encoder.data.sources.find import held_out_sources
 from enc.encoder.data.sources.python_docs import python_docs
-from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, Source, Text
+from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, Document, Source, Text
 from enc.encoder.data.sources.splits import refuse_splits, split_files
 from enc.encoder.data.sources.tables import arrow_split, hub_split, read_table
+from enc.encoder.errors import UsageError
 
 SPLIT_BLOCK = 4096  # documents that share one keyed generator: seeding one for each document costs more than reading it
 
 
-class Document(NamedTuple):
-    """A usable document: its split (one of SPLITS), its text, and how far into the sources it ends."""
-
-    split: str
-    text: str
-    position: int
-
-
-# ------------------------------------------------------------------------------------------- documents and their splits
 def read_documents(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
     """Yield the usable documents of a source and of `held_out_sources`, each with its split, always in the same order.
 
@@ -96,7 +82,7 @@ def source_total(source: Source, dataset: DatasetConfig) -> int | None:
 
 def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
     usable = _usable(_open_split(source, dataset, dataset.train_split, held_out=dataset.eval_split), dataset)
-    cap = sys.maxsize if dataset.eval_samples is None else int(dataset.eval_samples)
+    cap = sys.maxsize if dataset.eval_samples is None else dataset.eval_samples
     num_test = dataset.test_samples or 0
     if dataset.eval_split:
         end = 0
@@ -108,7 +94,7 @@ def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterato
                 return
             yield Document("eval", text, end + position)
     elif dataset.validation_split:
-        yield from _draw_split(usable, float(dataset.validation_split), cap, num_test, seed)
+        yield from _draw_split(usable, dataset.validation_split, cap, num_test, seed)
     else:
         yield from _reserve_head(usable, dataset.eval_samples or 0, num_test)
 
@@ -145,7 +131,7 @@ def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterat
 
 def _usable(texts: Iterable[Text], dataset: DatasetConfig) -> Iterator[Text]:
     """Leave out what has fewer than `min_text_length` characters between its outer white space."""
-    shortest = max(1, int(dataset.min_text_length))
+    shortest = dataset.min_text_length
     return (text for text in texts if len(text.text) >= shortest and len(text.text.strip()) >= shortest)
 
 

@@ -1,24 +1,19 @@
 """Documents of text and JSON files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.source import JSON_SUFFIXES, PARQUET_SUFFIXES, Source, SourceFile, Text, listed
 from enc.encoder.data.sources.tables import as_text, read_parquet, text_column
+from enc.encoder.errors import UsageError
 
 
-# -------------------------------------------------------------------------------------------------------- local files
 def read_files(source: Source, files: Sequence[SourceFile], dataset: DatasetConfig) -> Iterator[Text]:
     done = 0
     for file in files:

@@ -1,23 +1,17 @@
 """Which files or tables a source of text consists of."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.source import FILE_SUFFIXES, HELD_OUT_FILES, PYTHON_DOCS, Source, SourceFile, listed
 from enc.encoder.data.sources.splits import split_files
+from enc.encoder.errors import UsageError
 
 
-# ------------------------------------------------------------------------------------------------- finding the source
 def resolve_source(dataset: DatasetConfig) -> Source:
     """Return the source that a dataset section names; `path` wins over `name`.
 
@@ -25,8 +19,8 @@ def resolve_source(dataset: DatasetConfig) -> Source:
         UsageError: the path does not exist or holds nothing that can be read.
     """
     if dataset.path:
-        return _local_source(str(dataset.path), "dataset.path")
-    name = str(dataset.name or "")
+        return _local_source(dataset.path, "dataset.path")
+    name = dataset.name
     if name == PYTHON_DOCS:
         return Source("python-docs", ".".join(map(str, sys.version_info[:3])))
     if not name:

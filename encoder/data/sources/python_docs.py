@@ -1,20 +1,13 @@
 """The built-in source: docstrings of the Python that runs."""
 
-from __future__ import annotations
-
 import ast
 import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
-# -------------------------------------------------------------------------------------------------------- python-docs
 def python_docs() -> Iterator[str]:
     """Yield the help topics and every distinct docstring of the running Python's standard library, in a fixed order.
 

@@ -1,15 +1,9 @@
 """A source of text: what kinds there are, and the files or table that it consists of."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, NamedTuple
 
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
@@ -24,6 +18,14 @@ HELD_OUT_FILES = {"eval": "validation_file", "test": "test_file"}  # split -> ke
 class Text(NamedTuple):
     """A text as its source gives it, and how far into the source it ends (`Source.unit`)."""
 
+    text: str
+    position: int
+
+
+class Document(NamedTuple):
+    """A usable document: its split (one of SPLITS), its text, and how far into the sources it ends."""
+
+    split: str
     text: str
     position: int
 

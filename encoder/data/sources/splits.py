@@ -1,15 +1,9 @@
 """Which files of a source belong to which split."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 from enc.encoder.data.sources.source import Source, SourceFile
+from enc.encoder.errors import UsageError
 
 
 def refuse_splits(source: Source, split: str | None) -> None:
@@ -31,8 +25,7 @@ def split_files(source: Source, split: str | None, held_out: str | None) -> tupl
         if not files:
             raise UsageError(
                 f"No file of {source.location} belongs to the split {name!r}: neither a folder nor a file name has it "
-                f"as "
-                f"a word (like {name}/a.txt or {name}-0.jsonl). Rename the files, or set dataset.train_split and "
+                f"as a word (like {name}/a.txt or {name}-0.jsonl). Rename the files, or set dataset.train_split and "
                 "dataset.eval_split to null and use dataset.validation_split or dataset.eval_samples."
             )
     if split is None:

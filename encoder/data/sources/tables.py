@@ -1,17 +1,13 @@
 """Documents of Parquet and Arrow files and of hub datasets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from enc.encoder.errors import UsageError
-
-if TYPE_CHECKING:
-    from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.source import PYTHON_DOCS, TEXT_COLUMNS, Source, Text, listed
 from enc.encoder.data.sources.splits import refuse_splits
+from enc.encoder.errors import UsageError
 
 
 def read_parquet(path: Path, dataset: DatasetConfig) -> Iterator[Text]:
@@ -53,7 +49,6 @@ def text_column(columns: Iterable[str], asked: str | None, where: str) -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------- datasets: disk and hub
 def arrow_split(location: str, split: str | None) -> Any:
     import datasets
 
@@ -92,14 +87,11 @@ def hub_split(name: str, dataset: DatasetConfig, split: str) -> Any:
 
     try:
         return datasets.load_dataset(name, dataset.config, split=split, cache_dir=dataset.cache_dir)
-    except (
-        Exception
-    ) as error:  # the hub's client raises errors of several network libraries; each one means the same here
+    except Exception as error:  # the hub's client raises errors of several network libraries; all mean the same here
         raise UsageError(
             f"Cannot load the dataset {name!r}{f' ({dataset.config})' if dataset.config else ''}, split {split!r}, "
-            f"from the "
-            f"hub or its cache: {' '.join(str(error).split())} Check the name, the config and the network, or give a "
-            f"local file or folder in dataset.path, or use dataset.name={PYTHON_DOCS}, which needs neither."
+            f"from the hub or its cache: {' '.join(str(error).split())} Check the name, the config and the network, or "
+            f"give a local file or folder in dataset.path, or use dataset.name={PYTHON_DOCS}, which needs neither."
         ) from error
 
 
