@@ -2,13 +2,14 @@
 
 import os
 import pickle
-import socket
 import sys
 import tempfile
 from pathlib import Path
 
 import processes
 import torch
+
+from enc.launcher.machine.ports import free_port
 
 WRITER = Path(__file__).with_name("foreign_writer.py")
 ACCELERATE = Path(__file__).with_name("golden") / "neobert-accelerate"
@@ -17,10 +18,7 @@ CASES = ("z0-fp32", "z1-fp32", "z2-fp32", "z3-fp32", "z1-bf16", "z2-bf16", "z3-b
 
 def run_writer(*words: str) -> None:
     """Run the writer on 2 ranks and fail with their output when one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
              "DS_ACCELERATOR": "cpu"}  # fmt: skip
     command = [sys.executable, str(WRITER), *words]
     with tempfile.TemporaryFile("w+") as output:

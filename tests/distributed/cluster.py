@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import processes
 from enc.encoder.config.load import load_config
 from enc.encoder.config.overrides import parse_overrides
 from enc.launcher.machine.facts import look
+from enc.launcher.machine.ports import free_port
 from enc.launcher.planning.plan import plan_run
 from enc.launcher.planning.render import render
 
@@ -19,12 +19,6 @@ SCRIPT = Path(__file__).with_name("runs.py")
 COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_limit=0", "trainer.eval_strategy=no",
           "trainer.use_cpu=true", "trainer.disable_tqdm=true", "dataset.num_workers=0",
           "parallel.bucket_size=100000"]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Cluster:
@@ -70,6 +64,7 @@ class Cluster:
         finally:
             for process in ranks:
                 process.kill()
+                process.wait()
         logs = [(self.folder / f"ranks-{world_size}-{rank}.log").read_text()[-2000:] for rank in range(world_size)]
         assert not any(codes), logs
         failures = [path.read_text() for run in runs for path in sorted(run.glob("failed-*.txt"))]

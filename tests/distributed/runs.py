@@ -136,12 +136,12 @@ def act(action: str, run_dir: Path, port: int) -> None:
     """Do one action with one run on this rank; what goes wrong is written into the run folder."""
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    ranks = Ranks.join(use_cuda=torch.cuda.is_available(), needs_group=True)
     try:
+        ranks = Ranks.join(use_cuda=torch.cuda.is_available(), needs_group=True)
         globals()[action](run_dir, ranks)
         ranks.barrier()
     except Exception:
-        (run_dir / f"failed-{ranks.rank}.txt").write_text(traceback.format_exc())
+        (run_dir / f"failed-{os.environ['RANK']}.txt").write_text(traceback.format_exc())
 
 
 def main(action: str, file: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, free_port
+from cluster import Cluster
+
+from enc.launcher.machine.ports import free_port
 
 SHORT = ["trainer.max_steps=3", "trainer.save_steps=3", "trainer.gradient_clipping=1.0"]
 DEEPSPEED = ["parallel.engine=deepspeed", "parallel.zero_stage=2", *SHORT]

@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from enc.launcher.machine.ports import free_port
+
 NODES = ("n1", "n2", "n3", "n4")
 
 _CONF = """\
@@ -186,13 +188,10 @@ def _kill(pid: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def _until(condition, timeout_s: float, text: str) -> None:  # type: ignore[no-untyped-def]

@@ -65,6 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not _waits(item), -BUDGETS.get(file_of(item), 0)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on when xdist does not keep groups together: their fixtures would be made by every worker."""
+    if getattr(session.config.option, "loadgroup", False):
+        apart = [item for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        assert not apart, "pytest-xdist does not see the groups of tests under this version of pytest"
+
+
 def _waits(item: pytest.Item) -> bool:
     """Tell whether a test waits more than it computes: those of SLURM go on beside all others."""
     return "slurm" in getattr(item, "fixturenames", ())
