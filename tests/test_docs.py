@@ -5,15 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from running import Enc
 from typer.main import get_command
 
-import enc as package
 from enc.encoder.config.load import load_config
 from enc.encoder.config.sites import RECIPES
 from enc.launcher.cli.app import app
 
-ROOT = Path(package.__file__).parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TESTED_PAGES = [

@@ -8,10 +8,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import enc
 
-ROOT = Path(enc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text()) if (ROOT / "pyproject.toml").exists() else None
 needs_checkout = pytest.mark.skipif(PROJECT is None, reason="enc is not installed from a checkout")
 # Who may import whom: a room, and the rooms below it. `encoder`, `launcher` and `tools` alone stand for the files that

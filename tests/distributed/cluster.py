@@ -16,6 +16,8 @@ from enc.launcher.planning.plan import plan_run
 from enc.launcher.planning.render import render
 
 SCRIPT = Path(__file__).with_name("runs.py")
+# Sizes that no number of ranks divides evenly.
+UNEVEN = ["model.hidden_size=96", "model.num_hidden_layers=3", "model.intermediate_size=200"]
 COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_limit=0", "trainer.eval_strategy=no",
           "trainer.use_cpu=true", "trainer.disable_tqdm=true", "dataset.num_workers=0",
           "parallel.bucket_size=100000"]  # fmt: skip

@@ -5,8 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from cluster import Cluster
-from test_memory import MODEL
+from cluster import UNEVEN, Cluster
 
 ENGINES = {
     "ddp": ["parallel.engine=ddp"],
@@ -147,7 +146,7 @@ def test_engines_keep_their_contract(cluster: Cluster) -> None:
 def test_engines_go_by_what_the_optimizer_keeps(cluster: Cluster) -> None:
     """One tensor for a matrix, two and a count for the rest: named state, memory and updates are right with these."""
     runs = [
-        cluster.prepare(f"mixed-{name}", 2, *options(name, "plain", "fp32"), *MODEL, "optimizer.name=adam")
+        cluster.prepare(f"mixed-{name}", 2, *options(name, "plain", "fp32"), *UNEVEN, "optimizer.name=adam")
         for name in ON_TWO
     ]
     cluster.act("check_another_optimizer", 2, runs)

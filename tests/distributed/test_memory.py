@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from cluster import Cluster
+from cluster import UNEVEN, Cluster
 
-MODEL = ["model.hidden_size=96", "model.num_hidden_layers=3", "model.intermediate_size=200"]
 ENGINES = {
     "ddp": ["parallel.engine=ddp"],
     "fsdp": ["parallel.engine=fsdp"],
@@ -32,7 +31,7 @@ def test_static_bytes_are_what_engines_hold(cluster: Cluster, world_size: int) -
     """To 1 %, counting the storage of every tensor that two updates leave alive."""
     runs = {}
     for name, words, precision in CASES[world_size]:
-        options = [*MODEL, *words, f"trainer.mixed_precision='{precision}'"]
+        options = [*UNEVEN, *words, f"trainer.mixed_precision='{precision}'"]
         runs[f"{name}-{precision}"] = cluster.prepare(f"bytes-{name}-{precision}-{world_size}", world_size, *options)
     cluster.act("count_bytes", world_size, list(runs.values()))
     found = {name: json.loads((run / "bytes.json").read_text()) for name, run in runs.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_kernels_masked_ce import TERMS, in_fp64, inputs, plain, run
+from loss_cases import TERMS, in_fp64, inputs, plain, run
 
 from enc.kernels import masked_ce as module
 from enc.kernels.masked_ce import masked_ce, reference, why_not

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 from cluster_slurm import Slurm
 from jobs import OPTIONS, Runs
+from places import ROOT
 from running import exact
-
-import enc
-
-ROOT = Path(enc.__file__).parent
 
 ENGINES = {
     "zero2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],

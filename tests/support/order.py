@@ -6,12 +6,11 @@ there is room. What takes longest comes first.
 
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from types import FunctionType
 
 import pytest
+from places import TESTS
 
-TESTS = Path(__file__).parent.parent
 BUDGETS = tomllib.loads((TESTS / "budgets.toml").read_text())
 # Made once for all workers, or in no time; `slurm` in seconds, and its tests wait too long to stay on one worker.
 SHARED = {

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import TESTS
 
 MAY_NOT = "ENC_TESTS_MAY_NOT_SKIP" in os.environ
-GPU = Path(__file__).parent.parent / "gpu"
+GPU = TESTS / "gpu"
 ACCEPTED = ("GPU", "root may read everything")  # CI has no GPU, and is root in order to mount small disks
 
 
