@@ -19,7 +19,6 @@ def build_engine(run_dir: Path, config: RunConfig, task: Task, device: torch.dev
     trainer, sections, engine = config.trainer, (config.model, config.optimizer), config.parallel.engine
     model, objective, split = task.model, module_of(task), task.share.split
     if trainer.torch_compile:
-        torch.use_deterministic_algorithms(True, warn_only=True)  # also compiled CPU code, which adds with atomics
         # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones
         # first and dynamic ones later would differ in its last bits from one that was resumed in between.
         dynamic = True if trainer.torch_compile_dynamic is None else trainer.torch_compile_dynamic
