@@ -1,14 +1,15 @@
-"""Kill a process that saves checkpoints, many times, at random moments; print what was found after each kill.
+"""Kill a process that saves checkpoints, many times, at drawn file operations; print what was found after each kill.
 
-Usage: kill_saves.py RUN KILLS. The weights of step s are all s, so that a mixture of two saves would show.
+Usage: kill_saves.py RUN KILLS. The weights of step s are all s, so that a mixture of two saves would show. Moments are
+counted in operations on files, not in seconds, so that a busy machine kills where a quiet one does.
 """
 
+import itertools
 import json
 import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from enc.encoder.checkpoints.io import Saver, read_weights
 from enc.encoder.optim.state_spec import ADAM_STATE
 from enc.encoder.ranks import Ranks
 
+FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 SHAPES = {f"layer{n}.weight": (64, 257) for n in range(12)}
 
 
@@ -33,6 +35,17 @@ class Numbers:
     def gather(self, keep):  # type: ignore[no-untyped-def]
         step = float(self.optimizer_steps)
         return {name: torch.full(shape, step) for name, shape in self.state_shapes.items() if keep(name)}
+
+
+def die_at(operation: int) -> None:
+    """Kill this process at its n-th operation on files, in whichever thread that is."""
+    count = itertools.count(1)
+
+    def hook(event: str, _: tuple[object, ...]) -> None:
+        if event in FILE_OPERATIONS and next(count) == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 def save_for_ever(run: Path, first: int) -> None:
@@ -62,14 +75,13 @@ def newest(run: Path) -> int:
 def main(run: Path, kills: int) -> None:
     rng = random.Random(3)
     during_a_save = 0
-    for _ in range(kills):
+    for operation in (rng.randint(1, 80) for _ in range(kills)):
         before = newest(run)
         child = os.fork()
         if child == 0:
+            die_at(operation)
             save_for_ever(run, before + 1)
-        time.sleep(rng.uniform(0.002, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         during_a_save += any((run / "checkpoints").glob(".*"))
         assert newest(run) >= before
     last = newest(run) + 1

@@ -168,15 +168,14 @@ def test_a_checkpoint_holds_no_pickle(run: Path) -> None:
 
 
 def test_fifty_kills_during_saves(tmp_path: Path) -> None:
-    """A process that does nothing but save is killed at 50 random moments: what is there is whole and the newest."""
+    """A process that only saves is killed at 50 drawn file operations: what is there is whole and the newest."""
     script = TESTS / "support" / "kill_saves.py"
     words = [sys.executable, str(script), str(tmp_path / "run"), "50"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    print(found)
-    assert found["during_a_save"] >= 20
-    assert found["newest"] == found["last"] > 5
+    assert found["during_a_save"] >= 30
+    assert found["newest"] == found["last"] > 20
     assert found["left"] == [], "the next save cleans up"
 
 

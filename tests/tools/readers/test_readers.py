@@ -56,8 +56,9 @@ def test_the_folder_below_latest_can_be_named_too(foreign: Path) -> None:
 def test_deepspeed_folders_of_trainer_and_accelerate(foreign: Path) -> None:
     """Written by Trainer itself at stage 3, and under the tag that Accelerate gives."""
     source = open_source(foreign / "trainer" / "checkpoint-3")
-    assert_equal(source, load_file(foreign / "trainer.safetensors"))
-    assert len(source.moments) == 14
+    expected = load_file(foreign / "trainer.safetensors")
+    assert_equal(source, expected)
+    assert set(source.moments) == {name for name in expected if name.startswith(MOMENTS)}
     assert_equal(open_source(foreign / "accelerate"), load_file(foreign / "z3-bf16.safetensors"))
 
 
