@@ -18,7 +18,9 @@ from enc.launcher.planning.render import render
 SCRIPT = Path(__file__).with_name("runs.py")
 # Sizes that no number of ranks divides evenly.
 UNEVEN = ["model.hidden_size=96", "model.num_hidden_layers=3", "model.intermediate_size=200"]
-COMMON = ["trainer.max_steps=20", "trainer.save_steps=10", "trainer.save_total_limit=0", "trainer.eval_strategy=no",
+STEPS, SAVED = 12, 6  # of every run, and its step that is saved
+COMMON = [f"trainer.max_steps={STEPS}", f"trainer.save_steps={SAVED}", "trainer.save_total_limit=0",
+          "trainer.eval_strategy=no",
           "trainer.use_cpu=true", "trainer.disable_tqdm=true", "dataset.num_workers=0",
           "parallel.bucket_size=100000"]  # fmt: skip
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cluster import Cluster
+from cluster import SAVED, STEPS, Cluster
 
 ON_GPU = ["trainer.use_cpu=false", "trainer.tf32=false"]
 BATCH = ["trainer.global_batch_size=24", "trainer.per_device_train_batch_size=6", "trainer.mixed_precision='no'"]
@@ -21,11 +21,11 @@ SIZES = {"wide": (1536, 12, 1), "long": (512, 8, 64), "base": (768, 12, 16)}
 
 @pytest.fixture(scope="module")
 def trained(gpu: Cluster) -> Cluster:
-    """20 steps of each engine, and 10 more from the checkpoint in the middle."""
+    """Each engine, and once more from the checkpoint in the middle."""
     gpu.train(1, [gpu.prepare("cpu", 1, *BATCH)])
     gpu.train(1, [gpu.prepare(name, 1, *BATCH, *ON_GPU, *words) for name, words in ENGINES.items()])
     resumed = [
-        gpu.prepare(f"{name}-resumed", 1, *BATCH, *ON_GPU, *words, goes_on=(name, 10))
+        gpu.prepare(f"{name}-resumed", 1, *BATCH, *ON_GPU, *words, goes_on=(name, SAVED))
         for name, words in ENGINES.items()
     ]
     gpu.train(1, resumed)
@@ -34,7 +34,7 @@ def trained(gpu: Cluster) -> Cluster:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gpu_computes_what_the_cpu_does(trained: Cluster, engine: str) -> None:
-    """20 fp32 steps without TF32: losses within 1e-4 of the CPU, gradient norms within 1e-3."""
+    """In fp32 without TF32: losses within 1e-4 of the CPU, gradient norms within 1e-3."""
     found, expected = trained.records(engine), trained.records("cpu")
     for step in range(1, 21):
         assert found[step]["num_labels"] == expected[step]["num_labels"]
@@ -48,7 +48,7 @@ def test_a_resumed_run_repeats_every_bit(trained: Cluster, engine: str) -> None:
     for step in range(11, 21):
         for key in ("loss", "grad_norm"):
             assert resumed[step][key] == whole[step][key], (step, key)
-    assert trained.weights(f"{engine}-resumed", 20) == trained.weights(engine, 20)
+    assert trained.weights(f"{engine}-resumed", STEPS) == trained.weights(engine, STEPS)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2", "zero3"])

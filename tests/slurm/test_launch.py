@@ -1,6 +1,5 @@
 """A run on nodes of SLURM computes what the same ranks compute on one machine, on any number of nodes."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from cluster_slurm import Slurm
 from jobs import OPTIONS, Runs
 from places import ROOT
+from readme import blocks, make_reader
 from running import exact
 
 ENGINES = {
@@ -30,8 +30,9 @@ def runs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, environment: di
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_nodes_compute_what_two_local_ranks_compute(runs: Runs, engine: str) -> None:
-    """`quickstart` on two nodes, sharded: final weights byte-identical to two ranks on this machine."""
-    words = ["launch", "pretrain", "quickstart", *OPTIONS, *FEW, *ENGINES[engine]]
+    """On two nodes, sharded: final weights byte-identical to two ranks on this machine."""
+    ready = f"dataset.pre_tokenize_output={runs.store}"
+    words = ["launch", "pretrain", "smoke", ready, *OPTIONS, *FEW, *ENGINES[engine]]
     runs.enc(*words, f"trainer.output_dir={engine}-local", "--nproc", "2", "launch.scheduler=local")
     job = runs.enc(*words, f"trainer.output_dir={engine}-nodes", "--nodes", "2").stdout.strip()
     assert job.isdigit()
@@ -68,15 +69,10 @@ def test_a_run_goes_on_with_other_numbers_of_nodes(runs: Runs) -> None:
 
 def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
     """As written in its sh blocks, one after the other, by a user of the cluster."""
-    page = (ROOT / "docs" / "slurm.md").read_text()
-    config = re.findall(r"```yaml\n(# my.yaml.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
     reader, other = runs.folder / "reader", runs.folder / "other"
     for folder in (reader, other):
-        (folder / "corpus").mkdir(parents=True)
-        (folder / "my.yaml").write_text(config)
-        for path in (ROOT / "docs").glob("*.md"):
-            for number, part in enumerate(path.read_text().split("\n\n")):
-                (folder / "corpus" / f"{path.stem}-{number}.txt").write_text(part)
+        folder.mkdir()
+        make_reader(folder)
     home = runs.folder / "home"
     (home / "enc" / "sites").mkdir(parents=True)
     (home / "enc" / "sites" / "ours.yaml").write_text("# Ours.\nslurm: {partition: main, gpu_request: none}\n")
@@ -85,7 +81,7 @@ def test_the_commands_of_the_page_about_slurm(runs: Runs, slurm: Slurm) -> None:
     program.chmod(0o755)
     variables = {**runs.enc.environment, "XDG_CONFIG_HOME": str(home)}
     variables["PATH"] = f"{program.parent}:{variables['PATH']}"
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.S) for line in block.splitlines()]
+    lines = [line for block in blocks(ROOT / "docs" / "slurm.md", "sh") for line in block.splitlines()]
     assert {line.split()[0] for line in lines} == {"enc", "sbatch"}
     for line in lines:
         folder = other if line.startswith("sbatch") else reader
