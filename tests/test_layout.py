@@ -60,6 +60,11 @@ def code_files() -> list[Path]:
     return [path for room in enc.ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
+def dotted(path: Path) -> str:
+    """Return the name of a file's module below enc."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
 def module_of(target: str) -> str:
     """Return the module below enc that an import names, without the name that it takes from it."""
     parts = target.split(".")
@@ -164,28 +169,39 @@ def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60, stdout=subprocess.DEVNULL)
 
 
+def wrong_imports(room: str, source: str) -> list[str]:
+    """Return what a module of a room must not import, with every relative import."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            wrong += ["a relative import"] * bool(node.level)
+            from_enc = node.module and node.module.startswith("enc")
+            targets = [f"{node.module}.{alias.name}" for alias in node.names] if from_enc else []
+        else:
+            targets = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        below = [target.removeprefix("enc.") for target in targets if target.startswith("enc.")]
+        # Without a dot it is enc itself, or its version.
+        wrong += [name for name in below if "." in name and not may_import(room, room_of(module_of(name)))]
+    return wrong
+
+
 @pytest.mark.parametrize("path", code_files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_are_absolute_and_point_one_way(path: Path) -> None:
     """A room imports only from the rooms below it."""
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    room = room_of(module)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
-            targets = [node.module or ""]
-            if node.module and node.module.startswith("enc"):
-                targets = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        else:
-            continue
-        for target in targets:
-            if target.split(".")[0] != "enc":
-                continue
-            below = target.removeprefix("enc.")
-            if "." not in below:  # enc itself, or its version
-                continue
-            assert may_import(room, room_of(module_of(below))), f"{module} must not import {target}"
+    assert wrong_imports(room_of(dotted(path)), path.read_text()) == []
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_each_rule_can_fail(room: str) -> None:
+    """An import from any room that a rule does not name is found, however it is written."""
+    modules = {room_of(module): module for module in map(dotted, code_files()) if not is_section(module)}
+    for other, module in modules.items():
+        expected = [] if may_import(room, other) else [module]
+        assert wrong_imports(room, f"import enc.{module}") == expected
+        if "." in module:
+            package, _, name = module.rpartition(".")
+            assert wrong_imports(room, f"def f():\n    from enc.{package} import {name}") == expected
+    assert wrong_imports(room, "from . import x") == ["a relative import"]
 
 
 def test_the_rules_make_no_circle() -> None:
@@ -197,5 +213,5 @@ def test_the_rules_make_no_circle() -> None:
 
 def test_every_room_has_a_rule() -> None:
     """A new room says what it may import, and no rule is left of one that is gone."""
-    folders = {room_of(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in code_files()}
+    folders = {room_of(dotted(path)) for path in code_files()}
     assert folders == ALLOWED.keys()
