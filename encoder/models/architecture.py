@@ -9,7 +9,7 @@ Legend: E hidden size, F feed-forward width, H heads, D head dim, V vocabulary r
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from enc.encoder.models.config import ModelConfig
 
@@ -68,6 +68,17 @@ class Parameter:
         return self.role in ("matrix", "head") or (embeddings and self.role == "embedding")
 
 
+class Kept(NamedTuple):
+    """What a block keeps for the backward pass, in elements a token: (fp32 ones, ones of the matmuls' dtype)."""
+
+    all: tuple[int, int]
+    """Of every token: the block's input, and what keys and values need."""
+    computed: tuple[int, int]
+    """Of tokens whose output is computed, which are the labelled ones in the last block."""
+    products: int
+    """Those among both that matrix products and attention gave."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What differs from model to model. Each function takes the model's own config section."""
@@ -83,6 +94,8 @@ class Architecture:
     """Matrix parameters of one block: those that work on a token, and all of them."""
     feed_forward_width: Callable[[Any], int]
     """F."""
+    kept: Callable[[Any], Kept]
+    """What a block keeps for the backward pass, dropout's draws left out."""
     head_parameters: Callable[[Any], int]
     """Matrix parameters that work on a predicted token after the last block."""
     attention: Callable[[Any], tuple[bool, bool]]

@@ -11,14 +11,9 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.registry import architecture_of
 from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
-from enc.encoder.sizing.sizes import (
-    block_parameters,
-    feed_forward_width,
-    num_parameters,
-    parameter_shapes,
-    states_per_token,
-)
+from enc.encoder.sizing.sizes import block_parameters, num_parameters, parameter_shapes, states_per_token
 
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded
 _ALLREDUCE_ELEMENTS = 500_000_000  # at most so many gradients are copied together when ZeRO 0 and 1 sum them
@@ -268,24 +263,22 @@ def _buckets(config: RunConfig, params: int) -> int:
 def _activations(config: RunConfig, rows: int) -> int:
     """Estimate what is kept for the backward pass.
 
-    Of each block: the fp32 residual stream before both norms; what the norms and attention gave; q, k and v before and
-    after rotation; four feed-forward tensors. A recomputed block keeps its input, the fp32 residual stream, and with
+    Of each block what its architecture says. A recomputed block keeps its input, the fp32 residual stream, and with
     `selective` also what its matrix products and its attention gave; one block at a time is there in full.
     """
     model, trainer, parallel = config.model, config.trainer, config.parallel
     text, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
     tokens = ceil(text * states_per_token(config)[0])
-    hidden, layers, inner = model.hidden_size, model.num_hidden_layers, feed_forward_width(model)
-    of_all = 4 * hidden + 4 * hidden * width  # its input, normalised; keys and values; rotated keys
-    of_computed = 4 * hidden + (4 * hidden + 4 * inner) * width  # which are the labelled ones in the last block
+    layers, of_block = model.num_hidden_layers, architecture_of(model).kept(model)
+    of_all, of_computed = (4 * fp32 + width * others for fp32, others in (of_block.all, of_block.computed))
     block = tokens * (of_all + of_computed)
     if not trainer.gradient_checkpointing:
         computed = ceil(text * config.datacollator.mlm_probability) if trainer.last_layer_of_labels_only else tokens
         return (layers - 1) * block + tokens * of_all + computed * of_computed
     recomputed = ceil(layers / parallel.activation_checkpointing_every)
-    kept = tokens * 4 * hidden
+    kept = tokens * 4 * model.hidden_size
     if parallel.activation_checkpointing == "selective":
-        kept += tokens * (6 * hidden + 2 * inner) * width
+        kept += tokens * of_block.products * width
     return (layers - recomputed) * block + recomputed * kept + block
 
 

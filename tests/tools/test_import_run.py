@@ -20,6 +20,8 @@ from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.tools.import_run import import_run
+from enc.tools.models.neobert.export import hf_config
+from enc.tools.models.neobert.names import hub_keys
 from enc.tools.readers.detect import open_source
 
 SOURCE = ACCELERATE / "checkpoints" / "10"
@@ -162,6 +164,19 @@ def test_a_released_folder_needs_no_config(enc: Enc) -> None:
     assert config_of(enc.folder / "run").model.max_position_embeddings == 64
     out = enc("ckpt", "export", "run").stdout.strip()
     assert torch.equal(load_file(enc.folder / out / "model.safetensors")["decoder.bias"], model.head_bias)
+
+
+def test_every_key_of_an_export_comes_back() -> None:
+    """The config of an exported model gives the section that it was exported from, its length of rows too."""
+    section = NeoBertConfig(
+        hidden_size=96, num_hidden_layers=3, num_attention_heads=6, intermediate_size=200, max_position_embeddings=64,
+        hidden_act="gelu", rope=False, rms_norm=False, norm_eps=1e-4, dropout_prob=0.2, embedding_init_range=0.03,
+        decoder_init_range=0.05, classifier_init_range=0.07, final_logit_softcapping=3.0,
+    )  # fmt: skip
+    keys = hub_keys(hf_config(section, 1000).to_dict(), Path("config.json"))
+    config = RunConfig().changed(keys)
+    assert config.model.model_copy(update={"vocab_size": section.vocab_size}) == section
+    assert config.dataset.max_seq_length == 64
 
 
 def test_a_head_that_is_a_copy_is_tied(tmp_path: Path) -> None:

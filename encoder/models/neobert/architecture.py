@@ -4,9 +4,24 @@ Legend as in ``enc.encoder.models.architecture``.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from enc.encoder.models.architecture import Architecture, Init, Matrix, Parameter, Rule, Shape, rounded_up
+from enc.encoder.models.architecture import Architecture, Init, Kept, Matrix, Parameter, Rule, Shape, rounded_up
 from enc.encoder.models.neobert.config import NeoBertConfig
+
+
+class FeedForward(NamedTuple):
+    """One `hidden_act`: the names of its matrices, (F, E) and the one back, and the tensors of F that it keeps."""
+
+    up: tuple[str, ...]
+    down: str
+    kept: int
+
+
+FEED_FORWARDS = {
+    "swiglu": FeedForward(up=("ffn.w1", "ffn.w2"), down="ffn.w3", kept=4),
+    "gelu": FeedForward(up=("ffn.0",), down="ffn.2", kept=2),
+}
 
 
 def feed_forward_width(config: NeoBertConfig) -> int:
@@ -24,7 +39,7 @@ def parameters(config: NeoBertConfig) -> dict[str, Parameter]:
     if not config.rope:
         shape = (config.max_position_embeddings + 1, hidden)
         found["model.positional_embedding.weight"] = Parameter(shape, "embedding", table)
-    block = _ngpt_block(config) if config.ngpt else _block(config)
+    block = _block(config)
     for layer in range(config.num_hidden_layers):
         found |= {f"model.transformer_encoder.{layer}.{name}": parameter for name, parameter in block.items()}
     if not config.ngpt:
@@ -36,13 +51,13 @@ def parameters(config: NeoBertConfig) -> dict[str, Parameter]:
 
 
 def _block(config: NeoBertConfig) -> dict[str, Parameter]:
-    hidden, width = config.hidden_size, feed_forward_width(config)
-    up, down = _matrix(config, (width, hidden)), _matrix(config, (hidden, width))
-    gelu = {"ffn.0.weight": up, "ffn.2.weight": down}
-    swiglu = {"ffn.w1.weight": up, "ffn.w2.weight": up, "ffn.w3.weight": down}
-    norms = _norm("attention_norm", config) | _norm("ffn_norm", config)
+    if config.ngpt:
+        return _ngpt_block(config)
+    hidden, width, kind = config.hidden_size, feed_forward_width(config), FEED_FORWARDS[config.hidden_act]
     attention = {"qkv.weight": _qkv(config), "wo.weight": _matrix(config, (hidden, hidden))}
-    return attention | (gelu if config.hidden_act == "gelu" else swiglu) | norms
+    up = {f"{name}.weight": _matrix(config, (width, hidden)) for name in kind.up}
+    down = {f"{kind.down}.weight": _matrix(config, (hidden, width))}
+    return attention | up | down | _norm("attention_norm", config) | _norm("ffn_norm", config)
 
 
 def _ngpt_block(config: NeoBertConfig) -> dict[str, Parameter]:
@@ -88,9 +103,19 @@ def _norm(name: str, config: NeoBertConfig) -> dict[str, Parameter]:
 
 def block_parameters(config: NeoBertConfig) -> tuple[int, int]:
     """Return the matrix parameters of one block (norms, biases and scales not counted); every one works on a token."""
-    matrices = 3 if config.hidden_act == "swiglu" else 2
-    count = 4 * config.hidden_size**2 + matrices * config.hidden_size * feed_forward_width(config)
+    count = sum(parameter.size for parameter in _block(config).values() if parameter.role == "matrix")
     return count, count
+
+
+def kept(config: NeoBertConfig) -> Kept:
+    """Return what a block keeps: its input and the residual stream in fp32; what its norms and attention gave; q, k and
+    v, q and k after rotation too; tensors of its feed-forward. nGPT also keeps what it normalises, mostly in fp32."""
+    hidden, width = config.hidden_size, feed_forward_width(config)
+    if config.ngpt:
+        return Kept((hidden, 5 * hidden), (12 * hidden + 2 * width, 6 * hidden + 3 * width), 6 * hidden + 2 * width)
+    kind, rotated = FEED_FORWARDS[config.hidden_act], hidden * config.rope
+    computed = 3 * hidden + rotated + kind.kept * width
+    return Kept((hidden, 3 * hidden + rotated), (hidden, computed), 6 * hidden + len(kind.up) * width)
 
 
 def rules(config: NeoBertConfig) -> Iterator[Rule]:
@@ -113,6 +138,7 @@ NEOBERT = Architecture(
     parameters=parameters,
     block_parameters=block_parameters,
     feed_forward_width=feed_forward_width,
+    kept=kept,
     head_parameters=lambda config: config.vocab_size * config.hidden_size,
     attention=lambda config: (False, config.dropout_prob > 0),
     rules=rules,

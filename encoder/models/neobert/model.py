@@ -44,7 +44,7 @@ class NeoBertBlock(nn.Module):
         self.dropout_p = config.dropout_prob
         self.qkv = RotaryQKV(size, config.num_attention_heads)
         self.wo = nn.Linear(size, size, bias=False)
-        self.ffn = _feed_forward(config)
+        self.ffn = _FEED_FORWARDS[config.hidden_act](size, feed_forward_width(config))
         self.attention_norm = _norm(config)
         self.ffn_norm = _norm(config)
 
@@ -210,11 +210,11 @@ def _norm(config: NeoBertConfig) -> nn.Module:
     return norm(config.hidden_size, eps=config.norm_eps)
 
 
-def _feed_forward(config: NeoBertConfig) -> nn.Module:
-    size, hidden = config.hidden_size, feed_forward_width(config)
-    if config.hidden_act == "swiglu":
-        return SwiGLU(size, hidden)
+def _gelu(size: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, size, bias=False))
+
+
+_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": _gelu}  # by `hidden_act`, as their matrices in architecture.py
 
 
 def _unit(x: Tensor) -> Tensor:

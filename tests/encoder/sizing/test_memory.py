@@ -5,8 +5,9 @@ import torch
 
 from enc.encoder.config.load import load_config
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.build import build_model
+from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.sizing import memory
 from enc.encoder.sizing.sizes import num_parameters
 
@@ -62,12 +63,25 @@ def test_recomputing_more_keeps_less() -> None:
     assert full < every_second < activations(False)
 
 
+SIZES = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
+MODELS = {
+    "swiglu": NeoBertConfig(**SIZES),
+    "gelu, LayerNorm": NeoBertConfig(**SIZES, hidden_act="gelu", rms_norm=False),
+    "learned positions": NeoBertConfig(**SIZES, rope=False),
+    "nGPT": NeoBertConfig(**SIZES, ngpt=True),
+    "dropout": NeoBertConfig(**SIZES, dropout_prob=0.1),
+    "MPNet": MpnetConfig(**SIZES),
+    "MPNet, pre-norm": MpnetConfig(**SIZES, normalize_before=True),
+}
+
+
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_activations_are_what_autograd_saves(precision: str) -> None:
+@pytest.mark.parametrize("kind", MODELS)
+def test_activations_are_what_autograd_saves(kind: str, precision: str) -> None:
     """To 5 %, counting each storage once, weights and their bf16 copies left out."""
-    model = NeoBertConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
-    config = RunConfig(model=model).changed({"trainer.mixed_precision": precision, "dataset.max_seq_length": 128})
-    module = NeoBertForMaskedLM(model, 1000)
+    words = {"trainer.mixed_precision": precision, "dataset.max_seq_length": 128, "objective": "mlm"}
+    config = RunConfig(model=MODELS[kind]).changed(words)
+    module = build_model(config.model, 1000)
     shapes = {shape for p in module.parameters() for shape in (p.shape, p.T.shape if p.ndim == 2 else p.shape)}
     saved: dict[int, int] = {}
     kept = []

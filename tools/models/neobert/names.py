@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.architecture import Parameter
@@ -30,6 +31,7 @@ _VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
 _HUB_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "rope", "rms_norm",
     "norm_eps", "dropout_prob", "embedding_init_range", "decoder_init_range", "classifier_init_range", "ngpt",
+    "final_logit_softcapping",
 )  # fmt: skip
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
@@ -39,7 +41,10 @@ def hub_keys(found: dict[str, Any], _file: Path) -> dict[str, Any]:
     keys = {f"model.{name}": found[name] for name in _HUB_FIELDS if name in found}
     keys["model.hidden_act"] = str(keys.get("model.hidden_act", "swiglu")).lower()
     positions = found.get("max_position_embeddings", found.get("max_length"))
-    return {**keys, "model.max_position_embeddings": positions} if positions else keys
+    if not positions:
+        return keys
+    longest = min(positions, DatasetConfig().max_seq_length)
+    return {**keys, "model.max_position_embeddings": positions, "dataset.max_seq_length": longest}
 
 
 def neobert_state(
