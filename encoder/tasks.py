@@ -5,8 +5,12 @@ under its own name where training logs it, as `eval_<name>` of an evaluation and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+Rule = tuple[tuple[str, ...], str]
+"""A broken rule: the keys that it spans, and what is wrong and what to do."""
 
 
 def fit(number: float | None, width: int) -> str:
@@ -52,16 +56,28 @@ class Metric:
 class TaskRecord:
     """What a task measures, and what implements it."""
 
+    title: str
+    """What it is, in a sentence of a message."""
+    command: str
+    """The command that starts it: `enc launch <command>`."""
+    help: str
+    """What that command does, in a sentence."""
     code: str
     """Module and class that implement `enc.encoder.run.task.Task`: `module:Class`; imported when a run is built."""
     loss: Metric
-    """What training minimises: each training record and each evaluation has it."""
+    """What training minimises: each training record and each evaluation has it. Its name is `loss` in every task."""
     metrics: tuple[Metric, ...]
     """What an evaluation gives beside it."""
     size: str
     """What a sum of losses is divided by. Like that of every count, its name begins with `num_`."""
     sums: tuple[str, ...]
     """What is summed between two log lines, `loss_sum` and the size among it; checkpoints keep it in this order."""
+    exports: bool = False
+    """Whether a checkpoint can become a folder for transformers."""
+    parameters: Callable[[Any], Mapping[str, Any]] = lambda _config: {}
+    """What it trains beside the model's own parameters, of a run config: a `models.architecture.Parameter` by name."""
+    rules: Callable[[Any], Iterable[Rule]] = lambda _config: ()
+    """Rules that its runs keep to, of a run config."""
 
     @property
     def eval_metrics(self) -> dict[str, Metric]:
@@ -75,6 +91,9 @@ class TaskRecord:
 
 TASKS = {
     "pretraining": TaskRecord(
+        title="pretraining",
+        command="pretrain",
+        help="Pretrain an encoder.",
         code="enc.encoder.run.pretraining:Pretraining",
         loss=Metric("loss", nats, chart="Loss", unit="nats per label"),
         metrics=(
@@ -83,5 +102,12 @@ TASKS = {
         ),
         size="num_labels",
         sums=("loss_sum", "num_labels", "num_correct", "logsumexp_sum"),
+        exports=True,
     ),
 }
+
+if TYPE_CHECKING:
+    TaskName = EvalMetric = str
+else:  # what a config may say
+    TaskName = Literal[tuple(TASKS)]
+    EvalMetric = Literal[tuple(dict.fromkeys(name for task in TASKS.values() for name in task.eval_metrics))]

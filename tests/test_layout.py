@@ -30,7 +30,7 @@ ALLOWED = {
     "encoder.data": "kernels encoder encoder.config encoder.models encoder.sizing",
     "encoder.objectives": "kernels encoder encoder.data encoder.models",
     "encoder.optim": "encoder encoder.models",
-    "encoder.engine": "encoder encoder.config encoder.optim encoder.sizing",
+    "encoder.engine": "encoder encoder.config encoder.models encoder.optim encoder.sizing",
     "encoder.checkpoints": "encoder encoder.engine encoder.optim",
     "encoder.evaluate": "encoder encoder.data",
     "encoder.run": "encoder encoder.*",

@@ -71,7 +71,7 @@ def _refuse_nameless(source: Source, to: str) -> None:
 def _spec(source: Source) -> StateSpec:
     """Return what the optimizer of a checkpoint keeps: ours names it in its config, those of others have AdamW's."""
     config = own_config(source.path) if source.format == "enc" else None
-    return state_spec(config.optimizer, config.model) if config else ADAM_STATE
+    return state_spec(config.optimizer, config.parameters) if config else ADAM_STATE
 
 
 def _missing(source: Source) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from enc.encoder.data.manifest import read_manifest
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import read_json, write_json
 from enc.encoder.models.config import ModelConfig
+from enc.encoder.tasks import TASKS
 from enc.tools.models.export_target import ExportTarget
 from enc.tools.models.registry import tools_of
 from enc.tools.output import new_output, refuse_dtype, refuse_taken
@@ -65,6 +66,9 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
     refuse_dtype(dtype)
     _refuse_incomplete(folder)
     config = load_text((folder / "config.yaml").read_text(), str(folder / "config.yaml")).config
+    task = TASKS[config.task]
+    if not task.exports:
+        raise UsageError(f"{folder} is a checkpoint of {task.title}, which has no form in transformers.")
     counters = numbers_in(folder / "trainer_state.json", {"step": "step", "tokens": "tokens"})
     if len(counters) < 2:
         raise damaged(folder / "trainer_state.json", "step or tokens are missing")

@@ -14,6 +14,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.events import Event, append_event
 from enc.encoder.files import write_json
 from enc.encoder.models import first_weights
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
 from enc.encoder.run.state import TrainState, trainer_state
 from enc.encoder.tasks import TASKS
@@ -80,7 +81,7 @@ def import_run(source: Source, out: Path, config: RunConfig, tokenizer_dir: Path
     step = int(source.counters.get("step") or 0)
     config = _run_config(config, state, source, tokenizer, out, step)
     shapes = {name: tensor.spec.shape for name, tensor in state.weights.items()}
-    kept = state_spec(config.optimizer, state.model).kept(shapes)
+    kept = state_spec(config.optimizer, parameters_of(state.model)).kept(shapes)
     with new_output(out, num_bytes({**shapes, **kept})) as partial:
         folder = partial / "checkpoints" / str(step)
         (folder / "state").mkdir(parents=True)

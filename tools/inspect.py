@@ -88,7 +88,7 @@ def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:
 
 def _choices(config: RunConfig) -> dict[str, str]:
     model, optimizer, trainer = config.model, config.optimizer, config.trainer
-    head = "tied" if "decoder.weight" not in parameter_shapes(model) else "untied"
+    head = "tied" if "decoder.weight" not in parameter_shapes(config) else "untied"
     return {
         "model": f"{model.type}, {model.num_hidden_layers} x {model.hidden_size}, {model.vocab_size} rows, {head} head",
         "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",

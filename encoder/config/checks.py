@@ -9,6 +9,7 @@ from enc.encoder.config.launch_checks import Broken, launch_rules
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.engine.config import ParallelConfig
 from enc.encoder.models.registry import ARCHITECTURES, architecture_of
+from enc.encoder.tasks import TASKS
 
 
 def rule_problems(config: RunConfig) -> Iterator[Broken]:
@@ -19,6 +20,7 @@ def rule_problems(config: RunConfig) -> Iterator[Broken]:
     yield from _schedule_rules(config)
     yield from _trainer_rules(config)
     yield from _parallel_rules(config)
+    yield from _task_rules(config)
     yield from launch_rules(config)
 
 
@@ -124,6 +126,14 @@ def _trainer_rules(config: RunConfig) -> Iterator[Broken]:
             (f"trainer.{key}", "trainer.eval_strategy"),
             f"is {getattr(trainer, key)}, but trainer.eval_strategy no evaluates nothing; set it to steps",
         )
+
+
+def _task_rules(config: RunConfig) -> Iterator[Broken]:
+    task, metric = TASKS[config.task], config.trainer.metric_for_best_model
+    if metric and metric not in task.eval_metrics:
+        key = "trainer.metric_for_best_model"
+        yield (key, "task"), f"is {metric}, but {task.title} is measured by {', '.join(task.eval_metrics)}"
+    yield from task.rules(config)
 
 
 def _parallel_rules(config: RunConfig) -> Iterator[Broken]:

@@ -15,12 +15,14 @@ from pydantic import Discriminator, Tag
 from enc.encoder.config.launch import LaunchConfig
 from enc.encoder.data.config import DataCollatorConfig, DatasetConfig, TokenizerConfig
 from enc.encoder.engine.config import ParallelConfig
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.registry import ARCHITECTURES, architecture_of
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.run.config import TrainerConfig, WandbConfig
 from enc.encoder.section import Bool, Count, KeepsNumbers, NoEffect, Section
+from enc.encoder.tasks import TASKS, TaskName
 
 
 def _model_type(value: Any) -> str:
@@ -40,7 +42,7 @@ else:
 class RunConfig(Section):
     """All that a run depends on."""
 
-    task: Literal["pretraining"] = "pretraining"
+    task: TaskName = "pretraining"
     """What to run."""
     seed: Count = 0
     """Seed of every random draw."""
@@ -67,6 +69,11 @@ class RunConfig(Section):
     """File that the config was read from."""
     pretraining_metadata: Annotated[dict[str, Any], NoEffect("it is a note only")] = {}
     """Notes."""
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Every parameter that the run trains, by name: those of the model, and those that the task adds to it."""
+        return architecture_of(self.model).parameters(self.model) | TASKS[self.task].parameters(self)
 
     @property
     def trained_objective(self) -> str:

@@ -1,5 +1,6 @@
 """A whole copy of the model on each rank, gradients summed over ranks; one rank needs no process group."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from enc.encoder.engine.interface import nothing_of
 from enc.encoder.engine.torch_engine import TorchEngine
-from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.optim.config import OptimizerConfig
 
 
@@ -19,13 +21,13 @@ class DdpEngine(TorchEngine):
         self,
         objective: nn.Module,
         model: nn.Module,
-        model_config: ModelConfig,
+        known: Mapping[str, Parameter],
         optimizer: OptimizerConfig,
         clip: float | None,
         world_size: int,
     ) -> None:
         """Wrap `objective`, which holds `model`, whose parameters are trained and saved under their own names."""
-        super().__init__(model, model_config, optimizer, clip)
+        super().__init__(model, known, optimizer, clip)
         self.world_size = world_size
         self.module = objective
         self.reducer = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world_size > 1 else None
@@ -44,5 +46,5 @@ class DdpEngine(TorchEngine):
     def warm_up(self, batch: Any) -> None:
         """Let DDP see one backward pass: it regroups its buckets after the first, which changes the order of sums."""
         if self.reducer is not None:
-            self.backward(self.forward(batch, last=True).loss_sum * 0.0, last=True)
+            self.backward(nothing_of(self.forward(batch, last=True)), last=True)
             self.optimizer.zero_grad(set_to_none=True)

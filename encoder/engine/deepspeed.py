@@ -10,13 +10,14 @@ DeepSpeed cuts the state into flat partitions; here it is read and written by pa
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.models.config import ModelConfig
+from enc.encoder.engine.interface import nothing_of
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.optim.config import OptimizerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.state_spec import state_spec
@@ -29,7 +30,7 @@ class DeepSpeedEngine:
         self,
         objective: nn.Module,
         model: nn.Module,
-        model_config: ModelConfig,
+        known: Mapping[str, Parameter],
         optimizer: OptimizerConfig,
         settings: dict[str, Any],
         device: torch.device,
@@ -38,12 +39,12 @@ class DeepSpeedEngine:
         self.deepspeed = _import_deepspeed(device)
         self.parameters: dict[str, Any] = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.state_shapes = state_spec(optimizer, model_config).tensors(self.shapes)
+        self.state_shapes = state_spec(optimizer, known).tensors(self.shapes)
         self.optimizer_steps = 0
         self.stage = settings["zero_optimization"]["stage"]
         self.clip = settings["gradient_clipping"]
         engine, *_ = self.deepspeed.initialize(
-            model=objective, optimizer=make_optimizer(optimizer, model_config, self.parameters), config=settings
+            model=objective, optimizer=make_optimizer(optimizer, known, self.parameters), config=settings
         )
         self.module: Any = engine
         self.inner = engine.optimizer if self.stage == 0 else engine.optimizer.optimizer
@@ -74,7 +75,7 @@ class DeepSpeedEngine:
 
     def warm_up(self, batch: Any) -> None:
         """Make the optimizer's state exist, all zero: one update with no gradient at learning rate 0."""
-        self.backward(self.forward(batch, last=True).loss_sum * 0.0, last=True)
+        self.backward(nothing_of(self.forward(batch, last=True)), last=True)
         self.step(0.0)
         for tensor in (tensor for entry in self.inner.state.values() for tensor in entry.values()):
             if isinstance(tensor, Tensor):

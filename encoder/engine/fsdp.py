@@ -4,7 +4,7 @@ With several groups of ranks (hybrid sharding) each group holds a whole sharded 
 groups as well: less traffic between nodes for more memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from enc.encoder.engine.torch_engine import TorchEngine
-from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.optim.config import OptimizerConfig
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -27,7 +27,7 @@ class FsdpEngine(TorchEngine):
         objective: nn.Module,
         model: nn.Module,
         blocks: Iterable[nn.Module],
-        model_config: ModelConfig,
+        known: Mapping[str, Parameter],
         optimizer: OptimizerConfig,
         clip: float | None,
         settings: dict[str, Any],
@@ -49,7 +49,7 @@ class FsdpEngine(TorchEngine):
             fully_shard(block, **options)
         fully_shard(objective, **options)
         assert isinstance(objective, FSDPModule)
-        super().__init__(model, model_config, optimizer, clip)
+        super().__init__(model, known, optimizer, clip)
         self.module: Any = objective
         self.world_size = replicate * shard
 

@@ -8,7 +8,14 @@ number of ranks can continue what another one saved.
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+
+def nothing_of(output: tuple[Any, ...]) -> Tensor:
+    """Return a loss of zero that reaches all that an output of an objective depends on."""
+    parts = [part.sum() * 0.0 for part in output if isinstance(part, Tensor) and part.requires_grad]
+    return torch.stack(parts).sum()
 
 
 class Engine(Protocol):
@@ -24,7 +31,10 @@ class Engine(Protocol):
     """Updates that were really made."""
 
     def forward(self, batch: Any, last: bool) -> Any:
-        """Run the objective; `last` marks the last microbatch of a step, after which gradients are reduced."""
+        """Run the objective, which gives a tuple.
+
+        `last` marks the last microbatch of a step, after which gradients are reduced.
+        """
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of `loss`, this rank's share of the global mean."""

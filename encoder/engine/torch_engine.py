@@ -1,12 +1,12 @@
 """What DDP and FSDP share: PyTorch's optimizer on the model's own parameters, whole or sharded as DTensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enc.encoder.models.config import ModelConfig
+from enc.encoder.models.architecture import Parameter
 from enc.encoder.optim.config import OptimizerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.state_spec import state_spec
@@ -18,14 +18,14 @@ class TorchEngine:
     module: nn.Module
 
     def __init__(
-        self, model: nn.Module, model_config: ModelConfig, optimizer: OptimizerConfig, clip: float | None
+        self, model: nn.Module, known: Mapping[str, Parameter], optimizer: OptimizerConfig, clip: float | None
     ) -> None:
         """Train the parameters of `model`, which is sharded already if it will be."""
         self.parameters = dict(model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.spec = state_spec(optimizer, model_config)
+        self.spec = state_spec(optimizer, known)
         self.state_shapes = self.spec.tensors(self.shapes)
-        self.optimizer = make_optimizer(optimizer, model_config, self.parameters)
+        self.optimizer = make_optimizer(optimizer, known, self.parameters)
         self.optimizer_steps = 0
         self.clip = clip
         for name, parameter in self.parameters.items():

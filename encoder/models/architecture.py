@@ -68,7 +68,7 @@ class Parameter:
         return self.role in ("matrix", "head") or (embeddings and self.role == "embedding")
 
 
-class Kept(NamedTuple):
+class Activations(NamedTuple):
     """What a block keeps for the backward pass, in elements a token: (fp32 ones, ones of the matmuls' dtype)."""
 
     all: tuple[int, int]
@@ -94,7 +94,7 @@ class Architecture:
     """Matrix parameters of one block: those that work on a token, and all of them."""
     feed_forward_width: Callable[[Any], int]
     """F."""
-    kept: Callable[[Any], Kept]
+    activations: Callable[[Any], Activations]
     """What a block keeps for the backward pass, dropout's draws left out."""
     head_parameters: Callable[[Any], int]
     """Matrix parameters that work on a predicted token after the last block."""

@@ -1,6 +1,6 @@
 """A model with its first weights, from its config section."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Literal, Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from enc.encoder.keyed import torch_rng
-from enc.encoder.models.architecture import Init
+from enc.encoder.models.architecture import Init, Parameter
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.registry import architecture_of
 
@@ -54,15 +54,14 @@ def build_model(config: ModelConfig, num_tokens: int) -> nn.Module:
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def init_weights(model: nn.Module, known: Mapping[str, Parameter], seed: int) -> None:
     """Fill every parameter from its own name and the seed, so that neither order nor sharding matters.
 
-    Raises ValueError for a parameter that the model's `Architecture` does not name: no rule says how it starts.
+    Raises ValueError for a parameter of which nothing is known: no rule says how it starts.
     """
-    known = architecture_of(config).parameters(config)
     for name, parameter in model.named_parameters():
         if name not in known:
-            raise ValueError(f"{name} {tuple(parameter.shape)} has no rule for its first values in {config.type}")
+            raise ValueError(f"{name} {tuple(parameter.shape)} has no rule for its first values")
         _fill(parameter, known[name].init, torch_rng(seed, "init", name))
 
 

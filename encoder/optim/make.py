@@ -1,13 +1,11 @@
 """The optimizer that the config names. What it keeps is said in `enc.encoder.optim.state_spec`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from enc.encoder.models.architecture import Parameter
-from enc.encoder.models.config import ModelConfig
-from enc.encoder.models.registry import architecture_of
 from enc.encoder.optim.adamw import adam, adamw
 from enc.encoder.optim.config import OptimizerConfig
 
@@ -18,8 +16,7 @@ _MAKERS: dict[str, Callable[[OptimizerConfig, Trained], torch.optim.Optimizer]] 
 
 
 def make_optimizer(
-    optimizer: OptimizerConfig, model: ModelConfig, named_parameters: dict[str, nn.Parameter]
+    optimizer: OptimizerConfig, known: Mapping[str, Parameter], named_parameters: dict[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of one config section for parameters, by name, of the model of another."""
-    known = architecture_of(model).parameters(model)
+    """Build the optimizer of a config section for parameters by name, of which this is known."""
     return _MAKERS[optimizer.name](optimizer, [(p, known[name]) for name, p in named_parameters.items()])

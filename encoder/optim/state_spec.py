@@ -3,18 +3,16 @@
 Only the optimizer knows what its tensors mean. All others go by their names and shapes: engines gather and load them,
 checkpoints store them, sizes count them, importers and converters look for them.
 
-    sections `optimizer`, `model` ─state_spec─▶ StateSpec ─tensors(shapes of weights)─▶ {name: shape} of the state
+    section `optimizer`, parameters ─state_spec─▶ StateSpec ─tensors(shapes of weights)─▶ {name: shape} of the state
 
 A weight goes under its parameter's name, what is kept for it under `<kind>.<parameter>`, as `exp_avg.decoder.weight`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from enc.encoder.models.architecture import Parameter, Shape
-from enc.encoder.models.config import ModelConfig
-from enc.encoder.models.registry import architecture_of
 from enc.encoder.optim.config import OptimizerConfig
 
 
@@ -57,9 +55,9 @@ class StateSpec:
         return {**shapes, **self.kept(shapes)}
 
 
-def state_spec(optimizer: OptimizerConfig, model: ModelConfig) -> StateSpec:
-    """Return what the optimizer of one config section keeps for the parameters of the model of another."""
-    parameters, rule = architecture_of(model).parameters(model), _RULES[optimizer.name]
+def state_spec(optimizer: OptimizerConfig, parameters: Mapping[str, Parameter]) -> StateSpec:
+    """Return what the optimizer of a config section keeps for parameters, which are given by name."""
+    rule = _RULES[optimizer.name]
     return StateSpec(lambda name: rule(optimizer, parameters[name]))
 
 

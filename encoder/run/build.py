@@ -16,7 +16,7 @@ def build_engine(run_dir: Path, config: RunConfig, task: Task, device: torch.dev
 
     What a sharding engine is told it reads from its file in the run folder. Raises UsageError when that is broken.
     """
-    trainer, sections, engine = config.trainer, (config.model, config.optimizer), config.parallel.engine
+    trainer, sections, engine = config.trainer, (config.parameters, config.optimizer), config.parallel.engine
     model, objective, split = task.model, module_of(task), task.share.split
     if trainer.torch_compile:
         # Flat batches differ in length. Dynamic shapes from the first step on, for a run that compiled static ones

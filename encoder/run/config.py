@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from enc.encoder.section import Beta, Bool, Count, KeepsNumbers, Line, NoEffect, NonNegativeFloat, PositiveInt, Section
+from enc.encoder.tasks import EvalMetric
 
 
 def _precision(value: Any) -> Any:
@@ -95,9 +96,7 @@ class TrainerConfig(Section):
     """No progress bar."""
     enforce_full_packed_batches: Annotated[Bool, NoEffect("every microbatch has the same number of rows")] = True
     """Hold back undersized packed batches."""
-    metric_for_best_model: Annotated[
-        Literal["eval_loss", "eval_accuracy", "eval_perplexity"] | None, KeepsNumbers()
-    ] = None
+    metric_for_best_model: Annotated[EvalMetric | None, KeepsNumbers()] = None
     """Metric of the evaluation whose best checkpoint is saved at once and never deleted; none by default."""
     greater_is_better: Annotated[Bool, NoEffect("the metric says it"), KeepsNumbers()] = True
     """Direction of that metric."""

@@ -6,7 +6,8 @@ from typing import Any
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.interface import Share, StepSizes
 from enc.encoder.data.store_data import StoreData
-from enc.encoder.evaluate.mlm import MlmEvaluation
+from enc.encoder.evaluate.mlm import mlm_metrics
+from enc.encoder.evaluate.sums import HeldOutSums
 from enc.encoder.hardware import Hardware
 from enc.encoder.models import build as models
 from enc.encoder.models import fast_paths, first_weights
@@ -36,9 +37,9 @@ class Pretraining:
     def load_first_weights(self) -> None:
         first_weights.load(self.model, self.config.model, self.model.num_tokens)
 
-    def evaluation(self, split: str, max_batches: int | None = None) -> MlmEvaluation:
+    def evaluation(self, split: str, max_batches: int | None = None) -> HeldOutSums:
         batches = self.data.held_out_batches(split)
-        return MlmEvaluation(batches, batches.purpose, max_batches)
+        return HeldOutSums(batches, mlm_metrics, batches.purpose, max_batches)
 
     def train_metrics(self, window: dict[str, float]) -> TrainMetrics:
         num_labels = window["num_labels"]
@@ -87,7 +88,7 @@ def _describe_objective(config: RunConfig) -> str:
 def build_model(config: RunConfig, num_tokens: int) -> tuple[Any, MlmObjective]:
     """Return the model with its first weights, a `MaskedLanguageModel`, and its training objective."""
     model: Any = models.build_model(config.model, num_tokens)
-    models.init_weights(model, config.model, config.seed)
+    models.init_weights(model, config.parameters, config.seed)
     trainer, parallel = config.trainer, config.parallel
     if trainer.gradient_checkpointing:
         model.recompute(parallel.activation_checkpointing, parallel.activation_checkpointing_every)

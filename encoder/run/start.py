@@ -108,7 +108,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
     return [
         ("run", str(run.dir)),
         ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
-        ("model", f"{config.model.type}, {num_parameters(config.model) / 1e6:.1f} M parameters, "
+        ("model", f"{config.model.type}, {num_parameters(config) / 1e6:.1f} M parameters, "
                   f"{config.model.num_hidden_layers} x {config.model.hidden_size}"),
         *run.task.describe(run.state.step),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "

@@ -76,7 +76,7 @@ def static_bytes(config: RunConfig, world_size: int) -> StaticBytes:
 
 def step_bytes(config: RunConfig, world_size: int, rows: int) -> StepBytes:
     """Estimate what a step adds at its peak, with microbatches of `rows` rows."""
-    params = num_parameters(config.model)
+    params = num_parameters(config)
     return StepBytes(
         gradients=_step_gradients(config, world_size, params),
         copies=_weight_copies(config, params),
@@ -129,18 +129,18 @@ def low_precision(config: RunConfig) -> bool:
 
 def _moments(config: RunConfig) -> dict[str, Shape]:
     """Return the shapes of what the optimizer keeps, by name."""
-    return state_spec(config.optimizer, config.model).kept(parameter_shapes(config.model))
+    return state_spec(config.optimizer, config.parameters).kept(parameter_shapes(config))
 
 
 def _ddp_static(config: RunConfig, world_size: int) -> StaticBytes:
-    whole = 4 * num_parameters(config.model)
+    whole = 4 * num_parameters(config)
     # Gradients are views of DDP's buckets, which stay; one rank has none and frees its gradients.
     return StaticBytes(weights=whole, gradients=whole if world_size > 1 else 0, moments=num_bytes(_moments(config)))
 
 
 def _fsdp_static(config: RunConfig, world_size: int) -> StaticBytes:
     shards = world_size // config.parallel.replicate
-    weights, moments = (_own_rows(s, shards) for s in (parameter_shapes(config.model), _moments(config)))
+    weights, moments = (_own_rows(s, shards) for s in (parameter_shapes(config), _moments(config)))
     if config.parallel.offload == "parameters":
         return StaticBytes(host_state=weights + moments)
     return StaticBytes(weights=weights, moments=moments)
@@ -153,14 +153,14 @@ def _own_rows(shapes: dict[str, Shape], shards: int) -> int:
 
 def _zero_static(config: RunConfig, world_size: int) -> StaticBytes:
     """ZeRO 0 to 2: whole weights on each rank, from 1 on beside a flat fp32 partition with its moments."""
-    params, width = num_parameters(config.model), 2 if low_precision(config) else 4
+    params, width = num_parameters(config), 2 if low_precision(config) else 4
     if config.parallel.zero_stage == 0:
         return StaticBytes(weights=4 * params, moments=num_bytes(_moments(config)))
     own = _partition(params, world_size)
     params = own * world_size
     moments = 4 * sum(_partition(count, world_size) for count in _elements_by_kind(config).values())
     if config.parallel.offload == "optimizer":
-        largest = max(prod(shape) for shape in parameter_shapes(config.model).values())
+        largest = max(prod(shape) for shape in parameter_shapes(config).values())
         return StaticBytes(
             weights=width * params,
             buffers=width * largest,
@@ -190,7 +190,7 @@ def _elements_by_kind(config: RunConfig) -> dict[str, int]:
 
 
 def _zero3_static(config: RunConfig, world_size: int) -> StaticBytes:
-    counts = [prod(shape) for shape in parameter_shapes(config.model).values()]
+    counts = [prod(shape) for shape in parameter_shapes(config).values()]
     own = sum(ceil(count / world_size) for count in counts)
     moments = 4 * sum(ceil(prod(shape) / world_size) for shape in _moments(config).values())
     width = 2 if low_precision(config) else 4
@@ -269,7 +269,7 @@ def _activations(config: RunConfig, rows: int) -> int:
     model, trainer, parallel = config.model, config.trainer, config.parallel
     text, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
     tokens = ceil(text * states_per_token(config)[0])
-    layers, of_block = model.num_hidden_layers, architecture_of(model).kept(model)
+    layers, of_block = model.num_hidden_layers, architecture_of(model).activations(model)
     of_all, of_computed = (4 * fp32 + width * others for fp32, others in (of_block.all, of_block.computed))
     block = tokens * (of_all + of_computed)
     if not trainer.gradient_checkpointing:

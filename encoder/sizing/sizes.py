@@ -3,8 +3,6 @@
 Legend: H hidden size, L layers, V vocabulary rows, P tokens that are predicted.
 """
 
-from math import prod
-
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.models.registry import architecture_of
@@ -21,14 +19,14 @@ def block_parameters(model: ModelConfig) -> int:
     return architecture_of(model).block_parameters(model)[1]
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every trained parameter under its name in the model; a tied head has none of its own."""
-    return architecture_of(model).shapes(model)
+    return {name: parameter.shape for name, parameter in config.parameters.items()}
 
 
-def num_parameters(model: ModelConfig) -> int:
+def num_parameters(config: RunConfig) -> int:
     """Return the number of trained parameters, every one counted once."""
-    return sum(prod(shape) for shape in parameter_shapes(model).values())
+    return sum(parameter.size for parameter in config.parameters.values())
 
 
 def states_per_token(config: RunConfig) -> tuple[float, float]:
@@ -65,4 +63,4 @@ def training_flops(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Return the size of one checkpoint: weights and what the optimizer keeps, in fp32."""
-    return num_bytes(state_spec(config.optimizer, config.model).tensors(parameter_shapes(config.model)))
+    return num_bytes(state_spec(config.optimizer, config.parameters).tensors(parameter_shapes(config)))

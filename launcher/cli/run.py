@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enc.encoder.errors import UsageError
+from enc.encoder.tasks import TASKS
 from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
+
+_ANY_KEY = "Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."
 
 launch_app = typer.Typer(help="Start a run.", no_args_is_help=True)
 eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
@@ -23,8 +27,7 @@ RunOption = Annotated[
 ]
 
 
-@launch_app.command("pretrain", context_settings=OVERRIDES)
-def launch_pretrain(
+def launch_task(
     context: typer.Context,
     config: ConfigArgument,
     nproc: NprocOption = None,
@@ -43,15 +46,27 @@ def launch_pretrain(
     allow_change: Annotated[bool, typer.Option("--allow-change", help="Resume although the config changed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Pretrain an encoder. Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."""
+    """Start a run of a task; the command's own name says of which."""
     chained = {} if after is None else {"launch.slurm.after": after}
     loaded = load(config, context, _placed(nproc, nodes, partition, time_limit, site) | chained)
+    _refuse_another_task(loaded, context)
     if dry_run:
         _show_plan(loaded, as_json)
     elif rehearse:
         _rehearse(loaded, trouble.split(","), as_json)
     else:
         _launch(loaded, allow_change, as_json)
+
+
+for _task in TASKS.values():
+    launch_app.command(_task.command, context_settings=OVERRIDES, help=f"{_task.help} {_ANY_KEY}")(launch_task)
+
+
+def _refuse_another_task(config: "RunConfig", context: typer.Context) -> None:
+    """Raise UsageError when the command is that of another task than the config's."""
+    command = TASKS[config.task].command
+    if command != context.info_name:
+        raise UsageError(f"The config's task is {config.task}. Start it with `enc launch {command}`.")
 
 
 def _placed(

@@ -106,7 +106,7 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
     rate = cluster.ranks * cluster.gpu.peak_flops(config.trainer.mixed_precision == "bf16") * mfu
     steps = config.trainer.max_steps
     return {
-        "parameters": num_parameters(config.model),
+        "parameters": num_parameters(config),
         "global_batch_size": split.rows_per_step,
         "gradient_accumulation_steps": split.accumulation,
         "rows_per_microbatch": split.rows_per_microbatch,

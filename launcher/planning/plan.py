@@ -88,7 +88,7 @@ class Plan:
             "total_tokens": self.tokens_per_step * trainer.max_steps,
             "corpus_tokens": self.store_facts.train_tokens,
             "vocab_size": model.vocab_size,
-            "parameters": sizes.num_parameters(model),
+            "parameters": sizes.num_parameters(self.config),
             "memory_mb": {name: round(size / 2**20, 1) for name, size in self.memory.items()},
             "checkpoint_mb": round(self.checkpoint_bytes / 2**20, 1),
         }

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.registry import parameters_of
 
 ANNOTATED = GOLDEN / "annotated-mpnet"
 NUM_TOKENS = 700
@@ -24,7 +25,7 @@ def tiny_mpnet(seed: int = 0, **changes) -> tuple[MpnetForMaskedLM, MpnetConfig]
     """Return a model whose biases, norms and relative bias are far from their first values, and its config."""
     config = MpnetConfig(**{**FIELDS, "vocab_size": 768, "initializer_range": 0.2, **changes})
     model = MpnetForMaskedLM(config, NUM_TOKENS)
-    init_weights(model, config, seed)
+    init_weights(model, parameters_of(config), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -19,6 +19,7 @@ from enc.encoder.errors import RunError, UsageError
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.tools import export
 from enc.tools.export import export_model
 
@@ -53,7 +54,7 @@ def trained(**changes) -> tuple[NeoBertForMaskedLM, NeoBertConfig]:
     ranges = dict(max_position_embeddings=64, decoder_init_range=0.2, embedding_init_range=0.5)
     config = NeoBertConfig(**{**fields, **ranges, **changes})
     model = NeoBertForMaskedLM(config, NUM_TOKENS)
-    init_weights(model, config, seed=0)
+    init_weights(model, parameters_of(config), seed=0)
     if model.head_bias is not None:
         torch.nn.init.normal_(model.head_bias, generator=torch.Generator().manual_seed(1))
     return model.eval(), config

@@ -19,6 +19,7 @@ from enc.encoder.errors import UsageError
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.tools.import_run import import_run
 from enc.tools.models.neobert.export import hf_config
 from enc.tools.models.neobert.names import hub_keys
@@ -123,7 +124,7 @@ def release(folder: Path, num_rows: int) -> NeoBertForMaskedLM:
     """Write random weights as the first NeoBERT was released: w1 and w2 in one matrix, a head with a bias."""
     config = NeoBertConfig(**FIELDS, vocab_size=512, tie_word_embeddings=False, decoder_bias=True)
     model = NeoBertForMaskedLM(config, 512).eval()
-    init_weights(model, config, 0)
+    init_weights(model, parameters_of(config), 0)
     torch.nn.init.normal_(model.head_bias)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer in range(2):

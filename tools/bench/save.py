@@ -87,7 +87,7 @@ def main() -> None:
         return
     stage = f" ZeRO-{arguments.zero_stage}" if arguments.engine == "deepspeed" else ""
     print(f"{platform.processor() or platform.machine()}, {arguments.engine}{stage}, {arguments.nproc} process(es)")
-    print(f"{num_parameters(config.model) / 1e6:.1f} M parameters, checkpoint {checkpoint_bytes(config) / 1e9:.2f} GB")
+    print(f"{num_parameters(config) / 1e6:.1f} M parameters, checkpoint {checkpoint_bytes(config) / 1e9:.2f} GB")
     print(f"a step of {arguments.rows * arguments.nproc} rows takes {figures['step_s']:.2f} s; a checkpoint every 100:")
     print(f"  training waits            {figures['waited_s']:6.2f} s  {figures['share_waited']:7.2%}")
     print(f"  steps beside the write   +{figures['slower_s']:6.2f} s")

@@ -334,7 +334,7 @@ def _setting(asked: Asked, config: RunConfig) -> dict[str, Any]:
         "heads": config.model.num_attention_heads,
         "feed_forward": feed_forward_width(config.model),
         "vocabulary": config.model.vocab_size,
-        "enc_parameters": num_parameters(config.model),
+        "enc_parameters": num_parameters(config),
         "hf_parameters": modernbert(config, tokenizer, asked.sparse_prediction).num_parameters(),
     }
     return {

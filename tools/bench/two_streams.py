@@ -47,6 +47,7 @@ from enc.encoder.keyed import numpy_rng
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.models.vocabulary import padded_vocab_size
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.kernels.attention_rules import relative_buckets
@@ -204,7 +205,7 @@ def compare(size: str, dtype: str, count: int, rounds: int, clock: str, store: P
     num_tokens = sum(document.num_tokens for document in documents)
     batches = [documents[start : start + BATCH] for start in range(0, count, BATCH)]
     model = MpnetForMaskedLM(config, tokenizer.num_tokens).train()
-    init_weights(model, config, 0)
+    init_weights(model, parameters_of(config), 0)
     objective = MlmObjective(model, tokenizer.num_tokens, bf16=dtype == "bf16")
     flat = collate(documents)
     layouts = {

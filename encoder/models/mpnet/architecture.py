@@ -5,7 +5,7 @@ Legend as in ``enc.encoder.models.architecture``.
 
 from collections.abc import Iterator
 
-from enc.encoder.models.architecture import Architecture, Init, Kept, Matrix, Parameter, Rule, Shape
+from enc.encoder.models.architecture import Activations, Architecture, Init, Matrix, Parameter, Rule, Shape
 from enc.encoder.models.mpnet.config import MpnetConfig
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table are never read: fairseq gave 1 to padding
@@ -62,11 +62,11 @@ def block_parameters(config: MpnetConfig) -> tuple[int, int]:
     return count, count
 
 
-def kept(config: MpnetConfig) -> Kept:
+def activations(config: MpnetConfig) -> Activations:
     """Return what a block keeps: its input and the residual stream in fp32; what its norms and attention gave; q, k and
     v; the feed-forward before and after its activation."""
     hidden, width = config.hidden_size, config.intermediate_size
-    return Kept((hidden, 3 * hidden), (hidden, 3 * hidden + 2 * width), 6 * hidden + width)
+    return Activations((hidden, 3 * hidden), (hidden, 3 * hidden + 2 * width), 6 * hidden + width)
 
 
 def rules(config: MpnetConfig) -> Iterator[Rule]:
@@ -86,7 +86,7 @@ MPNET = Architecture(
     parameters=parameters,
     block_parameters=block_parameters,
     feed_forward_width=lambda config: config.intermediate_size,
-    kept=kept,
+    activations=activations,
     head_parameters=lambda config: (config.vocab_size + config.hidden_size) * config.hidden_size,
     attention=lambda config: (True, config.attention_dropout_prob > 0),
     rules=rules,

@@ -6,7 +6,7 @@ Legend as in ``enc.encoder.models.architecture``.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from enc.encoder.models.architecture import Architecture, Init, Kept, Matrix, Parameter, Rule, Shape, rounded_up
+from enc.encoder.models.architecture import Activations, Architecture, Init, Matrix, Parameter, Rule, Shape, rounded_up
 from enc.encoder.models.neobert.config import NeoBertConfig
 
 
@@ -107,15 +107,16 @@ def block_parameters(config: NeoBertConfig) -> tuple[int, int]:
     return count, count
 
 
-def kept(config: NeoBertConfig) -> Kept:
+def activations(config: NeoBertConfig) -> Activations:
     """Return what a block keeps: its input and the residual stream in fp32; what its norms and attention gave; q, k and
     v, q and k after rotation too; tensors of its feed-forward. nGPT also keeps what it normalises, mostly in fp32."""
     hidden, width = config.hidden_size, feed_forward_width(config)
     if config.ngpt:
-        return Kept((hidden, 5 * hidden), (12 * hidden + 2 * width, 6 * hidden + 3 * width), 6 * hidden + 2 * width)
+        normalised = (12 * hidden + 2 * width, 6 * hidden + 3 * width)
+        return Activations((hidden, 5 * hidden), normalised, 6 * hidden + 2 * width)
     kind, rotated = FEED_FORWARDS[config.hidden_act], hidden * config.rope
     computed = 3 * hidden + rotated + kind.kept * width
-    return Kept((hidden, 3 * hidden + rotated), (hidden, computed), 6 * hidden + len(kind.up) * width)
+    return Activations((hidden, 3 * hidden + rotated), (hidden, computed), 6 * hidden + len(kind.up) * width)
 
 
 def rules(config: NeoBertConfig) -> Iterator[Rule]:
@@ -138,7 +139,7 @@ NEOBERT = Architecture(
     parameters=parameters,
     block_parameters=block_parameters,
     feed_forward_width=feed_forward_width,
-    kept=kept,
+    activations=activations,
     head_parameters=lambda config: config.vocab_size * config.hidden_size,
     attention=lambda config: (False, config.dropout_prob > 0),
     rules=rules,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import TESTS
 from rendered import CASES, RENDERED, rendered
 
 from enc.encoder.config.schema import RunConfig, flatten
@@ -24,7 +25,6 @@ from enc.encoder.errors import UsageError
 from enc.encoder.sizing.batch_split import BatchSplit
 
 SPLIT = BatchSplit(world_size=4, accumulation=2, rows_per_microbatch=8)
-HERE = Path(__file__).parent
 # What the Trainer of transformers fills in (integrations/deepspeed.py, trainer_config_process and _finalize).
 FILLED_BY_HF = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
                 "gradient_clipping", "bf16.enabled"}  # fmt: skip
@@ -55,9 +55,8 @@ def test_bases_work_with_the_hf_trainer(path: Path) -> None:
 
 def test_the_installed_deepspeed_has_the_keys_of_the_table() -> None:
     """A new DeepSpeed shows up here. `python tests/support/deepspeed_keys.py > ds_configs/keys.json` takes it over."""
-    found = subprocess.run(
-        [sys.executable, HERE / "deepspeed_keys.py"], capture_output=True, text=True, timeout=120, check=True
-    )
+    words = [sys.executable, TESTS / "support" / "deepspeed_keys.py"]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(found.stdout) == json.loads(KEYS.read_text())
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from enc.encoder.models.build import build_model, init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.neobert.config import NeoBertConfig
-from enc.encoder.models.registry import ARCHITECTURES, architecture_of
+from enc.encoder.models.registry import ARCHITECTURES, architecture_of, parameters_of
 from enc.encoder.models.vocabulary import padded_vocab_size
 
 NUM_TOKENS = 300
@@ -27,7 +27,7 @@ SECTIONS = {
 
 def built(section) -> nn.Module:  # type: ignore[no-untyped-def]
     model = build_model(section, NUM_TOKENS)
-    init_weights(model, section, seed=1)
+    init_weights(model, parameters_of(section), seed=1)
     return model
 
 
@@ -74,7 +74,7 @@ def test_a_parameter_that_no_rule_names_is_an_error() -> None:
     model = build_model(section, NUM_TOKENS)
     model.experts = nn.Parameter(torch.empty(4, 16, 32))
     with pytest.raises(ValueError, match=r"experts \(4, 16, 32\) has no rule"):
-        init_weights(model, section, seed=0)
+        init_weights(model, parameters_of(section), seed=0)
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -23,6 +23,7 @@ from enc.encoder.keyed import numpy_rng
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import ACTIVATIONS, MpnetForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.kernels.attention_rules import relative_buckets
 from enc.tools.models.mpnet.names import own_tensors
@@ -41,7 +42,7 @@ def tiny_model(seed: int = 0, **changes) -> MpnetForMaskedLM:
     """Return a small model whose norms and biases are not at their first values."""
     config = tiny_config(**changes)
     model = MpnetForMaskedLM(config, NUM_TOKENS)
-    init_weights(model, config, seed)
+    init_weights(model, parameters_of(config), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import Microbatch
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.encoder.sizing.sizes import num_parameters
 from enc.kernels.masked_ce import masked_ce
@@ -38,7 +40,7 @@ def tiny_model(seed: int = 0, num_tokens: int = 300, **changes) -> NeoBertForMas
     # Wide initial ranges: with the usual 0.02 the blocks hardly change the residual stream, and tests see little.
     config = tiny_config(**{"decoder_init_range": 0.2, "embedding_init_range": 0.5, **changes})
     model = NeoBertForMaskedLM(config, num_tokens)
-    init_weights(model, config, seed)
+    init_weights(model, parameters_of(config), seed)
     return model
 
 
@@ -287,7 +289,9 @@ def test_state_dict_holds_each_tensor_once_under_neoberts_names(tied):
     names = list(model.state_dict())
     assert ("decoder.weight" in names) is not tied
     assert names == [name for name, _ in model.named_parameters()]
-    assert sum(p.numel() for p in model.parameters()) == num_parameters(tiny_config(tie_word_embeddings=tied))
+    assert sum(p.numel() for p in model.parameters()) == num_parameters(
+        RunConfig(model=tiny_config(tie_word_embeddings=tied))
+    )
 
 
 def test_init_depends_on_names_and_seed_alone():

@@ -58,7 +58,7 @@ def filled(config: RunConfig) -> MpnetForMaskedLM:
 
 def first_weights(config: RunConfig) -> MpnetForMaskedLM:
     model = MpnetForMaskedLM(config.model, NUM_TOKENS)
-    init_weights(model, config.model, config.seed)
+    init_weights(model, config.parameters, config.seed)
     return model
 
 

@@ -9,6 +9,7 @@ import torch
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.neobert.config import NeoBertConfig
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.optim.config import OptimizerConfig, SchedulerConfig
 from enc.encoder.optim.make import make_optimizer
 from enc.encoder.optim.schedule import make_schedule
@@ -107,7 +108,7 @@ def test_polynomial_decay_counts_from_one(settings: dict, total: int, expected: 
 )
 def test_decay_groups(name: str, shape: tuple[int, ...], expected: bool) -> None:
     parameter = torch.nn.Parameter(torch.zeros(shape))
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), NEOBERT, {name: parameter})
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), parameters_of(NEOBERT), {name: parameter})
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5 if expected else 0.0]
 
 
@@ -118,7 +119,7 @@ def test_decay_groups_of_an_mpnet() -> None:
     vectors = {name for name, p in named.items() if p.ndim == 1}
     decayed = {}
     for asked in (False, True):
-        optimizer = make_optimizer(OptimizerConfig(decay_embeddings=asked), config, named)
+        optimizer = make_optimizer(OptimizerConfig(decay_embeddings=asked), parameters_of(config), named)
         of_group = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
         decayed[asked] = {name for name, p in named.items() if id(p) in of_group}
     assert named.keys() - decayed[True] == vectors
@@ -135,7 +136,7 @@ def test_adamw_equals_the_formula() -> None:
     start = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameter = torch.nn.Parameter(start.float())
     config = OptimizerConfig(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
-    optimizer = make_optimizer(config, NEOBERT, {"decoder.weight": parameter})
+    optimizer = make_optimizer(config, parameters_of(NEOBERT), {"decoder.weight": parameter})
     weight, m, v = start.float().double(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, 4):
         gradient = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
@@ -151,7 +152,7 @@ def test_adam_puts_decay_into_the_gradient() -> None:
     """`adam` decays every parameter as L2, so a norm's weight moves without a gradient."""
     parameter = torch.nn.Parameter(torch.ones(4))
     optimizer = make_optimizer(
-        OptimizerConfig(name="adam", weight_decay=0.5), NEOBERT, {"model.layer_norm.weight": parameter}
+        OptimizerConfig(name="adam", weight_decay=0.5), parameters_of(NEOBERT), {"model.layer_norm.weight": parameter}
     )
     parameter.grad = torch.zeros(4)
     optimizer.step()

@@ -20,7 +20,7 @@ def changed(**parallel: object) -> RunConfig:
 
 def test_sharding_divides_what_is_held() -> None:
     """Bytes a parameter between steps: 16 with DDP, 12 over the ranks with FSDP, 2 + 12 over the ranks with ZeRO 2."""
-    params, ranks = num_parameters(CONFIG.model), 8
+    params, ranks = num_parameters(CONFIG), 8
     held = {
         "ddp": memory.static_bytes(changed(engine="ddp"), ranks).device,
         "fsdp": memory.static_bytes(changed(engine="fsdp"), ranks).device,

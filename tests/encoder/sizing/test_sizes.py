@@ -34,8 +34,8 @@ def test_parameters_are_counted_exactly(options: dict) -> None:
     }
     config = NeoBertConfig(**(small | {"max_position_embeddings": 40} | options))
     model = NeoBertForMaskedLM(config, num_tokens=200)
-    assert parameter_shapes(config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert num_parameters(config) == sum(p.numel() for p in model.parameters())
+    assert parameter_shapes(RunConfig(model=config)) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert num_parameters(RunConfig(model=config)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize_before": True, "relative_attention_num_buckets": 12}])
@@ -44,13 +44,13 @@ def test_parameters_of_an_mpnet_are_counted_exactly(options: dict) -> None:
     config = MpnetConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
                          vocab_size=256, max_position_embeddings=40, **options)  # fmt: skip
     model = MpnetForMaskedLM(config, num_tokens=200)
-    assert parameter_shapes(config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert parameter_shapes(RunConfig(model=config)) == {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def test_mpnet_base() -> None:
     """The defaults are microsoft/mpnet-base: as many parameters as transformers' MPNetForMaskedLM at 30,527 tokens."""
     model = MpnetConfig(vocab_size=30527)
-    assert num_parameters(model) == 109_518_527
+    assert num_parameters(RunConfig(model=model)) == 109_518_527
     assert (model.num_buckets, model.max_distance) == (32, 128)
     longer = MpnetConfig(max_position_embeddings=1024)
     assert (longer.num_buckets, longer.max_distance) == (64, 256)
@@ -61,9 +61,9 @@ def test_mpnet_base() -> None:
 def test_published_sizes() -> None:
     """NeoBERT's 250 M: 222.8 M tied, 247.4 M untied at 32,000 tokens."""
     model = load_config("neobert-250m").config.model.model_copy(update={"vocab_size": 32000})
-    assert round(num_parameters(model) / 1e6, 1) == 247.4
+    assert round(num_parameters(RunConfig(model=model)) / 1e6, 1) == 247.4
     tied = model.model_copy(update={"tie_word_embeddings": True})
-    assert round(num_parameters(tied) / 1e6, 1) == 222.8
+    assert round(num_parameters(RunConfig(model=tied)) / 1e6, 1) == 222.8
 
 
 def test_flops_of_a_step() -> None:

@@ -15,6 +15,7 @@ from enc.encoder.keyed import numpy_rng
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.encoder.objectives.mlm import MlmObjective
 from enc.kernels.masked_ce import IGNORE_INDEX
 from enc.tools.bench.two_streams import pad, padded_loss, shortest
@@ -35,7 +36,7 @@ def test_the_rival_has_the_same_loss_and_gradients(pre_norm: bool) -> None:
     config = MpnetConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                          vocab_size=384, normalize_before=pre_norm, initializer_range=0.1)  # fmt: skip
     model = MpnetForMaskedLM(config, NUM_TOKENS)
-    init_weights(model, config, 0)
+    init_weights(model, parameters_of(config), 0)
     model.eval()
     documents = [document(size) for size in (30, 9, 41, 3, 3)]
     results = []

@@ -112,7 +112,8 @@ def mpnet_state(
     if EMBEDDING not in weights:
         raise UsageError(f"There is no embedding of an MPNet among the tensors of {source.path}: not an MPNet.")
     fit = Fit(MPNET.shapes(model), (EMBEDDING, HEAD_BIAS), unused_rows(weights, moments, EMBEDDING), source.path)
-    return ModelState(model, fit.fitted(weights), fit.fitted_moments(moments, state_spec(optimizer, model)))
+    fitted_moments = fit.fitted_moments(moments, state_spec(optimizer, MPNET.parameters(model)))
+    return ModelState(model, fit.fitted(weights), fitted_moments)
 
 
 def _check_tokenizer(source: Source, tokenizer: EncoderTokenizer) -> None:

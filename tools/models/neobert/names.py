@@ -66,7 +66,7 @@ def neobert_state(
     numbered = any("#" in name for name in source.moments)
     moments = _named(source, weights, NEOBERT.parameters(model)) if numbered else _clean(source.moments)
     fit = Fit(shapes, _VOCABULARY, unused_rows(weights, moments, EMBEDDING), source.path)
-    fitted_moments = fit.fitted_moments(_split(moments), state_spec(optimizer, model))
+    fitted_moments = fit.fitted_moments(_split(moments), state_spec(optimizer, NEOBERT.parameters(model)))
     return ModelState(model, fit.fitted(_split(weights)), fitted_moments)
 
 

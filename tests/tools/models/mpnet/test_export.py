@@ -21,6 +21,7 @@ from enc.encoder.models import first_weights
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.tools.export import ExportResult, export_checkpoint, export_model
 from enc.tools.import_run import hf_model_keys, import_run
 from enc.tools.readers.detect import open_source
@@ -186,7 +187,7 @@ def test_out_and_in_and_out_again_changes_no_byte(variant: str | None, way: str,
     else:
         section = config.model.model_copy(update={"init_from": str(first)})
         model = MpnetForMaskedLM(section, NUM_TOKENS)
-        init_weights(model, section, 5)
+        init_weights(model, parameters_of(section), 5)
         first_weights.load(model, section, model.num_tokens)
         assert not model.head_weight[NUM_TOKENS:].any()
         arguments = (model.state_dict(), section, first, NUM_TOKENS, tmp_path / "again", {"name": "tiny"})
