@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
+from enc.encoder.models.architecture import Shape
+from enc.encoder.optim.state_spec import num_bytes, state_spec
 from enc.encoder.sizing.sizes import (
     block_parameters,
     feed_forward_width,
