@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from enc.encoder.checkpoints.tensor_file import TensorSpec
@@ -208,12 +209,12 @@ def _write_dcp(source: Source, folder: Path, dtype: str | None) -> None:
         del state["optim"]
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it runs in a single process
-            dcp.save(state, checkpoint_id=folder, planner=_ReadingPlanner(reads), no_dist=True)
+            state_dict_saver.save(state, checkpoint_id=folder, planner=_ReadingPlanner(reads), no_dist=True)
     except CheckpointException as error:  # a BaseException, with the cause of each rank in it
         raise next((cause for cause, _ in error.failures.values()), error) from None
 
 
-class _ReadingPlanner(dcp.DefaultSavePlanner):
+class _ReadingPlanner(DefaultSavePlanner):
     """Plans with tensors that have no values and reads each one when it is written."""
 
     def __init__(self, reads: dict[str, Callable[[], Tensor]]) -> None:

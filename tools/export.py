@@ -260,4 +260,5 @@ def _documents(target: ExportTarget) -> list[Tensor]:
 def _packed_logits(model: Any, documents: list[Tensor]) -> Tensor:
     cu_seqlens = torch.tensor([0, *map(len, documents)]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(len(ids)) for ids in documents])
-    return model.logits(model(torch.cat(documents), cu_seqlens, positions))[:, : model.num_tokens]
+    logits: Tensor = model.logits(model(torch.cat(documents), cu_seqlens, positions))
+    return logits[:, : model.num_tokens]

@@ -14,8 +14,9 @@ from enc.encoder.errors import UsageError
 from enc.encoder.events import Event, append_event
 from enc.encoder.files import write_json
 from enc.encoder.models import first_weights
+from enc.encoder.models.architecture import Shape
 from enc.encoder.models.registry import parameters_of
-from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
+from enc.encoder.optim.state_spec import num_bytes, state_spec
 from enc.encoder.run.state import TrainState, trainer_state
 from enc.encoder.tasks import TASKS
 from enc.tools.consolidate import write_file

@@ -232,7 +232,8 @@ def best_step(folder: Path) -> int | None:
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
     """Return the counters saved with a checkpoint."""
-    return read_json(folder / "trainer_state.json")
+    state: dict[str, Any] = read_json(folder / "trainer_state.json")
+    return state
 
 
 # --- disk space ------------------------------------------------------------------------------------------------------

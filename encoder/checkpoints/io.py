@@ -32,7 +32,7 @@ from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_te
 from enc.encoder.engine.interface import Engine
 from enc.encoder.errors import EncError, RunError
 from enc.encoder.files import fsync_directory, write_json
-from enc.encoder.optim.state_spec import Shape, num_bytes
+from enc.encoder.optim.state_spec import num_bytes
 from enc.encoder.ranks import Ranks
 
 WEIGHTS = "model.safetensors"
@@ -169,7 +169,7 @@ class Saver:
         self.ranks.agree(error)
 
 
-def _owners(weights: dict[str, Shape], state: dict[str, Shape], world_size: int) -> dict[str, int]:
+def _owners(weights: dict[str, tuple[int, ...]], state: dict[str, tuple[int, ...]], world_size: int) -> dict[str, int]:
     """Choose the rank that keeps each tensor: weights go to rank 0, all else to the rank with the least so far."""
     owners = dict.fromkeys(weights, 0)
     load = [num_bytes(weights)] + [0] * (world_size - 1)
@@ -260,7 +260,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-def _refuse_misfits(what: str, files: dict[str, Any], wanted: dict[str, Shape]) -> None:
+def _refuse_misfits(what: str, files: dict[str, Any], wanted: dict[str, tuple[int, ...]]) -> None:
     found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [

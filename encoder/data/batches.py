@@ -8,10 +8,10 @@ Legend: N documents of a microbatch, M label places, X positions, T of them keys
 with a permutation (``enc.encoder.data.permutation``) there are more of them, and not all are keys.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,9 +72,9 @@ class Microbatch:
     def pin_memory(self) -> "Microbatch":
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function) -> "Microbatch":  # type: ignore[no-untyped-def]
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Microbatch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         streams = self.streams and TwoStreams(*map(function, self.streams))
         return replace(self, streams=streams, **mapped)
 
@@ -120,7 +120,7 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return numpy_rng(seed, "order", epoch).permutation(num_rows)
 
 
-class TrainBatches(Dataset):
+class TrainBatches(Dataset[Microbatch]):
     """Microbatch i of a rank is microbatch ``i % accumulation`` of step ``i // accumulation`` (steps count from 0)."""
 
     def __init__(self, rows: Rows, masker: Masker, seed: int, split: BatchSplit, rank: int) -> None:
@@ -146,7 +146,7 @@ class TrainBatches(Dataset):
         return mask_row(*self.rows.row(row), self.masker, numpy_rng(self.seed, "mask", epoch, row))
 
 
-class EvalBatches(Dataset):
+class EvalBatches(Dataset[Microbatch]):
     """Batches of held-out rows in order, with masks that are the same at every evaluation for this `purpose`."""
 
     def __init__(self, rows: Rows, masker: Masker, seed: int, rows_per_batch: int, purpose: str = "eval") -> None:

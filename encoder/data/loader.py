@@ -1,6 +1,7 @@
 """Processes that prepare a rank's batches ahead."""
 
 import os
+from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -9,8 +10,10 @@ from enc.encoder.signals import die_with_parent, shield_worker
 
 _MAX_WORKERS = 16
 
+Batch = TypeVar("Batch")
 
-def make_loader(batches: Dataset, indices: range, config: RunConfig, cuda: bool) -> DataLoader:
+
+def make_loader(batches: Dataset[Batch], indices: range, config: RunConfig, cuda: bool) -> DataLoader[Batch]:
     """Return the batches of these indices in order."""
     workers = num_workers(config, cuda)
     return DataLoader(

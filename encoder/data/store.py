@@ -107,7 +107,7 @@ class Documents(Sequence[np.ndarray]):
                 self._offsets.append(np.frombuffer(offsets, np.int32)[: len(column) + 1])
                 self._values.append(np.frombuffer(values, self._dtype))
         counts = [len(offsets) - 1 for offsets in self._offsets]
-        self._starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+        self._starts: list[int] = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Documents, (self._files, self._dtype)

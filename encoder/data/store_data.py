@@ -8,9 +8,10 @@ from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch, Rows, TrainBatches
 from enc.encoder.data.interface import Cursor, Share
 from enc.encoder.data.loader import make_loader
+from enc.encoder.data.manifest import data_fingerprint
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
-from enc.encoder.data.store import TokenStore, data_fingerprint
+from enc.encoder.data.store import TokenStore
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.models.vocabulary import padded_vocab_size

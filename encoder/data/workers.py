@@ -56,7 +56,7 @@ class WorkerPool:
         process = self._idle.get()
         try:
             _send(cast(BinaryIO, process.stdin), texts)
-            answer = _receive(cast(BinaryIO, process.stdout))
+            answer: tuple[np.ndarray, np.ndarray] | str = _receive(cast(BinaryIO, process.stdout))
         except (OSError, EOFError) as error:
             code = process.wait()  # whoever takes this process next fails in the same way
             killed = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else None

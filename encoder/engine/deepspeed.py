@@ -96,14 +96,17 @@ class DeepSpeedEngine:
 
     def _own_fragment(self, parameter: Any) -> Tensor:
         """Return what this rank holds of a weight in fp32."""
+        own: Tensor
         if self.stage == 0:
-            return parameter.detach()
-        if self.stage == 3:
+            own = parameter.detach()
+        elif self.stage == 3:
             part = self.deepspeed.utils.safe_get_local_fp32_param(parameter)
             left = parameter.ds_numel - part.numel() * self.module.global_rank
-            return part[: max(left, 0)]  # the last ranks' parts end in padding, which may hold anything
-        mapping = parameter._hp_mapping  # None: the whole weight lies on other ranks
-        return parameter.new_zeros(0) if mapping is None else mapping.get_hp_fragment()
+            own = part[: max(left, 0)]  # the last ranks' parts end in padding, which may hold anything
+        else:
+            mapping = parameter._hp_mapping  # None: the whole weight lies on other ranks
+            own = parameter.new_zeros(0) if mapping is None else mapping.get_hp_fragment()
+        return own
 
     def gather(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         kept = {}
@@ -129,12 +132,14 @@ class DeepSpeedEngine:
         return self.parameters[parameter], kind
 
     def _get(self, parameter: Any, kind: str | None) -> Tensor:
+        whole: Tensor
         if self.stage == 0:
-            return parameter if kind is None else self.inner.state[parameter][kind]
-        utils = self.deepspeed.utils
-        if kind is None:
-            return utils.safe_get_full_fp32_param(parameter)
-        return utils.safe_get_full_optimizer_state(parameter, kind)
+            whole = parameter if kind is None else self.inner.state[parameter][kind]
+        elif kind is None:
+            whole = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
+        else:
+            whole = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
+        return whole
 
     @torch.no_grad()
     def _set(self, parameter: Any, kind: str | None, value: Tensor) -> None:

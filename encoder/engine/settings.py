@@ -85,7 +85,8 @@ def _batch_settings(split: BatchSplit) -> dict[str, int]:
 
 
 def _base(name: str) -> dict[str, Any]:
-    return read_json(BASES / f"{name}.json")
+    settings: dict[str, Any] = read_json(BASES / f"{name}.json")
+    return settings
 
 
 def check_replicas(parallel: ParallelConfig, world_size: int) -> None:

@@ -76,7 +76,8 @@ class TorchEngine:
         if name in self.parameters:
             return self.parameters[name].detach()
         kind, _, parameter = name.partition(".")
-        return self.optimizer.state[self.parameters[parameter]][kind]
+        kept: Tensor = self.optimizer.state[self.parameters[parameter]][kind]
+        return kept
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden_size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(swiglu(self.w1(x), self.w2(x)))
+        y: Tensor = self.w3(swiglu(self.w1(x), self.w2(x)))
+        return y
 
 
 class AttentionLayout(NamedTuple):
@@ -198,7 +199,8 @@ def recomputed(block: nn.Module, *inputs: Any, selective: bool) -> Tensor:
     With ``selective`` the results of matrix products and attention are kept (torch's selective checkpointing).
     """
     contexts: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _KEPT)} if selective else {}
-    return checkpoint(block, *inputs, use_reentrant=False, **contexts)
+    x: Tensor = checkpoint(block, *inputs, use_reentrant=False, **contexts)
+    return x
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype | None:

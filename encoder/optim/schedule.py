@@ -61,7 +61,8 @@ def _cosine(progress: float, final: float, _power: float) -> float:
 
 
 def _polynomial(progress: float, final: float, power: float) -> float:
-    return final + (1 - final) * (1 - progress) ** power
+    falling: float = (1 - progress) ** power
+    return final + (1 - final) * falling
 
 
 def _linear(progress: float, final: float, _power: float) -> float:

@@ -99,7 +99,8 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
         except EncError as problem:
             error = problem
     ranks.agree(error)
-    return ranks.from_main(found)
+    checkpoint: Path | None = ranks.from_main(found)
+    return checkpoint
 
 
 def describe(run: Run) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Seconds that the parts of a step take."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ class Stopwatch:
         self.pending: list[tuple[str, Any, Any]] = []
 
     @contextmanager
-    def __call__(self, part: str, on_device: bool = True):  # type: ignore[no-untyped-def]
+    def __call__(self, part: str, on_device: bool = True) -> Iterator[None]:
         self.tell(part)
         if self.cuda and on_device:
             import torch

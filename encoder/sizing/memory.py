@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.models.architecture import Shape
 from enc.encoder.models.registry import architecture_of
-from enc.encoder.optim.state_spec import Shape, num_bytes, state_spec
+from enc.encoder.optim.state_spec import num_bytes, state_spec
 from enc.encoder.sizing.sizes import block_parameters, num_parameters, parameter_shapes, states_per_token
 
 _PERSISTENT = 100_000  # DeepSpeed's stage3_param_persistence_threshold: smaller parameters are never sharded

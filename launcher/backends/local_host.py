@@ -59,7 +59,7 @@ class LocalHost:
         self.nodes = [socket.gethostname()]
         self.restart_count = 0
         self.attempt = 0
-        self.ranks: list[subprocess.Popen] = []
+        self.ranks: list[subprocess.Popen[bytes]] = []
 
     def start(self, attempt: int, world_size: int) -> None:
         self.attempt, self.ranks = attempt, []

@@ -165,7 +165,8 @@ def _undisturbed(plan_of: PlanOf, config: RunConfig, run_dir: Path, say: Say) ->
     last = _run(plan_of, config, run_dir, [], say)[-1]
     if last["cause"] != "finished":
         raise RunError(f"The run fails even undisturbed: {last['detail']} Its logs are in {run_dir / 'logs'}.")
-    return read_rank_files(run_dir, last["attempt"])[0]["step_s"]
+    step_s: float = read_rank_files(run_dir, last["attempt"])[0]["step_s"]
+    return step_s
 
 
 def _long_enough(config: RunConfig, step_s: float, num_troubles: int) -> RunConfig:

@@ -183,7 +183,7 @@ def check_batch(plan: Plan, rows_in_store: int | None) -> Iterator[Finding]:
 def _rows_in_store(plan: Plan) -> int | None:
     if plan.store_facts.manifest is None:
         return None
-    train = plan.store_facts.manifest["splits"]["train"]
+    train: dict[str, int] = plan.store_facts.manifest["splits"]["train"]
     full_rows = ceil(train["tokens"] / plan.config.row_length)
     return full_rows if plan.config.datacollator.pack_sequences else max(full_rows, train["documents"])
 

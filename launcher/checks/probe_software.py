@@ -84,10 +84,11 @@ def ask_torch(timeout_s: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"importing it and asking for GPUs took more than {timeout_s:g} s") from None
     try:
-        return json.loads(done.stdout.splitlines()[-1])
+        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         said = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
         raise UsageError(f"`import torch` fails: {said[0]}") from None
+    return facts
 
 
 def check_torch(facts: dict[str, Any], num_gpus: int) -> Iterator[Finding]:

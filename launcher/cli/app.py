@@ -18,6 +18,7 @@ from enc.launcher.cli import estimate as cli_estimate
 from enc.launcher.cli import render as cli_render
 from enc.launcher.cli import run as cli_run
 from enc.launcher.cli import watch as cli_watch
+from enc.launcher.cli.options import OVERRIDES
 
 app = typer.Typer(
     name="enc",
@@ -46,10 +47,10 @@ def options(
 
 
 app.add_typer(cli_run.launch_app, name="launch")
-app.command("resume", context_settings=cli_run.OVERRIDES)(cli_run.resume)
-app.command("preprocess", context_settings=cli_run.OVERRIDES)(cli_run.preprocess)
-app.command("plan", context_settings=cli_run.OVERRIDES)(cli_estimate.estimate)
-app.command("doctor", context_settings=cli_run.OVERRIDES)(cli_doctor.doctor)
+app.command("resume", context_settings=OVERRIDES)(cli_run.resume)
+app.command("preprocess", context_settings=OVERRIDES)(cli_run.preprocess)
+app.command("plan", context_settings=OVERRIDES)(cli_estimate.estimate)
+app.command("doctor", context_settings=OVERRIDES)(cli_doctor.doctor)
 app.add_typer(cli_render.render_app, name="render")
 app.command("status")(cli_watch.status)
 app.command("logs")(cli_watch.logs)
@@ -59,7 +60,7 @@ app.command("report")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval")
 cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)
 cli_ckpt.app.command("convert")(cli_ckpt_convert.convert)
-cli_ckpt.app.command("import", context_settings=cli_run.OVERRIDES)(cli_ckpt_convert.import_checkpoint)
+cli_ckpt.app.command("import", context_settings=OVERRIDES)(cli_ckpt_convert.import_checkpoint)
 cli_ckpt.app.command("export")(cli_ckpt_convert.export)
 app.add_typer(cli_ckpt.app, name="ckpt")
 app.add_typer(cli_config.app, name="config")

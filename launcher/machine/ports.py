@@ -20,7 +20,8 @@ def can_bind_port() -> bool:
 def free_port() -> int:
     """Return a port for the ranks to meet at, free on this machine; a random one, for others look at the same time."""
     start = random.SystemRandom().randrange(len(_PORTS))
-    for port in [*_PORTS[start:], *_PORTS[:start]]:
+    ports: list[int] = [*_PORTS[start:], *_PORTS[:start]]
+    for port in ports:
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

@@ -86,7 +86,8 @@ def _has_tokenizer_of(folder: Path, plan: Plan) -> bool:
     manifest = plan.store_facts.manifest
     if manifest is None:
         return True
-    return manifest["tokenizer"]["fingerprint"] == EncoderTokenizer.load(folder / "tokenizer").fingerprint()
+    made_with: str = manifest["tokenizer"]["fingerprint"]
+    return made_with == EncoderTokenizer.load(folder / "tokenizer").fingerprint()
 
 
 def passed_over_text(status: CheckpointStatus) -> str:

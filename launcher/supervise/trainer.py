@@ -12,7 +12,7 @@ from enc.launcher.machine.rank_environment import Place, rank_environment
 
 def start_trainer(
     run_dir: Path, place: Place, output: IO[Any] | None, more: Mapping[str, str] = MappingProxyType({}), **options: Any
-) -> subprocess.Popen:
+) -> subprocess.Popen[bytes]:
     """Start a rank as a child of this process; `output` None leaves it on the terminal.
 
     Stop signals must be blocked meanwhile (`blocked_stop_signals`): the rank lets them in once it can save. `more` is

@@ -239,7 +239,8 @@ def _seconds_per_step(trained: list[dict[str, Any]], began: float) -> float | No
     """Return wall seconds a step, evaluations and saves included where several records of this attempt show them."""
     here = [record for record in trained if record["time"] >= began]
     if len(here) > 1 and here[-1]["step"] > here[0]["step"] and here[-1]["time"] > here[0]["time"]:
-        return (here[-1]["time"] - here[0]["time"]) / (here[-1]["step"] - here[0]["step"])
+        step_s: float = (here[-1]["time"] - here[0]["time"]) / (here[-1]["step"] - here[0]["step"])
+        return step_s
     taken = number(trained[-1].get("step_s"))
     return taken if taken and taken > 0 else None
 

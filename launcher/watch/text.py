@@ -169,7 +169,8 @@ def as_json(state: RunState) -> dict[str, Any]:
     """Return one run's state for JSON."""
     own = ("scheduler", "job_waits")
     values = {_JSON_NAMES.get(key, key): value for key, value in asdict(state).items() if key not in own}
-    return jsonable(values)
+    facts: dict[str, Any] = jsonable(values)
+    return facts
 
 
 def runs_text(states: list[tuple[str, RunState]]) -> str:

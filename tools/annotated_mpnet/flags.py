@@ -63,7 +63,8 @@ class Command:
     @property
     def saves_by_interval(self) -> bool:
         """Whether checkpoints of an interval are written, and not deleted at once."""
-        return self["--checkpoint-interval"] > 0 and self["--keep-checkpoints"] != 0
+        interval: int = self["--checkpoint-interval"]
+        return interval > 0 and self["--keep-checkpoints"] != 0
 
 
 Conversion = Callable[[Command], dict[str, Any]]

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def extra_bytes(work: Work, device: torch.device) -> int:
     return max(0, peak - _storage_bytes(results))
 
 
-def _peak(events: Sequence) -> int:
+def _peak(events: Sequence[Any]) -> int:
     live = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         live += event.nbytes()  # below 0 for memory that is given back

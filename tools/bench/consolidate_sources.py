@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_saver
 
 from enc.encoder.optim.state_spec import ADAM
 
@@ -69,4 +69,4 @@ def write_dcp(folder: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tensor]
     model = dict(tensors)
     state = {name: _moments(tensor) for name, tensor in model.items()}
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        dcp.save({"model": model, "optim": {"state": state}}, checkpoint_id=folder, no_dist=True)
+        state_dict_saver.save({"model": model, "optim": {"state": state}}, checkpoint_id=folder, no_dist=True)

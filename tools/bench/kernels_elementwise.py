@@ -44,7 +44,8 @@ def _torch_norm(x: Tensor, weight: Tensor) -> Tensor:
 def _liger_norm(x: Tensor, weight: Tensor) -> Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    return LigerRMSNormFunction.apply(x, weight, EPS, 0.0, "llama", False)
+    y: Tensor = LigerRMSNormFunction.apply(x, weight, EPS, 0.0, "llama", False)
+    return y
 
 
 def _add_norm(x: Tensor, branch: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,8 @@ def _torch_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
 def _liger_gate(a: Tensor, b: Tensor) -> Tensor:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-    return LigerSiLUMulFunction.apply(a, b)
+    y: Tensor = LigerSiLUMulFunction.apply(a, b)
+    return y
 
 
 def _compiled(function: SideOf) -> SideOf:
@@ -102,8 +104,9 @@ SIDES: dict[str, dict[str, SideOf]] = {
 
 def bytes(op: str, shape: Shape) -> int:
     """Return the bytes of forward and backward in bf16, nothing moved twice."""
-    width = shape["heads"] * shape["head_dim"] if op == "rope" else shape["hidden"]
-    return 2 * _PASSES[op] * shape["tokens"] * width
+    tokens: int = shape["tokens"]
+    width: int = shape["heads"] * shape["head_dim"] if op == "rope" else shape["hidden"]
+    return 2 * _PASSES[op] * tokens * width
 
 
 def available(side: str, device: str | None = None) -> str | None:

@@ -55,7 +55,8 @@ def _torch_chunked(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
 def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias)
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias)
+    return loss
 
 
 def _cce(
@@ -65,7 +66,8 @@ def _cce(
     from cut_cross_entropy import linear_cross_entropy
 
     more = {} if bias is None else {"bias": bias}  # the released version knows none
-    return linear_cross_entropy(hidden, weight, targets, reduction="sum", filter_eps=filter_eps, **more)
+    loss: Tensor = linear_cross_entropy(hidden, weight, targets, reduction="sum", filter_eps=filter_eps, **more)
+    return loss
 
 
 def _cce_exact(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -86,17 +88,22 @@ _PACKAGES = {"liger": "liger-kernel", "cce": "cut-cross-entropy", "cce-exact": "
 
 
 def rows(shape: Shape) -> int:
-    return max(1, round(shape["tokens"] * shape["masked"]))
+    masked: float = shape["tokens"] * shape["masked"]
+    return max(1, round(masked))
 
 
 def flops(shape: Shape) -> int:
     """Return the operations of forward and backward."""
-    return 6 * rows(shape) * shape["hidden"] * shape["vocab"]
+    hidden: int = shape["hidden"]
+    vocab: int = shape["vocab"]
+    return 6 * rows(shape) * hidden * vocab
 
 
 def bytes(shape: Shape) -> int:
     """Return the bytes of forward (hidden, weight) and backward (both again, both gradients) in bf16."""
-    return 2 * 3 * shape["hidden"] * (rows(shape) + shape["vocab"])
+    hidden: int = shape["hidden"]
+    vocab: int = shape["vocab"]
+    return 2 * 3 * hidden * (rows(shape) + vocab)
 
 
 def available(side: str, device: str) -> str | None:

@@ -116,7 +116,8 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen:
 
     if table is not None:
         raise NotImplementedError("flash-attn has no additive bias")
-    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    out: Tensor = flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    return out
 
 
 def _document_of(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
@@ -140,12 +141,14 @@ SIDES: dict[str, Callable[..., Tensor]] = {
 
 def flops(shape: Shape) -> int:
     """Return the operations of forward (4 n^2 D a head) and backward (8 n^2 D, what is computed again left out)."""
-    return 12 * sum(n * n for n in lengths(shape)) * shape["heads"] * shape["head_dim"]
+    width: int = shape["heads"] * shape["head_dim"]
+    return 12 * sum(n * n for n in lengths(shape)) * width
 
 
 def bytes(shape: Shape) -> int:
     """Return the bytes of forward (q, k, v, output) and backward (the same, its gradient, three gradients) in bf16."""
-    return 2 * 12 * shape["tokens"] * shape["heads"] * shape["head_dim"]
+    numbers: int = shape["tokens"] * shape["heads"] * shape["head_dim"]
+    return 2 * 12 * numbers
 
 
 def available(side: str, device: str | None = None) -> str | None:

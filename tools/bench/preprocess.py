@@ -75,7 +75,8 @@ def measure(side: str, source: str, tokenizer: str, num_proc: int) -> dict[str, 
         command += ["--tokenizer", tokenizer, "--num-proc", str(num_proc), "--output", f"{folder}/out"]
         start = time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - start}
+        measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return measured | {"wall": time.perf_counter() - start}
 
 
 def compare(source: str, tokenizer: str, num_proc: int, repeats: int) -> None:

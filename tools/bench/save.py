@@ -54,7 +54,8 @@ def _slower(save: dict[str, Any], steps: dict[int, dict[str, Any]], step_s: floa
     """Return how many seconds longer than usual the steps took that began while a checkpoint was written."""
     began = steps[save["step"]]["time"]
     after = (steps[save["step"] + n] for n in range(1, _SAVE_STEPS + 1))
-    return max(0.0, sum(s["step_s"] - step_s for s in after if s["time"] - s["step_s"] < began + save["seconds"]))
+    slower: float = sum(s["step_s"] - step_s for s in after if s["time"] - s["step_s"] < began + save["seconds"])
+    return max(0.0, slower)
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:

@@ -7,8 +7,7 @@ as one). A name belongs to the first kind whose words it contains.
 import re
 from typing import Any
 
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from enc.tools.bench.machine import machine_lines
 from enc.tools.bench.step_sides import Side

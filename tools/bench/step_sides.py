@@ -284,7 +284,7 @@ def _step_clock(warm_up: int) -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        count: list
+        count: list[Any]
 
         def __init__(self) -> None:
             self.marks: list[Mark] = []

@@ -135,7 +135,8 @@ def _layer(block: Any, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, tr
     attended = F.dropout(attention.attn.o(mixed.transpose(1, 2).flatten(2)), block.dropout_p, training)
     x = x + attended if block.pre_norm else F.layer_norm(x + attended, x.shape[-1:], *_affine(attention.LayerNorm))
     if block.pre_norm:
-        return x + block.feed_forward(output.LayerNorm(x))
+        y: Tensor = x + block.feed_forward(output.LayerNorm(x))
+        return y
     return F.layer_norm(x + block.feed_forward(x), x.shape[-1:], *_affine(output.LayerNorm))
 
 
@@ -144,7 +145,8 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor, float]:
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, H, n, D)
+    heads: Tensor = x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, H, n, D)
+    return heads
 
 
 def _dense_masks(table: Tensor, config: MpnetConfig, batch: Padded) -> tuple[Tensor, Tensor]:
@@ -272,7 +274,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--dtype", default="fp32,bf16", help="fp32, bf16")
     parser.add_argument("--documents", type=int, default=64, help="of a step")

@@ -60,7 +60,8 @@ class MpnetBlock(nn.Module):
             return x + self.feed_forward(normed)
         attended = self.attend(x.to(dtype or x.dtype), layout, bias)
         _, x = self.attention.LayerNorm(layout.select_queries(x), attended)
-        return self.output.LayerNorm(x, self.feed_forward(x.to(dtype or x.dtype)))[1]
+        y: Tensor = self.output.LayerNorm(x, self.feed_forward(x.to(dtype or x.dtype)))[1]
+        return y
 
     def attend(self, x: Tensor, layout: AttentionLayout, bias: RelativeBias) -> Tensor:
         attn, keys = self.attention.attn, layout.select_keys(x)
@@ -132,17 +133,20 @@ class MpnetForMaskedLM(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The embedding (V, E)."""
-        return self.mpnet.embeddings.word_embeddings.weight
+        weight: Tensor = self.mpnet.embeddings.word_embeddings.weight
+        return weight
 
     @property
     def head_bias(self) -> Tensor:
         """The head's bias (V,)."""
-        return self.lm_head.bias
+        bias: Tensor = self.lm_head.bias
+        return bias
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, in order: what engines shard and torch.compile compiles one by one."""
-        return self.mpnet.encoder.layer
+        layers: nn.ModuleList = self.mpnet.encoder.layer
+        return layers
 
     def recompute(self, what: Literal["full", "selective"] | None, every: int = 1) -> None:
         """Compute every so many-th block again in the backward pass, `selective` without its products and attention."""
@@ -183,11 +187,13 @@ class MpnetForMaskedLM(nn.Module):
             key_indices=key_indices,
             stages=None if stages is None or key_stages is None else (stages, key_stages),
         )
-        return self.mpnet(input_ids, layout.with_positions(position_ids), position_ids, label_positions)
+        hidden: Tensor = self.mpnet(input_ids, layout.with_positions(position_ids), position_ids, label_positions)
+        return hidden
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Return what the head's matrix reads: dense, activation and norm of hidden states, (M, E)."""
-        return self.lm_head.layer_norm(self.activation(self.lm_head.dense(hidden)))
+        transformed: Tensor = self.lm_head.layer_norm(self.activation(self.lm_head.dense(hidden)))
+        return transformed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of every row of the vocabulary, the inert ones too, (M, V)."""

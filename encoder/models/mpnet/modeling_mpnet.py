@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple  # type: ignore[attr-defined]  # it has no __all__
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table belong to no position
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -58,7 +58,8 @@ class NeoBertBlock(nn.Module):
 
     def attention(self, x: Tensor, layout: AttentionLayout, cos_sin: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, layout, cos_sin)
-        return self.wo(attend(q, k, v, layout, self.dropout_p if self.training else 0.0))
+        y: Tensor = self.wo(attend(q, k, v, layout, self.dropout_p if self.training else 0.0))
+        return y
 
 
 class NGptBlock(nn.Module):
@@ -90,11 +91,13 @@ class NGptBlock(nn.Module):
         sqk = (self.sqk / self.base_scale).view(q.shape[1:])  # (H, D)
         q, k = ((sqk * _unit(t)).to(v.dtype) for t in (q, k))
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.wo(attend(q, k, v, layout, dropout_p, scale=math.sqrt(q.shape[-1])))
+        y: Tensor = self.wo(attend(q, k, v, layout, dropout_p, scale=math.sqrt(q.shape[-1])))
+        return y
 
     def ffn(self, x: Tensor) -> Tensor:
         u, v = (self.c_fc(x) * self.suv * math.sqrt(x.shape[-1])).chunk(2, dim=-1)  # (T, F) each
-        return self.mlp_c_proj(u * F.silu(v))
+        y: Tensor = self.mlp_c_proj(u * F.silu(v))
+        return y
 
     def _move(self, x: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
         target = dropout(target, self.dropout_p, self.training)
@@ -128,7 +131,8 @@ class NeoBert(nn.Module):
         x = run_blocks(
             self.transformer_encoder, x, layout, cos_sin, label_positions=label_positions, recompute=self.recompute
         )
-        return self.layer_norm(x)
+        hidden: Tensor = self.layer_norm(x)
+        return hidden
 
 
 class NeoBertForMaskedLM(nn.Module):
@@ -193,7 +197,8 @@ class NeoBertForMaskedLM(nn.Module):
         Returns:
             The normalised hidden states, (T, E), or (M, E) of `label_positions`; fp32 under autocast.
         """
-        return self.model(input_ids, AttentionLayout(cu_seqlens, max_seqlen), position_ids, label_positions)
+        hidden: Tensor = self.model(input_ids, AttentionLayout(cu_seqlens, max_seqlen), position_ids, label_positions)
+        return hidden
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Return what the head's matrix reads: the hidden states as they are."""

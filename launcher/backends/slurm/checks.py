@@ -115,4 +115,5 @@ def memory_asked(text: str | None) -> int | None:
     match = re.fullmatch(r"([0-9]+)([KMGT]?)", text or "")
     if not match or int(match[1]) == 0:
         return None
-    return int(match[1]) * 2 ** {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[match[2]]
+    unit: int = 2 ** {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[match[2]]
+    return int(match[1]) * unit

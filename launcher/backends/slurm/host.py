@@ -46,7 +46,7 @@ class SlurmHost:
         self.address = slurm.node_address(variables.get("SLURMD_NODENAME", "")) or socket.gethostname()
         self.log = Path(os.readlink("/proc/self/fd/2"))
         self.read_from = self.attempt_from = self._log_size()
-        self.srun: subprocess.Popen | None = None
+        self.srun: subprocess.Popen[bytes] | None = None
         self.attempt, self.world_size, self.started_at = 0, 0, 0.0
         self.signal_waits = False
         self.asked_at = -_ASK_EVERY_S

@@ -54,7 +54,7 @@ def main(run_dir: Path) -> NoReturn:
     sys.exit(0 if code in (0, 75) else code if code > 0 else 3)
 
 
-def _wait(child: subprocess.Popen, signals: Signals, guard: "Guard | None") -> int:
+def _wait(child: subprocess.Popen[bytes], signals: Signals, guard: "Guard | None") -> int:
     """Wait for the trainer, passing signals on, and until the next job is asked for if that falls to this rank."""
     while (code := child.poll()) is None:
         while (number := signals.take()) is not None:
