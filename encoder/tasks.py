@@ -5,9 +5,9 @@ under its own name where training logs it, as `eval_<name>` of an evaluation and
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 Rule = tuple[tuple[str, ...], str]
 """A broken rule: the keys that it spans, and what is wrong and what to do."""
@@ -74,7 +74,7 @@ class TaskRecord:
     """What is summed between two log lines, `loss_sum` and the size among it; checkpoints keep it in this order."""
     exports: bool = False
     """Whether a checkpoint can become a folder for transformers."""
-    parameters: Callable[[Any], Mapping[str, Any]] = lambda _config: {}
+    parameters: Callable[[Any], dict[str, Any]] = lambda _config: {}
     """What it trains beside the model's own parameters, of a run config: a `models.architecture.Parameter` by name."""
     rules: Callable[[Any], Iterable[Rule]] = lambda _config: ()
     """Rules that its runs keep to, of a run config."""
@@ -107,7 +107,8 @@ TASKS = {
 }
 
 if TYPE_CHECKING:
-    TaskName = EvalMetric = str
+    TaskName: TypeAlias = str
+    EvalMetric: TypeAlias = str
 else:  # what a config may say
     TaskName = Literal[tuple(TASKS)]
     EvalMetric = Literal[tuple(dict.fromkeys(name for task in TASKS.values() for name in task.eval_metrics))]

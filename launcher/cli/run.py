@@ -48,7 +48,8 @@ def launch_task(
 ) -> None:
     """Start a run of a task; the command's own name says of which."""
     chained = {} if after is None else {"launch.slurm.after": after}
-    loaded = load(config, context, _placed(nproc, nodes, partition, time_limit, site) | chained)
+    placed = _placed(nproc, nodes, partition, time_limit, site)
+    loaded = load(config, context, placed | chained | _task_of(context))
     _refuse_another_task(loaded, context)
     if dry_run:
         _show_plan(loaded, as_json)
@@ -60,6 +61,12 @@ def launch_task(
 
 for _task in TASKS.values():
     launch_app.command(_task.command, context_settings=OVERRIDES, help=f"{_task.help} {_ANY_KEY}")(launch_task)
+
+
+def _task_of(context: typer.Context) -> dict[str, Any]:
+    """Return the override that the name of the command stands for; `pretrain` leaves the word to the config."""
+    named = [name for name, task in TASKS.items() if task.command == context.info_name]
+    return {} if named == ["pretraining"] else {"task": named[0]}
 
 
 def _refuse_another_task(config: "RunConfig", context: typer.Context) -> None:
