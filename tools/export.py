@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from enc.encoder.config.load import load_text
 from enc.encoder.data.manifest import read_manifest
+from enc.encoder.data.tokenizer import mend_saved
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import read_json, write_json
 from enc.encoder.models.config import ModelConfig
@@ -184,6 +185,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
     for file in tokenizer_dir.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    mend_saved(folder)
     _limit_length(folder / "tokenizer_config.json", target.longest)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if target.code:
