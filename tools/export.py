@@ -74,7 +74,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
     num_tokens = read_json(folder / "tokenizer_info.json")["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
-        "dataset": _dataset_name(Path(config.dataset.path)),
+        "dataset": _dataset_name(config.dataset.store),
         "row_length": config.row_length,
         "objective": _OBJECTIVES[config.trained_objective],
         "steps": step,

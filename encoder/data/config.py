@@ -1,5 +1,6 @@
 """The config sections `dataset`, `tokenizer` and `datacollator`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,23 +25,26 @@ class DatasetConfig(Section):
     """Source: `python-docs` (built in), a local file, folder or glob, or a `datasets` hub name."""
     config: str | None = None
     """Configuration name of a hub dataset."""
-    path: Annotated[str, KeepsNumbers()] = ""
-    """A local source or a finished token store; wins over `name`."""
+    path: Annotated[str | list[Line], KeepsNumbers()] = ""
+    """A local source, a list of sources of files, or a finished token store; wins over `name`."""
     validation_file: Line | None = None
     """A local source of its own to evaluate on: a file, folder or glob. Excludes `eval_split`, `validation_split` and
     `eval_samples`."""
     test_file: Line | None = None
     """A local source of its own to test on at the end of a run: a file, folder or glob."""
-    text_column: str | None = None
-    """Column that holds the text; by default the first of text, sentence, content."""
+    text_column: str | list[Line] | None = None
+    """Column that holds the text, or a list: the first of them that a file has. By default text, sentence, content."""
     text_unit: Literal["line", "file"] = "line"
     """What one document is in plain text files."""
     min_text_length: PositiveInt = 1
     """Documents of fewer characters are left out."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that cannot be read (no JSON, no UTF-8, no text in its column): stop, or leave it out and
+    count it."""
     max_seq_length: PositiveInt = 512
     """Row length in tokens; longer documents are cut into pieces, nothing is dropped."""
     train_split: str | None = None
-    """Split to train on; `train` when the source has several."""
+    """Split to train on; `train` when the source has several. `all` takes all files, whatever their names."""
     eval_split: str | None = None
     """Split to evaluate on; wins over `validation_split` and `eval_samples`."""
     validation_split: OpenFraction | None = None
@@ -70,6 +74,21 @@ class DatasetConfig(Section):
     """Run a hub dataset's own script."""
     shuffle_buffer_size: Annotated[PositiveInt, NoEffect("rows are shuffled over the whole epoch")] = 10000
     """Shuffle buffer of a streamed source, in documents."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The sources that `path` names."""
+        return list(filter(None, [self.path] if isinstance(self.path, str) else self.path))
+
+    @property
+    def store(self) -> Path:
+        """The token store of a run, which its own config names in `path`."""
+        return Path(*self.paths)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that `text_column` names."""
+        return list(filter(None, [self.text_column] if isinstance(self.text_column, str) else self.text_column or []))
 
 
 class TokenizerTrainConfig(Section):
