@@ -20,6 +20,7 @@ class Chunk:
     split: str
     texts: list[bytes] = field(default_factory=list)
     num_bytes: int = 0
+    num_characters: int = 0
     position: int = 0
 
     def digest(self) -> str:
@@ -40,6 +41,7 @@ def cut_chunks(documents: Iterable[Document], first_bytes: int, full_bytes: int)
         encoded = text.encode()
         chunk.texts.append(encoded)
         chunk.num_bytes += len(encoded)
+        chunk.num_characters += len(text)
         chunk.position = position
         if chunk.num_bytes >= size:
             yield open_chunks.pop(split)

@@ -1,7 +1,7 @@
 """The config sections `dataset`, `tokenizer` and `datacollator`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -102,8 +102,19 @@ class TokenizerTrainConfig(Section):
     """A merge needs at least this many occurrences."""
     lowercase: Bool = True
     """Lower-case the text (WordPiece only)."""
+    limit_alphabet: PositiveInt | None = None
+    """The most frequent characters, so many, are in a WordPiece vocabulary; words with others are unknown. By default
+    1,000, more where these are less than 99.9 % of the text, and at most a quarter of `vocab_size`."""
+    max_input_chars_per_word: PositiveInt = 100
+    """Longer words are one unknown token (WordPiece only); in a script without blanks a whole sentence is a word."""
     max_documents: PositiveInt | None = None
     """Train on the first so many documents; all by default."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells trained tokenizers apart; newer keys count where they are set."""
+        newer = ("limit_alphabet", "max_input_chars_per_word")
+        unset = {name for name in newer if getattr(self, name) == TokenizerTrainConfig.model_fields[name].default}
+        return {name: value for name, value in self if name not in unset}
 
 
 class TokenizerConfig(Section):

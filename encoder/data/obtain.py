@@ -69,7 +69,7 @@ def identity(config: TokenizerConfig) -> dict[str, Any]:
     it is trained. Where a tokenizer.json is at hand, its fingerprint is added.
     """
     if config.train is not None:
-        return {"train": dict(config.train)}
+        return {"train": config.train.identity()}
     rewrite = config.allow_special_token_rewrite
     folder = local_folder(config)
     if folder is None:

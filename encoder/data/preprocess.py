@@ -33,6 +33,8 @@ from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
 from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
 from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
+from enc.encoder.data.sources.splits import train_split
+from enc.encoder.data.sources.summary import content_digests, source_summary
 from enc.encoder.data.store_writer import StoreWriter, Written
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.data.workers import WorkerPool
@@ -69,6 +71,7 @@ def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int
         "test_samples",
     )
     settings = {key: getattr(dataset, key) for key in keys}
+    settings["train_split"] = train_split(source, dataset.train_split, dataset.eval_split)
     settings["seed"] = seed if dataset.validation_split else None  # nothing else is drawn
     return {"tokenizer": identity(tokenizer), "source": source.describe(), **own, "settings": settings}
 
@@ -207,9 +210,11 @@ def _fill(
     source = resolve_source(dataset)
     total = source_total(source, dataset)
     tokenizer = _prepare(partial, wanted, source, dataset, tokenizer_config, seed)
-    writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens))
+    writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens), tokenizer.unknown_id)
+    bad_rows = _BadRows()
     with contextlib.closing(writer):
-        chunks = cut_chunks(read_documents(source, dataset, seed), FIRST_CHUNK_BYTES, CHUNK_BYTES)
+        documents = read_documents(source, dataset, seed, bad_rows.count)
+        chunks = cut_chunks(documents, FIRST_CHUNK_BYTES, CHUNK_BYTES)
         _tokenise(
             chunks,
             writer,
@@ -217,7 +222,23 @@ def _fill(
             dataset.num_proc,
             lambda done, tokens: on_progress(done, total, tokens),
         )
-        writer.finish(wanted, tokenizer)
+        content = {key: content_digests(wanted[key]) for key in ("source", *HELD_OUT_FILES.values()) if wanted.get(key)}
+        about_text = {"sources": source_summary(source, dataset), "content": content, **bad_rows.described()}
+        writer.finish(wanted, tokenizer, about_text)
+
+
+class _BadRows:
+    """How many rows were left out, and why the first one was."""
+
+    def __init__(self) -> None:
+        self._number, self._first = 0, ""
+
+    def count(self, reason: str) -> None:
+        self._first = self._first or reason
+        self._number += 1
+
+    def described(self) -> dict[str, Any]:
+        return {"bad_rows": {"number": self._number, "first": self._first}} if self._number else {}
 
 
 def _prepare(
@@ -231,7 +252,8 @@ def _prepare(
     """Make the partial folder, or check that the one there was begun for the same request; return the tokenizer."""
     request = partial / StoreWriter.REQUEST
     if request.exists():
-        check_matches({"request": read_json(request)}, wanted, partial)
+        check_matches({"request": _without_files(read_json(request))}, _without_files(wanted), partial)
+        write_json_safely(request, wanted)
         return EncoderTokenizer.load(partial / "tokenizer")
     if partial.exists():  # killed before the request was written: nothing is in it but a piece of a tokenizer
         shutil.rmtree(partial)
@@ -245,6 +267,17 @@ def _prepare(
     write_json_safely(partial / "tokenizer_info.json", tokenizer.info())
     write_json_safely(request, wanted)
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
+
+
+def _without_files(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request whose files need not be those of before: chunk by chunk it shows whether the text is the same.
+
+    Only a tokenizer that was trained on all of the text has to be trained again when a file has changed.
+    """
+    if "train" in request["tokenizer"]:
+        return request
+    kinds = {key: {"kind": request[key]["kind"]} for key in ("source", *HELD_OUT_FILES.values()) if request.get(key)}
+    return request | kinds
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------

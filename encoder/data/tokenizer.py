@@ -113,6 +113,12 @@ class EncoderTokenizer:
         write_json(folder / "tokenizer_config.json", config, indent=2)
         write_json(folder / "special_tokens_map.json", names, indent=2)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of text that the vocabulary has no token for; None if there is one for every text."""
+        of_unigram = json.loads(self.tokenizer.to_str())["model"].get("unk_id")
+        return self._unk_id() if of_unigram is None else of_unigram
+
     def _unk_id(self) -> int | None:
         token = getattr(self.tokenizer.model, "unk_token", None)
         return self.tokenizer.token_to_id(token) if token else None

@@ -147,8 +147,8 @@ def _found(path: Path, key: str) -> Source:
     if any(c in str(path) for c in "*?["):
         return _glob_source(path, key)
     raise UsageError(
-        f"{key}: {path} does not exist (looked in {Path.cwd()}). Give an existing file, folder or glob, or leave "
-        "dataset.path empty and put the name of a hub dataset in dataset.name."
+        f"{key}: {path} does not exist (looked in {Path.cwd()}). Give an existing file, folder or glob, or the "
+        "place of a token store, or leave dataset.path empty and put the name of a hub dataset in dataset.name."
     )
 
 

@@ -232,3 +232,59 @@ def test_a_tokenizer_that_gives_training_rows_is_kept_byte_for_byte(trained, tmp
     tokenizer.save(str(folder / "tokenizer.json"))
     made = obtain_tokenizer(TokenizerConfig(path=str(folder)), list)
     assert json.loads(made.tokenizer.to_str())["post_processor"]["type"] == "RobertaProcessing"
+
+
+def chinese(num_characters: int) -> list[str]:
+    """Texts of so many characters, each in the ratio in which characters of a language fall off."""
+    draw = random.Random(0)
+    characters = [chr(0x4E00 + i) for i in range(num_characters)]
+    weights = [1 / (i + 1) ** 0.7 for i in range(num_characters)]
+    return ["".join(draw.choices(characters, weights, k=50)) for _ in range(2000)]
+
+
+def unknown_share(tokenizer: EncoderTokenizer, some: list[str]) -> float:
+    ids = [i for text in some for i in tokenizer.tokenizer.encode(text, add_special_tokens=False).ids]
+    return ids.count(tokenizer.unknown_id) / len(ids)
+
+
+def test_the_alphabet_grows_with_what_a_text_needs():
+    """A thousand characters are not enough of Chinese; they stay enough of what they were enough for."""
+    some = chinese(3000)
+    assert unknown_share(train_tokenizer(TokenizerTrainConfig(vocab_size=30_000), lambda: some), some) < 0.002
+    capped = TokenizerTrainConfig(vocab_size=30_000, limit_alphabet=1000)
+    assert unknown_share(train_tokenizer(capped, lambda: some), some) > 0.2
+    default, same = (TokenizerTrainConfig(vocab_size=30_000, limit_alphabet=limit) for limit in (None, 1000))
+    assert train_tokenizer(default, lambda: texts).fingerprint() == train_tokenizer(same, lambda: texts).fingerprint()
+
+
+def test_long_words_are_known_where_that_is_asked_for():
+    """In a script without blanks a sentence is a word."""
+    sentence = "ab" * 80
+    for longest, tokens in ((100, ["[UNK]"]), (200, None)):
+        section = TokenizerTrainConfig(vocab_size=128, max_input_chars_per_word=longest)
+        got = train_tokenizer(section, lambda: ["ab ab", sentence]).tokenizer.encode(sentence, add_special_tokens=False)
+        assert (got.tokens == tokens) if tokens else "[UNK]" not in got.tokens
+
+
+def test_keys_that_are_not_set_leave_a_trained_tokenizer_what_it_was():
+    """A store of before these keys is found again."""
+    assert identity(TokenizerConfig(train=TokenizerTrainConfig())) == {
+        "train": {
+            "model": "wordpiece",
+            "vocab_size": 30522,
+            "min_frequency": 2,
+            "lowercase": True,
+            "max_documents": None,
+        }
+    }
+    longer = TokenizerConfig(train=TokenizerTrainConfig(max_input_chars_per_word=200))
+    assert identity(longer)["train"]["max_input_chars_per_word"] == 200
+
+
+def test_unknown_ids_of_every_model(trained):
+    """WordPiece and Unigram have one where they say so; byte-level BPE knows every text."""
+    roles = {"pad": "<pad>", "mask": "<mask>"}
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), ("a", -1.0)]
+    assert describe(Tokenizer(models.Unigram(pieces, unk_id=1, byte_fallback=False)), roles, "x").unknown_id == 1
+    assert trained["bpe"].unknown_id is None
+    assert trained["wordpiece"].unknown_id == 1
