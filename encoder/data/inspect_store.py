@@ -82,10 +82,8 @@ def _lengths(lengths: np.ndarray) -> dict[str, Any]:
 
 def _samples(documents: Documents, tokenizer: EncoderTokenizer, number: int) -> list[dict[str, Any]]:
     """Return some documents from the first to the last, decoded, without their ends where they are long."""
-    indices = np.unique(np.linspace(0, len(documents) - 1, number).astype(int)) if number else []
-    return [
-        {"document": int(i), "tokens": len(documents[i]), "text": _decoded(documents[i], tokenizer)} for i in indices
-    ]
+    indices = np.unique(np.linspace(0, len(documents) - 1, number).astype(int)).tolist()
+    return [{"document": i, "tokens": len(documents[i]), "text": _decoded(documents[i], tokenizer)} for i in indices]
 
 
 def _decoded(ids: np.ndarray, tokenizer: EncoderTokenizer) -> str:

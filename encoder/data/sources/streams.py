@@ -5,10 +5,10 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from enc.encoder.data.sources.source import format_of
 from enc.encoder.errors import UsageError
@@ -60,8 +60,8 @@ def _unpacker(path: Path, raw: BinaryIO) -> BinaryIO:
 
         packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
         return cast(BinaryIO, io.BufferedReader(packed, _BLOCK))
-    openers = {"": lambda file: file, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return cast(BinaryIO, openers[compression](raw))
+    openers: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, openers[compression](raw)) if compression else raw
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:

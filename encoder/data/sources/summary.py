@@ -22,8 +22,8 @@ def source_summary(source: Source, dataset: DatasetConfig) -> dict[str, dict[str
         if file.name not in unread:
             _count(read, "".join(format_of(file.name) or ()), file.name, file.size)
     left_out: dict[str, Count] = {}
-    for file in (*others, *source.left_out):
-        _count(left_out, file.reason, file.name, file.size)
+    for unused in (*others, *source.left_out):
+        _count(left_out, unused.reason, unused.name, unused.size)
     return {"read": read, "left_out": left_out}
 
 
