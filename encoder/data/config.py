@@ -85,11 +85,6 @@ class DatasetConfig(Section):
         """The token store of a run, which its own config names in `path`."""
         return Path(*self.paths)
 
-    @property
-    def text_columns(self) -> list[str]:
-        """The columns that `text_column` names."""
-        return list(filter(None, [self.text_column] if isinstance(self.text_column, str) else self.text_column or []))
-
 
 class TokenizerTrainConfig(Section):
     """How to train a tokenizer on the corpus."""

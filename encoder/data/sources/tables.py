@@ -49,7 +49,8 @@ def text_column(columns: Iterable[str], dataset: DatasetConfig, where: str) -> s
     Raises:
         UsageError: there is no such column.
     """
-    names, asked = list(columns), dataset.text_columns
+    names, asked = list(columns), dataset.text_column or []
+    asked = [asked] if isinstance(asked, str) else asked
     for name in asked or TEXT_COLUMNS:
         if name in names:
             return name
