@@ -28,11 +28,12 @@ import numpy as np
 from enc.encoder.data import store
 from enc.encoder.data.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, Chunk, cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data.foreign_ids import stored_ids
 from enc.encoder.data.manifest import check_matches
 from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
 from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
-from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
+from enc.encoder.data.sources.source import HELD_OUT_FILES, Document, Source
 from enc.encoder.data.sources.splits import train_split
 from enc.encoder.data.sources.summary import content_digests, source_summary
 from enc.encoder.data.store_writer import StoreWriter, Written
@@ -218,6 +219,7 @@ def _fill(
         _tokenise(
             chunks,
             writer,
+            tokenizer,
             partial / "tokenizer",
             dataset.num_proc,
             lambda done, tokens: on_progress(done, total, tokens),
@@ -260,13 +262,22 @@ def _prepare(
     partial.mkdir()
 
     def read_texts() -> Iterator[str]:
-        return (document.text for document in read_documents(source, dataset, seed) if document.split == "train")
+        return (_text_of(document) for document in read_documents(source, dataset, seed) if document.split == "train")
 
     tokenizer = obtain_tokenizer(tokenizer_config, read_texts)
     tokenizer.save(partial / "tokenizer")
     write_json_safely(partial / "tokenizer_info.json", tokenizer.info())
     write_json_safely(request, wanted)
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
+
+
+def _text_of(document: Document) -> str:
+    if isinstance(document.text, str):
+        return document.text
+    raise UsageError(
+        "The source holds ids of tokens, which no tokenizer can be trained on. Set tokenizer.train=null, and "
+        "tokenizer.path or tokenizer.name to the tokenizer that made them."
+    )
 
 
 def _without_files(request: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +293,12 @@ def _without_files(request: dict[str, Any]) -> dict[str, Any]:
 
 # --- workers ----------------------------------------------------------------------------------------------------------
 def _tokenise(
-    chunks: Iterable[Chunk], writer: StoreWriter, tokenizer_dir: Path, num_proc: int, report: Callable[[int, int], None]
+    chunks: Iterable[Chunk],
+    writer: StoreWriter,
+    tokenizer: EncoderTokenizer,
+    tokenizer_dir: Path,
+    num_proc: int,
+    report: Callable[[int, int], None],
 ) -> None:
     """Send the chunks that are not written yet to workers, and write the results in the order of the chunks."""
     done = iter(list(writer.done))
@@ -301,13 +317,21 @@ def _tokenise(
                 _check_unchanged(chunk, line, tokenizer_dir.parent)
                 report(chunk.position, writer.tokens)
                 continue
-            pending.append((chunk, pool.submit(chunk.texts)))
+            pending.append((chunk, _submit(chunk, pool, tokenizer)))
             while len(pending) > 2 * num_workers or (pending and pending[0][1].done()):
                 write_next()
         while pending:
             write_next()
     if next(done, None) is not None:
         raise _changed(tokenizer_dir.parent)
+
+
+def _submit(chunk: Chunk, pool: WorkerPool, tokenizer: EncoderTokenizer) -> Future[tuple[np.ndarray, np.ndarray]]:
+    if not chunk.holds_ids:
+        return pool.submit(chunk.texts)
+    done: Future[tuple[np.ndarray, np.ndarray]] = Future()
+    done.set_result(stored_ids(chunk, tokenizer, store.token_dtype(tokenizer.num_tokens)))
+    return done
 
 
 def _check_unchanged(chunk: Chunk, line: Written, partial: Path) -> None:

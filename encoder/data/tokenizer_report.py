@@ -19,7 +19,11 @@ from enc.encoder.errors import UsageError
 def text_sample(source: str, num_documents: int) -> list[str]:
     """Return the first documents of a local source. Raises UsageError when there are none."""
     dataset = DatasetConfig(path=source)
-    return [document.text for document in islice(read_documents(resolve_source(dataset), dataset, 0), num_documents)]
+    documents = islice(read_documents(resolve_source(dataset), dataset, 0), num_documents)
+    texts = [document.text for document in documents if isinstance(document.text, str)]
+    if not texts:
+        raise UsageError(f"{source} holds ids of tokens, not text. Name a text.")
+    return texts
 
 
 def compare_tokenizers(own: EncoderTokenizer, others: Iterable[str], texts: list[str]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.files import read_files
 from enc.encoder.data.sources.find import held_out_sources
 from enc.encoder.data.sources.python_docs import python_docs
-from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, BadRow, Document, Row, Source, Text
+from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, BadRow, Document, Row, Source, Text, Tokens
 from enc.encoder.data.sources.splits import ALL_FILES, refuse_splits, split_files
 from enc.encoder.data.sources.tables import arrow_split, hub_split, read_table
 from enc.encoder.errors import UsageError
@@ -105,7 +105,9 @@ def _assign_splits(source: Source, dataset: DatasetConfig, seed: int, on_skip: O
         yield from _reserve_head(usable, dataset.eval_samples or 0, num_test)
 
 
-def _draw_split(texts: Iterable[Text], fraction: float, cap: int, num_test: int, seed: int) -> Iterator[Document]:
+def _draw_split(
+    texts: Iterable[Text | Tokens], fraction: float, cap: int, num_test: int, seed: int
+) -> Iterator[Document]:
     from enc.encoder.keyed import numpy_rng  # imports torch, which no other way of splitting needs
 
     num_eval = 0
@@ -121,9 +123,9 @@ def _draw_split(texts: Iterable[Text], fraction: float, cap: int, num_test: int,
         yield Document("eval" if is_eval else "train", text, position)
 
 
-def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterator[Document]:
+def _reserve_head(texts: Iterable[Text | Tokens], num_eval: int, num_test: int) -> Iterator[Document]:
     """Hold out the first documents, but never the last one: it is read one ahead to know which that is."""
-    pending: Text | None = None
+    pending: Text | Tokens | None = None
     index = 0
     for text in texts:
         if pending is not None:
@@ -135,15 +137,18 @@ def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterat
         yield Document("train", *pending)
 
 
-def _usable(rows: Iterable[Row], dataset: DatasetConfig, on_skip: OnSkip) -> Iterator[Text]:
-    """Leave out what has fewer than `min_text_length` characters between its outer white space, and bad rows."""
+def _usable(rows: Iterable[Row], dataset: DatasetConfig, on_skip: OnSkip) -> Iterator[Text | Tokens]:
+    """Leave out what has fewer than `min_text_length` characters between its outer white space, and bad rows.
+
+    Ids have no characters: all of these documents are usable.
+    """
     shortest = dataset.min_text_length
     for row in rows:
         if isinstance(row, BadRow):
             if dataset.on_bad_row == "error":
                 raise UsageError(f"{row.reason} To leave out and count such rows, set dataset.on_bad_row=skip.")
             on_skip(row.reason)
-        elif len(row.text) >= shortest and len(row.text.strip()) >= shortest:
+        elif isinstance(row, Tokens) or (len(row.text) >= shortest and len(row.text.strip()) >= shortest):
             yield row
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -13,6 +15,7 @@ PARQUET = ".parquet"
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PACKABLE = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *DELIMITERS)
 ENDINGS = f"{', '.join(_PACKABLE)} (also with {' '.join(COMPRESSIONS)}), {PARQUET}"
+IDS_COLUMN = "input_ids"
 TEXT_COLUMNS = ("text", "sentence", "content")
 SPLITS = ("train", "eval", "test")
 HELD_OUT_FILES = {"eval": "validation_file", "test": "test_file"}  # split -> key of its own source
@@ -46,6 +49,13 @@ class Text(NamedTuple):
     position: int
 
 
+class Tokens(NamedTuple):
+    """A document that its source gives as ids of tokens, (length,) int64, and how far into the source it ends."""
+
+    ids: np.ndarray
+    position: int
+
+
 class BadRow(NamedTuple):
     """A row that holds no text that can be read, why, and how far into the source it ends."""
 
@@ -53,14 +63,14 @@ class BadRow(NamedTuple):
     position: int
 
 
-Row = Text | BadRow
+Row = Text | Tokens | BadRow
 
 
 class Document(NamedTuple):
-    """A usable document: its split (one of SPLITS), its text, and how far into the sources it ends."""
+    """A usable document: its split (one of SPLITS), its text or ids, and how far into the sources it ends."""
 
     split: str
-    text: str
+    text: str | np.ndarray
     position: int
 
 

@@ -4,8 +4,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from enc.encoder.data.config import DatasetConfig
-from enc.encoder.data.sources.source import PYTHON_DOCS, TEXT_COLUMNS, BadRow, Row, Source, Text, listed
+from enc.encoder.data.sources.source import (
+    IDS_COLUMN,
+    PYTHON_DOCS,
+    TEXT_COLUMNS,
+    BadRow,
+    Row,
+    Source,
+    Text,
+    Tokens,
+    listed,
+)
 from enc.encoder.data.sources.splits import refuse_splits
 from enc.encoder.errors import UsageError
 
@@ -110,11 +122,29 @@ def hub_split(name: str, dataset: DatasetConfig, split: str) -> Any:
 
 
 def read_table(rows: Any, dataset: DatasetConfig, location: str) -> Iterator[Row]:
-    column = text_column(rows.column_names, dataset, location)
-    index = 0
-    if not len(rows):  # `iter` of an empty table is an IndexError
+    columns = rows.column_names
+    if IDS_COLUMN in columns and not dataset.text_column and not set(TEXT_COLUMNS).intersection(columns):
+        if dataset.min_text_length > 1:
+            raise UsageError(
+                f"{location} holds ids of tokens, which have no characters to count: leave dataset.min_text_length at "
+                "1."
+            )
+        yield from _read_ids(rows, location)
         return
-    for batch in rows.select_columns([column]).iter(batch_size=256):
-        for value in batch[column]:
-            index += 1
-            yield from _cell(value, column, f"{location}, row {index - 1}", index)
+    column = text_column(columns, dataset, location)
+    for index, value in _column_values(rows, column):
+        yield from _cell(value, column, f"{location}, row {index}", index + 1)
+
+
+def _column_values(rows: Any, column: str) -> Iterator[tuple[int, Any]]:
+    batches = rows.select_columns([column]).iter(batch_size=256) if len(rows) else ()  # of none it is an IndexError
+    return enumerate(value for batch in batches for value in batch[column])
+
+
+def _read_ids(rows: Any, location: str) -> Iterator[Row]:
+    for index, value in _column_values(rows, IDS_COLUMN):
+        ids = np.array([] if value is None else value)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            yield BadRow(f"{location}, row {index}: column {IDS_COLUMN!r} is no list of whole numbers.", index + 1)
+        elif len(ids):
+            yield Tokens(ids.astype(np.int64), index + 1)

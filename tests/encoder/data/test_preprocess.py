@@ -530,3 +530,45 @@ def test_a_store_under_its_older_default_name_is_found(inputs, tmp_path, monkeyp
     preprocess(dataset, tokenizer, seed=0)
     assert store_path(DatasetConfig(path="a/corpus")) == Path("tokenized_data/corpus")
     assert store_path(DatasetConfig(path="b/corpus")) == Path("tokenized_data/b-corpus")
+
+
+def test_ids_of_another_tool_become_a_store(inputs, tmp_path):
+    """A folder of `datasets` with input_ids gives the tokens that its text gives, whatever stands around them."""
+    import datasets
+
+    lines = (inputs / "text.txt").read_text().splitlines()[:60]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    of_text, tokenizer = sections(inputs, tmp_path / "of_text", path=str(tmp_path / "text.txt"), eval_samples=5)
+    wanted = TokenStore.open(preprocess(of_text, tokenizer, seed=0))
+    own = EncoderTokenizer.load(inputs / "tokenizer")
+    rows = [own.tokenizer.encode(line).ids for line in lines if line.strip()]
+    padded = [row + [own.pad_id] * (200 - len(row)) if i % 2 else row for i, row in enumerate(rows)]
+    table = datasets.Dataset.from_dict({"input_ids": padded, "attention_mask": [[1] * len(row) for row in padded]})
+    table.save_to_disk(tmp_path / "ids")
+    of_ids, _ = sections(inputs, tmp_path / "of_ids", path=str(tmp_path / "ids"), eval_samples=5)
+    made = TokenStore.open(preprocess(of_ids, tokenizer, seed=0))
+    assert made.manifest["splits"] == wanted.manifest["splits"]
+    for split in ("train", "eval"):
+        assert [ids.tolist() for ids in made.split(split)] == [ids.tolist() for ids in wanted.split(split)]
+    assert made.fingerprint == wanted.fingerprint
+
+
+def test_ids_of_another_tokenizer_are_refused(inputs, tmp_path):
+    """Ids that the tokenizer does not have, lists of something else, and training a tokenizer on ids."""
+    import datasets
+
+    for name, rows in (("large", [[5, 6], [5, 70_000]]), ("negative", [[-100, 5]]), ("words", [["a"]])):
+        datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / name)
+    for name, message in (
+        ("large", "holds the id 70000, but the tokenizer .* has 600 tokens"),
+        ("negative", "holds the id -100"),
+        ("words", "column 'input_ids' is no list of whole numbers"),
+        ("words", "leave dataset.min_text_length at 1"),
+    ):
+        settings = {"min_text_length": 5} if "min_text" in message else {}
+        with pytest.raises(UsageError, match=message):
+            preprocess(*sections(inputs, tmp_path / "store", path=str(tmp_path / name), **settings), seed=0)
+        assert not (tmp_path / "store.partial").exists()
+    dataset, _ = sections(inputs, tmp_path / "store", path=str(tmp_path / "large"))
+    with pytest.raises(UsageError, match="which no tokenizer can be trained on"):
+        preprocess(dataset, TokenizerConfig(train=TokenizerTrainConfig()), seed=0)
