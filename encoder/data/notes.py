@@ -33,6 +33,18 @@ def store_notes(manifest: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def ignored_settings(manifest: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+    """Say which settings of a config have no effect on a store that is named itself, and was made with others.
+
+    `settings` are those that are not the defaults.
+    """
+    made_with = manifest["request"]["settings"]
+    for key, value in settings.items():
+        if key in made_with and made_with[key] != value:
+            was = made_with[key]
+            yield f"Note: dataset.{key}={value} has no effect on a finished token store; it was made with {was}."
+
+
 def _remedy(request: dict[str, Any]) -> str:
     train = request["tokenizer"].get("train")
     if train is None:

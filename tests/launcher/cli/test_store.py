@@ -29,3 +29,10 @@ def test_tokenizer(enc: Enc, store: Path) -> None:
     rows = json.loads(enc(*words, "--json").stdout)
     assert rows[0]["tokens"] == rows[1]["tokens"]
     assert rows[2]["tokenizer"] == "no/such"
+
+
+def test_settings_that_a_finished_store_does_not_follow(enc: Enc, store: Path) -> None:
+    """What is held out was decided when it was made; those it was made with are not mentioned."""
+    done = enc("preprocess", "smoke", f"dataset.path={store}", "dataset.eval_samples=7")
+    assert "dataset.eval_samples=7 has no effect on a finished token store; it was made with 64" in done.stderr
+    assert "no effect" not in enc("preprocess", "smoke", f"dataset.path={store}").stderr
