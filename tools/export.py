@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from enc.encoder.config.load import load_text
 from enc.encoder.data.manifest import read_manifest
+from enc.encoder.data.tokenizer import mend_saved
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import read_json, write_json
 from enc.encoder.models.config import ModelConfig
@@ -77,7 +78,7 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
     num_tokens = read_json(folder / "tokenizer_info.json")["vocab_size"]
     card = {
         "name": f"{run_dir.name}-{step}",
-        "dataset": _dataset_name(Path(config.dataset.path)),
+        "dataset": _dataset_name(config.dataset.store),
         "row_length": config.row_length,
         "objective": _OBJECTIVES[config.trained_objective],
         "steps": step,
@@ -188,6 +189,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
     for file in tokenizer_dir.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    mend_saved(folder)
     _limit_length(folder / "tokenizer_config.json", target.longest)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if target.code:

@@ -78,7 +78,7 @@ def _position(config: RunConfig, counters: dict[str, Any]) -> dict[str, Any]:
     rows = counters.get("step", 0) * (config.trainer.global_batch_size or 0)
     position: dict[str, Any] = {"rows": rows}
     try:
-        store = TokenStore.open(Path(config.dataset.path))
+        store = TokenStore.open(config.dataset.store)
         in_epoch = len(packed_rows(store, "train", EncoderTokenizer.load(store.tokenizer_dir), config))
         position.update(epoch=rows // in_epoch, row=rows % in_epoch, rows_per_epoch=in_epoch)
     except (UsageError, OSError):

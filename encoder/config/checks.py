@@ -90,6 +90,13 @@ def _data_rules(config: RunConfig) -> Iterator[Broken]:
             ("dataset.test_file", "dataset.test_samples"),
             "and dataset.test_samples exclude each other; keep one and set the other to null",
         )
+    train = config.tokenizer.train
+    if train and train.limit_alphabet and train.limit_alphabet > train.vocab_size // 2 - 5:
+        yield (
+            ("tokenizer.train.limit_alphabet", "tokenizer.train.vocab_size"),
+            f"is {train.limit_alphabet}, and each character may take two of the {train.vocab_size} tokens; lower it or "
+            "raise tokenizer.train.vocab_size",
+        )
     if not (dataset.name or dataset.path):
         yield ("dataset.name", "dataset.path"), "is empty, and so is dataset.path; name a source"
 

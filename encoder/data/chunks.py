@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import xxhash
 
 from enc.encoder.data.sources.source import SPLITS, Document
@@ -15,12 +16,32 @@ LENGTH = struct.Struct("<Q")
 
 @dataclass
 class Chunk:
-    """Consecutive documents of one split, as UTF-8, and the position in the source after the last of them."""
+    """Consecutive documents of one split, and the position in the source after the last of them.
+
+    Documents are UTF-8, or int64 ids where `holds_ids`.
+    """
 
     split: str
     texts: list[bytes] = field(default_factory=list)
     num_bytes: int = 0
+    num_characters: int = 0
     position: int = 0
+    holds_ids: bool = False
+
+    def add(self, text: str | np.ndarray) -> None:
+        """Add a document: text, or ids."""
+        if isinstance(text, str):
+            self.num_characters += len(text)
+            encoded = text.encode()
+        else:
+            self.holds_ids = True
+            encoded = text.astype(np.int64).tobytes()
+        self.texts.append(encoded)
+        self.num_bytes += len(encoded)
+
+    def documents(self) -> list[np.ndarray]:
+        """Return the ids of each document of a chunk that holds ids."""
+        return [np.frombuffer(ids, np.int64) for ids in self.texts]
 
     def digest(self) -> str:
         """Return the xxh3_64 of the texts, by which a resumed run knows that the source is still the same."""
@@ -37,9 +58,7 @@ def cut_chunks(documents: Iterable[Document], first_bytes: int, full_bytes: int)
     open_chunks: dict[str, Chunk] = {}
     for split, text, position in documents:
         chunk = open_chunks.setdefault(split, Chunk(split))
-        encoded = text.encode()
-        chunk.texts.append(encoded)
-        chunk.num_bytes += len(encoded)
+        chunk.add(text)
         chunk.position = position
         if chunk.num_bytes >= size:
             yield open_chunks.pop(split)

@@ -1,6 +1,7 @@
 """The config sections `dataset`, `tokenizer` and `datacollator`."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,23 +25,26 @@ class DatasetConfig(Section):
     """Source: `python-docs` (built in), a local file, folder or glob, or a `datasets` hub name."""
     config: str | None = None
     """Configuration name of a hub dataset."""
-    path: Annotated[str, KeepsNumbers()] = ""
-    """A local source or a finished token store; wins over `name`."""
+    path: Annotated[str | list[Line], KeepsNumbers()] = ""
+    """A local source, a list of sources of files, or a finished token store; wins over `name`."""
     validation_file: Line | None = None
     """A local source of its own to evaluate on: a file, folder or glob. Excludes `eval_split`, `validation_split` and
     `eval_samples`."""
     test_file: Line | None = None
     """A local source of its own to test on at the end of a run: a file, folder or glob."""
-    text_column: str | None = None
-    """Column that holds the text; by default the first of text, sentence, content."""
+    text_column: str | list[Line] | None = None
+    """Column that holds the text, or a list: the first of them that a file has. By default text, sentence, content."""
     text_unit: Literal["line", "file"] = "line"
     """What one document is in plain text files."""
     min_text_length: PositiveInt = 1
     """Documents of fewer characters are left out."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that cannot be read (no JSON, no UTF-8, no text in its column): stop, or leave it out and
+    count it."""
     max_seq_length: PositiveInt = 512
     """Row length in tokens; longer documents are cut into pieces, nothing is dropped."""
     train_split: str | None = None
-    """Split to train on; `train` when the source has several."""
+    """Split to train on; `train` when the source has several. `all` takes all files, whatever their names."""
     eval_split: str | None = None
     """Split to evaluate on; wins over `validation_split` and `eval_samples`."""
     validation_split: OpenFraction | None = None
@@ -71,6 +75,16 @@ class DatasetConfig(Section):
     shuffle_buffer_size: Annotated[PositiveInt, NoEffect("rows are shuffled over the whole epoch")] = 10000
     """Shuffle buffer of a streamed source, in documents."""
 
+    @property
+    def paths(self) -> list[str]:
+        """The sources that `path` names."""
+        return list(filter(None, [self.path] if isinstance(self.path, str) else self.path))
+
+    @property
+    def store(self) -> Path:
+        """The token store of a run, which its own config names in `path`."""
+        return Path(*self.paths)
+
 
 class TokenizerTrainConfig(Section):
     """How to train a tokenizer on the corpus."""
@@ -83,8 +97,19 @@ class TokenizerTrainConfig(Section):
     """A merge needs at least this many occurrences."""
     lowercase: Bool = True
     """Lower-case the text (WordPiece only)."""
+    limit_alphabet: PositiveInt | None = None
+    """The most frequent characters, so many, are in a WordPiece vocabulary; words with others are unknown. By default
+    1,000, more where these are less than 99.9 % of the text, and at most a quarter of `vocab_size`."""
+    max_input_chars_per_word: PositiveInt = 100
+    """Longer words are one unknown token (WordPiece only); in a script without blanks a whole sentence is a word."""
     max_documents: PositiveInt | None = None
     """Train on the first so many documents; all by default."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells trained tokenizers apart; newer keys count where they are set."""
+        newer = ("limit_alphabet", "max_input_chars_per_word")
+        unset = {name for name in newer if getattr(self, name) == TokenizerTrainConfig.model_fields[name].default}
+        return {name: value for name, value in self if name not in unset}
 
 
 class TokenizerConfig(Section):

@@ -8,6 +8,7 @@ from typing import Any
 import xxhash
 
 from enc.encoder.errors import UsageError
+from enc.encoder.files import file_checksum
 
 FORMAT = "enc-token-store"
 VERSION = 1
@@ -31,7 +32,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a store after checking its structure.
 
     Keys: `format`, `version`, `request` (tokenizer, source, settings: what was asked for), `tokenizer` (name,
-    fingerprint, num_tokens), `splits` (name -> documents, tokens), `files` (path -> bytes, xxh3_64).
+    fingerprint, num_tokens), `splits` (name -> documents, tokens), `files` (path -> bytes, xxh3_64). Stores of newer
+    versions also have `statistics` (split -> characters, unknown_tokens, unknown_documents), `sources` (what was read
+    and what was left out), `content` (section -> file of the source -> checksum), and `bad_rows` where some were left
+    out.
 
     Raises:
         UsageError: there is no manifest, or it is not one of a complete store of this format.
@@ -111,7 +115,8 @@ def _differences(manifest: dict[str, Any], wanted: dict[str, Any]) -> Iterator[s
         if was != asked and not (was and asked):
             yield f"{section} was {was.get('location', 'none')}, asked is {asked.get('location', 'none')}"
             continue
-        for key in sorted({*was, *asked}):
+        same = _same_content(was, asked, manifest.get("content", {}).get(section, {}))
+        for key in sorted({*was, *asked} - ({"files", "location"} if same else set())):
             old, new = was.get(key), asked.get(key)
             if old == new:
                 continue
@@ -124,6 +129,21 @@ def _differences(manifest: dict[str, Any], wanted: dict[str, Any]) -> Iterator[s
 def _same_tokenizer(manifest: dict[str, Any], asked: dict[str, Any]) -> bool:
     made = manifest.get("tokenizer", {}).get("fingerprint")
     return made is not None and asked.get("fingerprint") == made
+
+
+def _same_content(was: dict[str, Any], asked: dict[str, Any], digests: dict[str, str]) -> bool:
+    """Tell whether files that are in another place, or newer, hold the bytes that the store was made from."""
+    old, new = was.get("files"), asked.get("files")
+    if was == asked or not old or not new or old.keys() != new.keys() or digests.keys() != new.keys():
+        return False
+    if any(old[name][0] != new[name][0] for name in new):
+        return False
+    moved = was["location"] != asked["location"]
+    doubtful = [name for name in new if moved or old[name] != new[name]]
+    try:
+        return all(file_checksum(Path(asked["location"], name)) == digests[name] for name in doubtful)
+    except OSError:
+        return False
 
 
 def _file_differences(old: dict[str, Any], new: dict[str, Any]) -> str:

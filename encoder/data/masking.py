@@ -43,7 +43,7 @@ class Masker:
 
     mask_id: int
     is_special: np.ndarray  # (V,) bool
-    ordinary_ids: np.ndarray  # (V - specials,) ids that may stand in as a random token
+    ordinary_ids: np.ndarray  # ids that may stand in as a random token: those of tokens, but special ones
     continues_word: np.ndarray  # (V,) bool
     probability: float
     mask_prob: float = 0.8
@@ -53,14 +53,14 @@ class Masker:
 
     @classmethod
     def of(cls, tokenizer: EncoderTokenizer, config: RunConfig) -> "Masker":
-        """Make a run's masker for a tokenizer; ids past its last token are never drawn."""
+        """Make a run's masker for a tokenizer; ids of no token are never drawn."""
         collator = config.datacollator
         is_special = np.zeros(tokenizer.num_tokens, bool)
         is_special[list(tokenizer.special_ids)] = True
         return cls(
             mask_id=tokenizer.mask_id,
             is_special=is_special,
-            ordinary_ids=np.flatnonzero(~is_special),
+            ordinary_ids=np.flatnonzero(tokenizer.is_token & ~is_special),
             continues_word=tokenizer.continues_word,
             probability=collator.mlm_probability,
             mask_prob=1.0 if collator.mask_all else collator.mask_replace_prob,

@@ -22,6 +22,7 @@ from enc.encoder.data.tokenizer import (
     fingerprint,
     read_folder,
     special_tokens_template,
+    write_training_rows,
 )
 from enc.encoder.data.tokenizer_train import train_tokenizer
 from enc.encoder.errors import UsageError
@@ -42,6 +43,7 @@ def obtain_tokenizer(config: TokenizerConfig, read_texts: Callable[[], Iterable[
         tokenizer, roles = _fetch(config, folder)
     name = config.name if folder is None else str(folder.absolute())
     tokenizer, roles = complete_specials(tokenizer, roles, name, config.allow_special_token_rewrite)
+    write_training_rows(tokenizer, roles)
     return describe(tokenizer, roles, name)
 
 
@@ -67,7 +69,7 @@ def identity(config: TokenizerConfig) -> dict[str, Any]:
     it is trained. Where a tokenizer.json is at hand, its fingerprint is added.
     """
     if config.train is not None:
-        return {"train": dict(config.train)}
+        return {"train": config.train.identity()}
     rewrite = config.allow_special_token_rewrite
     folder = local_folder(config)
     if folder is None:

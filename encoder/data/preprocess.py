@@ -28,11 +28,14 @@ import numpy as np
 from enc.encoder.data import store
 from enc.encoder.data.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, Chunk, cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig
+from enc.encoder.data.foreign_ids import stored_ids
 from enc.encoder.data.manifest import check_matches
 from enc.encoder.data.obtain import identity, obtain_tokenizer
 from enc.encoder.data.sources.documents import read_documents, source_total
 from enc.encoder.data.sources.find import held_out_sources, resolve_source, store_path
-from enc.encoder.data.sources.source import HELD_OUT_FILES, Source
+from enc.encoder.data.sources.source import HELD_OUT_FILES, Document, Source
+from enc.encoder.data.sources.splits import train_split
+from enc.encoder.data.sources.summary import content_digests, source_summary
 from enc.encoder.data.store_writer import StoreWriter, Written
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.data.workers import WorkerPool
@@ -69,6 +72,7 @@ def wanted_request(dataset: DatasetConfig, tokenizer: TokenizerConfig, seed: int
         "test_samples",
     )
     settings = {key: getattr(dataset, key) for key in keys}
+    settings["train_split"] = train_split(source, dataset.train_split, dataset.eval_split)
     settings["seed"] = seed if dataset.validation_split else None  # nothing else is drawn
     return {"tokenizer": identity(tokenizer), "source": source.describe(), **own, "settings": settings}
 
@@ -207,17 +211,36 @@ def _fill(
     source = resolve_source(dataset)
     total = source_total(source, dataset)
     tokenizer = _prepare(partial, wanted, source, dataset, tokenizer_config, seed)
-    writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens))
+    writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens), tokenizer.unknown_id)
+    bad_rows = _BadRows()
     with contextlib.closing(writer):
-        chunks = cut_chunks(read_documents(source, dataset, seed), FIRST_CHUNK_BYTES, CHUNK_BYTES)
+        documents = read_documents(source, dataset, seed, bad_rows.count)
+        chunks = cut_chunks(documents, FIRST_CHUNK_BYTES, CHUNK_BYTES)
         _tokenise(
             chunks,
             writer,
+            tokenizer,
             partial / "tokenizer",
             dataset.num_proc,
             lambda done, tokens: on_progress(done, total, tokens),
         )
-        writer.finish(wanted, tokenizer)
+        content = {key: content_digests(wanted[key]) for key in ("source", *HELD_OUT_FILES.values()) if wanted.get(key)}
+        about_text = {"sources": source_summary(source, dataset), "content": content, **bad_rows.described()}
+        writer.finish(wanted, tokenizer, about_text)
+
+
+class _BadRows:
+    """How many rows were left out, and why the first one was."""
+
+    def __init__(self) -> None:
+        self._number, self._first = 0, ""
+
+    def count(self, reason: str) -> None:
+        self._first = self._first or reason
+        self._number += 1
+
+    def described(self) -> dict[str, Any]:
+        return {"bad_rows": {"number": self._number, "first": self._first}} if self._number else {}
 
 
 def _prepare(
@@ -231,14 +254,15 @@ def _prepare(
     """Make the partial folder, or check that the one there was begun for the same request; return the tokenizer."""
     request = partial / StoreWriter.REQUEST
     if request.exists():
-        check_matches({"request": read_json(request)}, wanted, partial)
+        check_matches({"request": _without_files(read_json(request))}, _without_files(wanted), partial)
+        write_json_safely(request, wanted)
         return EncoderTokenizer.load(partial / "tokenizer")
     if partial.exists():  # killed before the request was written: nothing is in it but a piece of a tokenizer
         shutil.rmtree(partial)
     partial.mkdir()
 
     def read_texts() -> Iterator[str]:
-        return (document.text for document in read_documents(source, dataset, seed) if document.split == "train")
+        return (_text_of(document) for document in read_documents(source, dataset, seed) if document.split == "train")
 
     tokenizer = obtain_tokenizer(tokenizer_config, read_texts)
     tokenizer.save(partial / "tokenizer")
@@ -247,9 +271,34 @@ def _prepare(
     return EncoderTokenizer.load(partial / "tokenizer")  # as every later reader sees it
 
 
+def _text_of(document: Document) -> str:
+    if isinstance(document.text, str):
+        return document.text
+    raise UsageError(
+        "The source holds ids of tokens, which no tokenizer can be trained on. Set tokenizer.train=null, and "
+        "tokenizer.path or tokenizer.name to the tokenizer that made them."
+    )
+
+
+def _without_files(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request whose files need not be those of before: chunk by chunk it shows whether the text is the same.
+
+    Only a tokenizer that was trained on all of the text has to be trained again when a file has changed.
+    """
+    if "train" in request["tokenizer"]:
+        return request
+    kinds = {key: {"kind": request[key]["kind"]} for key in ("source", *HELD_OUT_FILES.values()) if request.get(key)}
+    return request | kinds
+
+
 # --- workers ----------------------------------------------------------------------------------------------------------
 def _tokenise(
-    chunks: Iterable[Chunk], writer: StoreWriter, tokenizer_dir: Path, num_proc: int, report: Callable[[int, int], None]
+    chunks: Iterable[Chunk],
+    writer: StoreWriter,
+    tokenizer: EncoderTokenizer,
+    tokenizer_dir: Path,
+    num_proc: int,
+    report: Callable[[int, int], None],
 ) -> None:
     """Send the chunks that are not written yet to workers, and write the results in the order of the chunks."""
     done = iter(list(writer.done))
@@ -268,13 +317,21 @@ def _tokenise(
                 _check_unchanged(chunk, line, tokenizer_dir.parent)
                 report(chunk.position, writer.tokens)
                 continue
-            pending.append((chunk, pool.submit(chunk.texts)))
+            pending.append((chunk, _submit(chunk, pool, tokenizer)))
             while len(pending) > 2 * num_workers or (pending and pending[0][1].done()):
                 write_next()
         while pending:
             write_next()
     if next(done, None) is not None:
         raise _changed(tokenizer_dir.parent)
+
+
+def _submit(chunk: Chunk, pool: WorkerPool, tokenizer: EncoderTokenizer) -> Future[tuple[np.ndarray, np.ndarray]]:
+    if not chunk.holds_ids:
+        return pool.submit(chunk.texts)
+    done: Future[tuple[np.ndarray, np.ndarray]] = Future()
+    done.set_result(stored_ids(chunk, tokenizer, store.token_dtype(tokenizer.num_tokens)))
+    return done
 
 
 def _check_unchanged(chunk: Chunk, line: Written, partial: Path) -> None:

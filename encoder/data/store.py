@@ -123,6 +123,11 @@ class Documents(Sequence[np.ndarray]):
         offsets = self._offsets[batch]
         return self._values[batch][offsets[row] : offsets[row + 1]]
 
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (lengths (N,), ids (sum of lengths,)) of consecutive documents."""
+        for offsets, values in zip(self._offsets, self._values, strict=True):
+            yield np.diff(offsets), values[offsets[0] : offsets[-1]]
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens in each document, int32 (len(self),)."""

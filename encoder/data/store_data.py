@@ -33,7 +33,7 @@ class StoreData:
 
         Raises UsageError when store and config do not fit together, or a split has no token that can be predicted.
         """
-        store = TokenStore.open(Path(config.dataset.path))
+        store = TokenStore.open(config.dataset.store)
         tokenizer = EncoderTokenizer.load(store.tokenizer_dir)
         if padded_vocab_size(tokenizer.num_tokens) != config.model.vocab_size:
             raise UsageError(

@@ -31,6 +31,22 @@ class Written:
     tokens: int
     text: str  # digest of the chunk's text
     data: str  # digest of the bytes in the data file
+    characters: int = 0
+    unknown_tokens: int = 0
+    unknown_documents: int = 0  # of which no token is known
+
+
+STATISTICS = ("characters", "unknown_tokens", "unknown_documents")
+
+
+def count_unknown(lengths: np.ndarray, ids: np.ndarray, unknown_id: int | None) -> tuple[int, int]:
+    """Return how many tokens of documents of these lengths are unknown, and how many documents are nothing else."""
+    if unknown_id is None or not len(ids):
+        return 0, 0
+    unknown = ids == unknown_id
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    in_documents = np.add.reduceat(unknown, starts, dtype=np.int64)
+    return int(unknown.sum()), int((in_documents == lengths).sum())
 
 
 class StoreWriter:
@@ -39,9 +55,10 @@ class StoreWriter:
     REQUEST = "request.json"
     LOG = "progress.jsonl"
 
-    def __init__(self, folder: Path, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, dtype: np.dtype, unknown_id: int | None = None) -> None:
         self._folder = folder
         self._dtype = dtype
+        self._unknown_id = unknown_id
         self._header = bytes(store.arrow_schema(dtype).serialize())
         self.tokens = 0
         self._shards: dict[str, int] = {}
@@ -49,6 +66,7 @@ class StoreWriter:
         self._digests: dict[str, Any] = {}  # data file -> running xxh3_64 of all its bytes
         self._sizes: dict[str, int] = {}
         self._totals: dict[str, dict[str, int]] = {}
+        self._statistics: dict[str, dict[str, int]] = {}
         self.done = self._recover()
         self._log = (folder / self.LOG).open("ab", buffering=0)
 
@@ -101,6 +119,8 @@ class StoreWriter:
             len(ids),
             chunk.digest(),
             xxhash.xxh3_64_hexdigest(data),
+            chunk.num_characters,
+            *count_unknown(lengths, ids, self._unknown_id),
         )
         _write_all(self._log, memoryview(json.dumps(asdict(line)).encode() + b"\n"))
         self._account(line, data)
@@ -116,6 +136,9 @@ class StoreWriter:
         totals["documents"] += line.documents
         totals["tokens"] += line.tokens
         self.tokens += line.tokens
+        statistics = self._statistics.setdefault(line.split, dict.fromkeys(STATISTICS, 0))
+        for name in STATISTICS:
+            statistics[name] += getattr(line, name)
 
     def _open(self, split: str, name: str) -> BinaryIO:
         if split not in self._files:
@@ -146,8 +169,10 @@ class StoreWriter:
             self._close(split)
         self._log.close()
 
-    def finish(self, request: dict[str, Any], tokenizer: EncoderTokenizer) -> None:
+    def finish(self, request: dict[str, Any], tokenizer: EncoderTokenizer, about_text: dict[str, Any]) -> None:
         """Close the data files and write everything that makes the folder a store, the manifest last.
+
+        `about_text` is what the manifest shall say of the text beside what was asked for.
 
         Raises:
             UsageError: the tokenizer made nothing of all the text.
@@ -173,6 +198,8 @@ class StoreWriter:
                 "num_tokens": tokenizer.num_tokens,
             },
             "splits": {split: self._totals[split] for split in splits},
+            "statistics": {split: self._statistics[split] for split in splits},
+            **about_text,
             "files": {name: self._entry(name) for name in self._final_files()},
         }
         write_json_safely(self._folder / "manifest.json", manifest)

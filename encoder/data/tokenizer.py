@@ -27,6 +27,7 @@ ROLE_KEYS = {
     "sep": ("sep_token", "eos_token"),
     "mask": ("mask_token",),
 }
+_PROBE = "Two words."  # encoded to see what a tokenizer puts around a text
 # files by which a local tokenizer folder is recognised
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,6 +50,7 @@ class EncoderTokenizer:
     `num_tokens` is the highest id + 1. `cls_id` and `sep_id` (BOS and EOS where a tokenizer has these instead) are
     None if it has none. `special_ids` are never masked. `continues_word`, bool (num_tokens,), marks the tokens that go
     on with the word before them, for whole-word masking; the first token of a document starts a word whatever it says.
+    `is_token`, bool (num_tokens,), is false for ids that no token has: some vocabularies have holes.
     """
 
     tokenizer: Tokenizer
@@ -60,6 +62,7 @@ class EncoderTokenizer:
     sep_id: int | None
     special_ids: tuple[int, ...]
     continues_word: np.ndarray
+    is_token: np.ndarray
 
     @classmethod
     def load(cls, folder: str | Path) -> "EncoderTokenizer":
@@ -110,6 +113,12 @@ class EncoderTokenizer:
         write_json(folder / "tokenizer_config.json", config, indent=2)
         write_json(folder / "special_tokens_map.json", names, indent=2)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of text that the vocabulary has no token for; None if there is one for every text."""
+        of_unigram = json.loads(self.tokenizer.to_str())["model"].get("unk_id")
+        return self._unk_id() if of_unigram is None else of_unigram
+
     def _unk_id(self) -> int | None:
         token = getattr(self.tokenizer.model, "unk_token", None)
         return self.tokenizer.token_to_id(token) if token else None
@@ -139,7 +148,28 @@ def describe(tokenizer: Tokenizer, roles: dict[str, str], name: str) -> EncoderT
         sep_id=ids.get("sep"),
         special_ids=tuple(sorted(added | set(ids.values()))),
         continues_word=_continues_word(tokenizer, vocab, added | set(ids.values()), num_tokens),
+        is_token=_is_token(vocab, num_tokens),
     )
+
+
+def write_training_rows(tokenizer: Tokenizer, roles: dict[str, str]) -> bool:
+    """Make a tokenizer give a text as a row of training holds it, `cls text sep`; return whether it gave another.
+
+    Tokenizers may come without a post-processor, or write one of the two alone, or both at the end.
+    """
+    first, last = ([tokenizer.token_to_id(roles[role])] if role in roles else [] for role in ("cls", "sep"))
+    plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer.encode(_PROBE).ids == [*first, *plain, *last]:
+        return False
+    tokenizer.post_processor = special_tokens_template(tokenizer, roles.get("cls"), roles.get("sep"))
+    return True
+
+
+def mend_saved(folder: Path) -> None:
+    """Make a saved tokenizer give what its model was trained on; most do already, and their files stay as they are."""
+    tokenizer, roles = read_folder(folder)
+    if write_training_rows(tokenizer, roles):
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def fingerprint(tokenizer_json: str) -> str:
@@ -147,6 +177,13 @@ def fingerprint(tokenizer_json: str) -> str:
     content = json.loads(tokenizer_json) | {"truncation": None, "padding": None}
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _is_token(vocab: dict[str, int], num_tokens: int) -> np.ndarray:
+    is_token = np.zeros(num_tokens, dtype=bool)
+    is_token[list(vocab.values())] = True
+    is_token.setflags(write=False)
+    return is_token
 
 
 def _continues_word(tokenizer: Tokenizer, vocab: dict[str, int], special: set[int], num_tokens: int) -> np.ndarray:
@@ -220,9 +257,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def special_tokens_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
+def special_tokens_template(tokenizer: Tokenizer, cls: str | None, sep: str | None) -> processors.TemplateProcessing:
+    """Return the post-processor that puts `cls` before a text and `sep` after it, or either alone."""
+    first, last = [cls] if cls else [], [sep] if sep else []
     return processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, "$B:1", *(f"{token}:1" for token in last)],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*first, *last)],
     )

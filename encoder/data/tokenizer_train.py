@@ -1,8 +1,9 @@
 """Training a tokenizer on documents."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 
 from tokenizers import (
     AddedToken,
@@ -18,8 +19,10 @@ from enc.encoder.data.config import TokenizerTrainConfig
 from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
 from enc.encoder.errors import UsageError
 
-# Characters of a WordPiece vocabulary, as in BERT, or a quarter of a small one: the rest become [UNK].
-MAX_ALPHABET = 1000
+# Characters of a WordPiece vocabulary, as in BERT, as long as that is enough of the text, and never more than a quarter
+# of the vocabulary: the rest become [UNK].
+ALPHABET = 1000
+COVERAGE = 0.999
 
 
 def train_tokenizer(train: TokenizerTrainConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
@@ -48,7 +51,7 @@ def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Itera
     vocabulary alone is kept.
     """
     scratch = _wordpiece_pipeline(models.WordPiece(unk_token=TRAINED_SPECIALS["unk"]), train.lowercase)
-    alphabet = _alphabet(scratch, read_texts(), limit=min(MAX_ALPHABET, train.vocab_size // 4))
+    alphabet = _alphabet(scratch, read_texts(), train)
     assert scratch.pre_tokenizer is not None
     joined = [c for c in alphabet if len(scratch.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
     first = [*TRAINED_SPECIALS.values(), *alphabet, *(f"##{c}" for c in joined)]
@@ -62,7 +65,8 @@ def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Itera
     )
     scratch.train_from_iterator(read_texts(), trainer)
     vocab = scratch.get_vocab(with_added_tokens=False)
-    model = models.WordPiece(vocab=vocab, unk_token=TRAINED_SPECIALS["unk"], max_input_chars_per_word=100)
+    longest = train.max_input_chars_per_word
+    model = models.WordPiece(vocab=vocab, unk_token=TRAINED_SPECIALS["unk"], max_input_chars_per_word=longest)
     return _wordpiece_pipeline(model, train.lowercase)
 
 
@@ -74,16 +78,23 @@ def _wordpiece_pipeline(model: models.WordPiece, lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], limit: int) -> list[str]:
-    """Return the most frequent characters of the normalised texts, at most `limit`, sorted."""
+def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], train: TokenizerTrainConfig) -> list[str]:
+    """Return the most frequent characters of the normalised texts, sorted."""
     assert tokenizer.normalizer is not None
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))
-    characters = [c for c in counts if not c.isspace()]
-    if not characters:
+    ranked = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    if not ranked:
         raise UsageError("There is no text to train a tokenizer on. Check dataset.name and dataset.min_text_length.")
-    return sorted(sorted(characters, key=lambda c: (-counts[c], c))[:limit])
+    needed = _needed([counts[c] for c in ranked])
+    return sorted(ranked[: train.limit_alphabet or min(max(ALPHABET, needed), train.vocab_size // 4)])
+
+
+def _needed(counts: list[int]) -> int:
+    """Return how many characters, whose counts fall, make up enough of a text."""
+    covered = list(accumulate(counts))
+    return bisect_left(covered, COVERAGE * covered[-1]) + 1
 
 
 def _train_bpe(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:

@@ -17,6 +17,7 @@ from enc.launcher.cli import doctor as cli_doctor
 from enc.launcher.cli import estimate as cli_estimate
 from enc.launcher.cli import render as cli_render
 from enc.launcher.cli import run as cli_run
+from enc.launcher.cli import store as cli_store
 from enc.launcher.cli import watch as cli_watch
 from enc.launcher.cli.options import OVERRIDES
 
@@ -62,6 +63,7 @@ cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)
 cli_ckpt.app.command("convert")(cli_ckpt_convert.convert)
 cli_ckpt.app.command("import", context_settings=OVERRIDES)(cli_ckpt_convert.import_checkpoint)
 cli_ckpt.app.command("export")(cli_ckpt_convert.export)
+app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_ckpt.app, name="ckpt")
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_bench.app, name="bench")

@@ -161,13 +161,16 @@ def resume(
 
     A run of SLURM goes back to SLURM, on other numbers of nodes if you like; launch.scheduler=local keeps it here.
     """
+    from enc.launcher.planning.resume import moved_store
     from enc.launcher.run_folder.find import find_run
 
     run_dir = find_run(run)
-    more = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
+    more: dict[str, Any] = {"trainer.output_dir": str(run_dir), "trainer.resume_from_checkpoint": which}
     placed = _placed(nproc, nodes, partition, time_limit, site)
     if placed.keys() - {"launch.nproc_per_node"} and not any("launch.scheduler" in word for word in context.args):
         placed["launch.scheduler"] = "auto"
+    if not any("dataset.path" in word for word in context.args):
+        more |= moved_store(run_dir)
     config = load(str(run_dir / "config.yaml"), context, more | placed)
     _launch(config, allow_change, as_json)
 

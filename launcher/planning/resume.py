@@ -1,7 +1,10 @@
 """What a resumed run takes over from the one before."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from enc.encoder.checkpoints.folder import (
     CheckpointStatus,
@@ -13,6 +16,7 @@ from enc.encoder.checkpoints.folder import (
 from enc.encoder.config.fields import keeps_numbers
 from enc.encoder.config.load import load_text
 from enc.encoder.config.schema import RunConfig, differences
+from enc.encoder.data.sources.find import is_store
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.printable import Say
@@ -20,6 +24,8 @@ from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.plan import Plan, plan_run, run_folder
 from enc.launcher.planning.render import self_contained
 from enc.launcher.run_folder.records import refuse_older_run
+
+_PLACES = (("dataset", "path"), ("trainer", "output_dir"), ("tokenizer", "path"))
 
 
 def plan_or_resume(config: RunConfig, facts: MachineFacts, allow_change: bool, say: Say) -> Plan:
@@ -71,7 +77,20 @@ def _changes(folder: Path, old: RunConfig, new: RunConfig, plan: Plan) -> dict[s
             changes.pop("tokenizer.path", None)
     elif tokens not in (None, made_from):
         changes["the token store's contents"] = (made_from, tokens)
+    elif tokens == made_from:  # which says that the tokenizer is the same, wherever it lies
+        changes.pop("tokenizer.path", None)
     return changes
+
+
+def moved_store(run_dir: Path) -> dict[str, Any]:
+    """Return where the store of a run is, as a change of its config, if both were moved together; else nothing."""
+    old = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")) or {}
+    store, was_run, tokenizer = (Path((old.get(section) or {}).get(key) or "") for section, key in _PLACES)
+    now = Path(os.path.normpath(run_dir.absolute() / os.path.relpath(store, was_run)))
+    if store.exists() or not (store.is_absolute() and was_run.is_absolute() and is_store(now)):
+        return {}
+    moved = {"dataset.path": str(now)}
+    return moved | ({"tokenizer.path": str(now / "tokenizer")} if tokenizer == store / "tokenizer" else {})
 
 
 def set_aside(run_dir: Path, folder: Path, say: Say) -> None:

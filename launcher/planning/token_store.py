@@ -9,7 +9,9 @@ from typing import Any
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.manifest import data_fingerprint, open_manifest
-from enc.encoder.data.sources.find import store_path
+from enc.encoder.data.notes import ignored_settings, source_notes, store_notes
+from enc.encoder.data.sources.find import resolve_source, store_path
+from enc.encoder.data.sources.summary import source_summary
 from enc.encoder.files import read_json
 from enc.encoder.printable import Say
 
@@ -65,14 +67,29 @@ def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> 
     opened = TokenStore(found.path, found.manifest) if found and found.manifest else None
     path = store_path(config.dataset)
     existed = (path / "manifest.json").is_file()
-    with _progress_bar(visible=not existed) as show:
-        done = made_store(config.dataset, config.tokenizer, config.seed, show, opened)
+    if not existed:
+        for note in source_notes(source_summary(resolve_source(config.dataset), config.dataset)):
+            say(note)
+    try:
+        with _progress_bar(visible=not existed) as show:
+            done = made_store(config.dataset, config.tokenizer, config.seed, show, opened)
+    except KeyboardInterrupt:
+        say(f"Interrupted. What was tokenised is kept beside {path}; the same command goes on from there.")
+        raise
     counts = "; ".join(
         f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens"
         for name, split in done.manifest["splits"].items()
     )
     say(f"{'Using the token store' if existed else 'Made the token store'} {path}: {counts}.")
+    for note in (*store_notes(done.manifest), *_ignored(config.dataset, done.manifest)):
+        say(note)
     return _facts_of(done.path, done.manifest)
+
+
+def _ignored(dataset: DatasetConfig, manifest: dict[str, Any]) -> Iterator[str]:
+    """Say what a config that names a finished store asks for in vain."""
+    if store_path(dataset) in map(Path, dataset.paths):
+        yield from ignored_settings(manifest, dataset.model_dump(exclude_defaults=True))
 
 
 @contextmanager

@@ -196,6 +196,16 @@ def test_the_folder_is_whole(tokenizer_dir, tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b"]
 
 
+def test_the_exported_tokenizer_gives_the_rows_that_were_trained_on(tokenizer_dir, tmp_path):
+    """A run may have been started with a tokenizer that writes no [CLS] and [SEP] by itself; its export does."""
+    names = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "w5", "w6", "w7"]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")).save(str(tokenizer_dir / "tokenizer.json"))
+    model, config = trained()
+    result = export_model(model.state_dict(), config, tokenizer_dir, NUM_TOKENS, tmp_path / "out", CARD)
+    assert AutoTokenizer.from_pretrained(result.folder)("w7")["input_ids"] == [3, 7, 4]
+
+
 def test_a_wrong_export_leaves_nothing(tokenizer_dir, tmp_path, monkeypatch):
     """If the logits disagree, the folder never appears."""
     model, config = trained()

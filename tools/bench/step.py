@@ -256,7 +256,7 @@ def _profiled(asked: Asked, config: RunConfig, folder: Path, say: Callable[[str]
 
 
 def _measured(asked: Asked, config: RunConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    tokenizer = EncoderTokenizer.load(TokenStore.open(Path(config.dataset.path)).tokenizer_dir)
+    tokenizer = EncoderTokenizer.load(TokenStore.open(config.dataset.store).tokenizer_dir)
     ours, peak_flops = enc_side(config, folder)
     sides = {"enc": ours}
     rows = {"natural": natural_rows(config, tokenizer), "full": full_rows(config, tokenizer)}
@@ -327,7 +327,7 @@ def _rounds(sides: dict[str, Any]) -> int:
 
 def _setting(asked: Asked, config: RunConfig) -> dict[str, Any]:
     """Return what was trained, for the report."""
-    tokenizer = EncoderTokenizer.load(TokenStore.open(Path(config.dataset.path)).tokenizer_dir)
+    tokenizer = EncoderTokenizer.load(TokenStore.open(config.dataset.store).tokenizer_dir)
     model = {
         "layers": config.model.num_hidden_layers,
         "width": config.model.hidden_size,

@@ -143,7 +143,7 @@ def natural_rows(config: RunConfig, tokenizer: EncoderTokenizer) -> list[Row]:
     before = [tokenizer.cls_id] if tokenizer.cls_id is not None else []
     after = [tokenizer.sep_id] if tokenizer.sep_id is not None else []
     room = config.row_length - len(before) - len(after)
-    documents = TokenStore.open(Path(config.dataset.path)).split("train")
+    documents = TokenStore.open(config.dataset.store).split("train")
     return [_row([*before, *documents[i][:room].tolist(), *after], tokenizer) for i in range(len(documents))]
 
 
@@ -195,7 +195,7 @@ def trainer_side(
     )
 
     trainer, warm_up = config.trainer, warm_up_steps(config)
-    fast = PreTrainedTokenizerFast.from_pretrained(TokenStore.open(Path(config.dataset.path)).tokenizer_dir)
+    fast = PreTrainedTokenizerFast.from_pretrained(TokenStore.open(config.dataset.store).tokenizer_dir)
     collator = DataCollatorForLanguageModeling(fast, mlm_probability=config.datacollator.mlm_probability)
     microbatch = trainer.per_device_train_batch_size
     tokens = config.row_length * microbatch

@@ -3,42 +3,46 @@
     dataset section ──resolve_source, held_out_sources──▶ Source (what is read: value, no text opened)
                     ──read_documents──▶ Document, Document, …  (in one fixed order, a document at a time)
 
-A source is a file, a folder or a glob of text, JSON lines and Parquet files; a folder written by
-`datasets.save_to_disk`; a dataset of the Hugging Face hub; or `python-docs`, the documentation inside the running
+A source is a file, a folder or a glob of text, JSON lines, CSV and Parquet files, or a list of these; a folder written
+by `datasets.save_to_disk`; a dataset of the Hugging Face hub; or `python-docs`, the documentation inside the running
 Python, which needs no network. Neither torch, transformers nor (for local files) datasets is imported here.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.sources.files import read_files
 from enc.encoder.data.sources.find import held_out_sources
 from enc.encoder.data.sources.python_docs import python_docs
-from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, Document, Source, Text
-from enc.encoder.data.sources.splits import refuse_splits, split_files
+from enc.encoder.data.sources.source import HELD_OUT_FILES, SPLITS, BadRow, Document, Row, Source, Text, Tokens
+from enc.encoder.data.sources.splits import ALL_FILES, refuse_splits, split_files
 from enc.encoder.data.sources.tables import arrow_split, hub_split, read_table
 from enc.encoder.errors import UsageError
 
+OnSkip = Callable[[str], None]  # is told of each row that is left out, and why
 SPLIT_BLOCK = 4096  # documents that share one keyed generator: seeding one for each document costs more than reading it
 
 
-def read_documents(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
+def read_documents(
+    source: Source, dataset: DatasetConfig, seed: int, on_skip: OnSkip = lambda reason: None
+) -> Iterator[Document]:
     """Yield the usable documents of a source and of `held_out_sources`, each with its split, always in the same order.
 
     Sources of their own come first, so that what is wrong with them shows before hours of work. Which documents of
     `source` are held out for evaluation is decided by the first of these that is set: `eval_split` (a split of the
     source), `validation_split` (a fraction, drawn by (seed, "split", index of the document)), `eval_samples` (that many
     from the head). `eval_samples` also caps an evaluation set chosen in another way. The `test_samples` documents that
-    follow are held out for the test. At least one document always stays in train.
+    follow are held out for the test. At least one document always stays in train. Rows that cannot be read are left out
+    and told to `on_skip` where `on_bad_row` says so.
 
     Raises:
-        UsageError: nothing usable in a split, a missing column or split, or text that cannot be decoded.
+        UsageError: nothing usable in a split, a missing column or split, or a row that cannot be read.
     """
     start = 0
     for split, held_out in held_out_sources(source, dataset).items():
         count = 0
-        for text, position in _usable(_open_split(held_out, dataset, None), dataset):
+        for text, position in _usable(_open_whole(held_out, dataset), dataset, on_skip):
             count += 1
             yield Document(split, text, start + position)
         if not count:
@@ -48,7 +52,7 @@ def read_documents(source: Source, dataset: DatasetConfig, seed: int) -> Iterato
             )
         start += held_out.total_bytes or 0
     counts = dict.fromkeys(SPLITS, 0)
-    for split, text, position in _assign_splits(source, dataset, seed):
+    for split, text, position in _assign_splits(source, dataset, seed, on_skip):
         counts[split] += 1
         yield Document(split, text, start + position)
     _check_counts(counts, source, dataset)
@@ -80,8 +84,9 @@ def source_total(source: Source, dataset: DatasetConfig) -> int | None:
     return sum(part.total_bytes or 0 for part in sources)
 
 
-def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterator[Document]:
-    usable = _usable(_open_split(source, dataset, dataset.train_split, held_out=dataset.eval_split), dataset)
+def _assign_splits(source: Source, dataset: DatasetConfig, seed: int, on_skip: OnSkip) -> Iterator[Document]:
+    rows = _open_split(source, dataset, dataset.train_split, held_out=dataset.eval_split)
+    usable = _usable(rows, dataset, on_skip)
     cap = sys.maxsize if dataset.eval_samples is None else dataset.eval_samples
     num_test = dataset.test_samples or 0
     if dataset.eval_split:
@@ -89,7 +94,8 @@ def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterato
         for document in _reserve_head(usable, 0, num_test):
             end = document.position
             yield document
-        for index, (text, position) in enumerate(_usable(_open_split(source, dataset, dataset.eval_split), dataset)):
+        held_out = _usable(_open_split(source, dataset, dataset.eval_split), dataset, on_skip)
+        for index, (text, position) in enumerate(held_out):
             if index >= cap:
                 return
             yield Document("eval", text, end + position)
@@ -99,7 +105,9 @@ def _assign_splits(source: Source, dataset: DatasetConfig, seed: int) -> Iterato
         yield from _reserve_head(usable, dataset.eval_samples or 0, num_test)
 
 
-def _draw_split(texts: Iterable[Text], fraction: float, cap: int, num_test: int, seed: int) -> Iterator[Document]:
+def _draw_split(
+    texts: Iterable[Text | Tokens], fraction: float, cap: int, num_test: int, seed: int
+) -> Iterator[Document]:
     from enc.encoder.keyed import numpy_rng  # imports torch, which no other way of splitting needs
 
     num_eval = 0
@@ -115,9 +123,9 @@ def _draw_split(texts: Iterable[Text], fraction: float, cap: int, num_test: int,
         yield Document("eval" if is_eval else "train", text, position)
 
 
-def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterator[Document]:
+def _reserve_head(texts: Iterable[Text | Tokens], num_eval: int, num_test: int) -> Iterator[Document]:
     """Hold out the first documents, but never the last one: it is read one ahead to know which that is."""
-    pending: Text | None = None
+    pending: Text | Tokens | None = None
     index = 0
     for text in texts:
         if pending is not None:
@@ -129,15 +137,29 @@ def _reserve_head(texts: Iterable[Text], num_eval: int, num_test: int) -> Iterat
         yield Document("train", *pending)
 
 
-def _usable(texts: Iterable[Text], dataset: DatasetConfig) -> Iterator[Text]:
-    """Leave out what has fewer than `min_text_length` characters between its outer white space."""
+def _usable(rows: Iterable[Row], dataset: DatasetConfig, on_skip: OnSkip) -> Iterator[Text | Tokens]:
+    """Leave out what has fewer than `min_text_length` characters between its outer white space, and bad rows.
+
+    Ids have no characters: all of these documents are usable.
+    """
     shortest = dataset.min_text_length
-    return (text for text in texts if len(text.text) >= shortest and len(text.text.strip()) >= shortest)
+    for row in rows:
+        if isinstance(row, BadRow):
+            if dataset.on_bad_row == "error":
+                raise UsageError(f"{row.reason} To leave out and count such rows, set dataset.on_bad_row=skip.")
+            on_skip(row.reason)
+        elif isinstance(row, Tokens) or (len(row.text) >= shortest and len(row.text.strip()) >= shortest):
+            yield row
+
+
+def _open_whole(source: Source, dataset: DatasetConfig) -> Iterator[Row]:
+    """Read a source of held-out text, in which the names of files say nothing."""
+    return _open_split(source, dataset, ALL_FILES if source.kind == "files" else None)
 
 
 def _open_split(
     source: Source, dataset: DatasetConfig, split: str | None, held_out: str | None = None
-) -> Iterator[Text]:
+) -> Iterator[Row]:
     if source.kind == "files":
         return read_files(source, split_files(source, split, held_out), dataset)
     if source.kind == "arrow":

@@ -1,88 +1,103 @@
-"""Documents of text and JSON files."""
+"""Documents of files, a reader a format. What a reader cannot take from a row it gives as a `BadRow`."""
 
-import gzip
+import csv
 import json
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from enc.encoder.data.config import DatasetConfig
-from enc.encoder.data.sources.source import JSON_SUFFIXES, PARQUET_SUFFIXES, Source, SourceFile, Text, listed
+from enc.encoder.data.sources.source import (
+    DELIMITERS,
+    JSON_SUFFIXES,
+    PARQUET,
+    BadRow,
+    Row,
+    Source,
+    SourceFile,
+    Text,
+    format_of,
+    listed,
+)
+from enc.encoder.data.sources.streams import Line, decode, read_lines, read_whole, refuse_utf16
 from enc.encoder.data.sources.tables import as_text, read_parquet, text_column
 from enc.encoder.errors import UsageError
 
+Reader = Callable[[Path, DatasetConfig], Iterator[Row]]
 
-def read_files(source: Source, files: Sequence[SourceFile], dataset: DatasetConfig) -> Iterator[Text]:
+
+def read_files(source: Source, files: Sequence[SourceFile], dataset: DatasetConfig) -> Iterator[Row]:
     done = 0
     for file in files:
         path = Path(source.location, file.name)
         try:
-            for text, position in _reader(path)(path, dataset):
-                yield Text(text, done + min(position, file.size))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} is damaged: {error}. Replace it or take it out of the source.") from error
+            for row in _reader(path)(path, dataset):
+                yield row._replace(position=done + min(row.position, file.size))
         except OSError as error:
             raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
         done += file.size
 
 
-def _reader(path: Path) -> Callable[[Path, DatasetConfig], Iterator[Text]]:
-    stem = path.name.removesuffix(".gz")
-    if stem.endswith(PARQUET_SUFFIXES):
+def _reader(path: Path) -> Reader:
+    file_format = format_of(path.name)
+    suffix = file_format.suffix if file_format else ""
+    if suffix == PARQUET:
         return read_parquet
-    return _read_json_lines if stem.endswith(JSON_SUFFIXES) else _read_text
+    if suffix in DELIMITERS:
+        return _read_delimited
+    return _read_json_lines if suffix in JSON_SUFFIXES else _read_text
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines of a plain or gzipped file, with the offset in the file on disk that was read so far."""
-    with path.open("rb") as raw:
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
-        for line in stream:
-            yield line, raw.tell()
-
-
-def _decode(data: bytes, path: Path, offset: int) -> str:
-    try:
-        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start}"
-            f"{' of the unpacked text' if path.suffix == '.gz' else ''}. Convert the file "
-            "(iconv -f LATIN1 -t UTF-8) or take it out of the source."
-        ) from error
-
-
-def _read_text(path: Path, dataset: DatasetConfig) -> Iterator[Text]:
+def _read_text(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
     if dataset.text_unit == "file":
-        with path.open("rb") as raw:
-            data = gzip.GzipFile(fileobj=raw).read() if path.suffix == ".gz" else raw.read()
-        yield Text(_decode(data, path, 0), sys.maxsize)
+        data = read_whole(path)
+        refuse_utf16(data, path)
+        yield _text_row(Line(data, 0, sys.maxsize), path)
         return
-    offset = 0
-    for line, position in _lines(path):
-        yield Text(_decode(line, path, offset).rstrip("\r\n"), position)
-        offset += len(line)
+    for line in read_lines(path):
+        if not line.offset:
+            refuse_utf16(line.data, path)
+        row = _text_row(line, path)
+        yield row._replace(text=row.text.rstrip("\r\n")) if isinstance(row, Text) else row
 
 
-def _read_json_lines(path: Path, dataset: DatasetConfig) -> Iterator[Text]:
-    offset = 0
+def _text_row(line: Line, path: Path) -> Row:
+    try:
+        return Text(decode(line, path), line.position)
+    except UsageError as error:
+        return BadRow(str(error), line.position)
+
+
+def _read_json_lines(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
     column: str | None = None
-    for number, (line, position) in enumerate(_lines(path), start=1):
-        raw, where = _decode(line, path, offset), f"{path}, line {number}"
-        offset += len(line)
-        if not raw.strip():
+    for number, line in enumerate(read_lines(path), start=1):
+        where = f"{path}, line {number}"
+        try:
+            raw = decode(line, path)
+            row = _json_row(raw, where) if raw.strip() else None
+        except UsageError as error:
+            yield BadRow(str(error), line.position)
             continue
-        row = _json_row(raw, where)
-        if column is None:
-            column = text_column(row, dataset.text_column, where)
+        if row is None:
+            continue
+        column = column or text_column(row, dataset, where)
+        yield from _column_of(row, column, where, line.position, check="\\u" in raw)
+
+
+def _column_of(row: dict[str, Any], column: str, where: str, position: int, check: bool = False) -> Iterator[Row]:
+    """Yield the text of a row's column; nothing where it is null."""
+    try:
         if column not in row:
             raise UsageError(f"{where}: no column {column!r}; this line has {listed(row)}.")
-        if (text := as_text(row[column], column, where)) is not None:
-            if "\\u" in raw:
-                _refuse_surrogates(text, where)
-            yield Text(text, position)
+        text = as_text(row[column], column, where)
+        if check and text is not None:
+            _refuse_surrogates(text, where)
+    except UsageError as error:
+        yield BadRow(str(error), position)
+        return
+    if text is not None:
+        yield Text(text, position)
 
 
 def _json_row(line: str, where: str) -> dict[str, Any]:
@@ -106,3 +121,54 @@ def _refuse_surrogates(text: str, where: str) -> None:
         raise UsageError(
             f"{where}: half a surrogate pair at character {error.start}. Repair or drop this line."
         ) from error
+
+
+class _Decoded:
+    """The lines of a file as text, for `csv`, which does not say how far it has read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines = path, read_lines(path)
+        self.position = 0
+
+    def __iter__(self) -> "_Decoded":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.position = line.position
+        return decode(line, self._path)
+
+
+def _read_delimited(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
+    """Read a table with a header; fields may be quoted, and hold line breaks then."""
+    file_format = format_of(path.name)
+    assert file_format is not None
+    csv.field_size_limit(sys.maxsize)
+    lines = _Decoded(path)
+    rows = csv.reader(lines, delimiter=DELIMITERS[file_format.suffix], strict=True)
+    header: list[str] = []
+    column = ""
+    while (fields := _next_fields(rows, path)) is not None:
+        where = f"{path}, line {rows.line_num}"
+        if isinstance(fields, UsageError):
+            yield BadRow(str(fields), lines.position)
+        elif not fields:
+            continue
+        elif not header:
+            header, column = fields, text_column(fields, dataset, where)
+        elif len(fields) != len(header):
+            yield BadRow(f"{where}: {len(fields)} fields, the header has {len(header)}.", lines.position)
+        else:
+            yield Text(fields[header.index(column)], lines.position)
+
+
+def _next_fields(rows: Any, path: Path) -> list[str] | UsageError | None:
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return UsageError(
+            f"{path}, line {rows.line_num}: {error}. A quote inside of a quoted field is written twice, and a field "
+            "with a line break is quoted."
+        )
+    except UsageError as error:  # of decoding a line
+        return error

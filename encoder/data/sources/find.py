@@ -1,15 +1,32 @@
 """Which files or tables a source of text consists of."""
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from enc.encoder.data.config import DatasetConfig
-from enc.encoder.data.sources.source import FILE_SUFFIXES, HELD_OUT_FILES, PYTHON_DOCS, Source, SourceFile, listed
+from enc.encoder.data.sources.source import (
+    ENDINGS,
+    HELD_OUT_FILES,
+    PYTHON_DOCS,
+    LeftOut,
+    Source,
+    SourceFile,
+    format_of,
+    listed,
+)
 from enc.encoder.data.sources.splits import split_files
 from enc.encoder.errors import UsageError
+from enc.encoder.files import read_json
+from enc.encoder.printable import printable
+
+_STORES = Path("tokenized_data")
+_ABOUT_TEXT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)\b", re.IGNORECASE)
+_ABOUT_JSON = re.compile(r"dataset_infos?\.json$", re.IGNORECASE)
 
 
 def resolve_source(dataset: DatasetConfig) -> Source:
@@ -18,8 +35,9 @@ def resolve_source(dataset: DatasetConfig) -> Source:
     Raises:
         UsageError: the path does not exist or holds nothing that can be read.
     """
-    if dataset.path:
-        return _local_source(dataset.path, "dataset.path")
+    if dataset.paths:
+        sources = [_local_source(path, "dataset.path") for path in dataset.paths]
+        return sources[0] if len(sources) == 1 else _joined(sources)
     name = dataset.name
     if name == PYTHON_DOCS:
         return Source("python-docs", ".".join(map(str, sys.version_info[:3])))
@@ -36,15 +54,32 @@ def resolve_source(dataset: DatasetConfig) -> Source:
 def store_path(dataset: DatasetConfig) -> Path:
     """Return where the tokens of a dataset section are or will be, without reading any text.
 
-    That is `path` itself if it is a token store, else `pre_tokenize_output`, else `tokenized_data/<name>` (with the
-    hub config's name).
+    That is `path` itself if it is a token store, else `pre_tokenize_output`, else a folder of `tokenized_data/` named
+    after `path`, or after `name` and the hub config.
     """
-    if dataset.path and is_store(Path(dataset.path).expanduser()):
-        return Path(dataset.path).expanduser()
+    if len(dataset.paths) == 1 and is_store(Path(dataset.paths[0]).expanduser()):
+        return Path(dataset.paths[0]).expanduser()
     if dataset.pre_tokenize_output:
         return Path(dataset.pre_tokenize_output).expanduser()
-    name = Path(dataset.path).name if dataset.path else "-".join(filter(None, [dataset.name, dataset.config]))
-    return Path("tokenized_data") / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "corpus")
+    if not dataset.paths:
+        return _STORES / _folder_name("-".join(filter(None, [dataset.name, dataset.config])))
+    return _older_default(dataset) or _STORES / _folder_name("+".join(map(os.path.normpath, dataset.paths)))
+
+
+def _folder_name(text: str) -> str:
+    name = re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "corpus"
+    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+
+
+def _older_default(dataset: DatasetConfig) -> Path | None:
+    """Return the store of a path that was named by the last part of the path alone, if it is there and of this text."""
+    path = Path(dataset.paths[0]).expanduser()
+    store = _STORES / _folder_name(path.name)
+    try:
+        made_of = Path(read_json(store / "manifest.json")["request"]["source"]["location"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return store if len(dataset.paths) == 1 and made_of in (path.absolute(), *path.absolute().parents) else None
 
 
 def held_out_sources(source: Source, dataset: DatasetConfig) -> dict[str, Source]:
@@ -80,7 +115,7 @@ def _looks_local(name: str) -> bool:
     return (
         name.startswith(("/", ".", "~"))
         or name.count("/") > 1
-        or name.endswith(FILE_SUFFIXES)
+        or format_of(name) is not None
         or any(c in name for c in "*?[")
         or Path(name).exists()
     )
@@ -88,18 +123,55 @@ def _looks_local(name: str) -> bool:
 
 def _local_source(name: str, key: str) -> Source:
     path = Path(name).expanduser()
+    try:
+        return _found(path, key)
+    except OSError as error:  # of looking at a name, a folder or a link in it
+        place = printable(error.filename or path)
+        raise UsageError(
+            f"{key}: cannot read {place}: {error.strerror or error}{_link_target(place)}. Mend it, or take it out of "
+            "the source."
+        ) from error
+
+
+def _link_target(place: str) -> str:
+    return f" (it is a link to {printable(os.readlink(place))})" if os.path.islink(place) else ""
+
+
+def _found(path: Path, key: str) -> Source:
     if path.is_dir():
         return _folder_source(path, key)
     if path.is_file():
-        if not path.name.endswith(FILE_SUFFIXES):
-            raise UsageError(f"{key}: cannot read {path}: its name ends in none of {listed(FILE_SUFFIXES)}.")
+        if not format_of(path.name):
+            raise UsageError(f"{key}: cannot read {path}: its name ends in none of {ENDINGS}.")
         return Source("files", str(path.parent.absolute()), _stat_files(path.parent, [path]))
-    if any(c in name for c in "*?["):
+    if any(c in str(path) for c in "*?["):
         return _glob_source(path, key)
     raise UsageError(
-        f"{key}: {path} does not exist (looked in {Path.cwd()}). Give an existing file, folder or glob, or leave "
-        "dataset.path empty and put the name of a hub dataset in dataset.name."
+        f"{key}: {path} does not exist (looked in {Path.cwd()}). Give an existing file, folder or glob, or the "
+        "place of a token store, or leave dataset.path empty and put the name of a hub dataset in dataset.name."
     )
+
+
+def _joined(sources: list[Source]) -> Source:
+    """Return several sources of files as one, below the folder that they share; a file in two of them is read once."""
+    if other := next((source for source in sources if source.kind != "files"), None):
+        raise UsageError(
+            f"dataset.path: {other.location} is not a source of files but of the kind {other.kind!r}, which cannot be "
+            "one of several. Name it alone, or export it to Parquet."
+        )
+    root = os.path.commonpath([source.location for source in sources])
+    files = {_below(root, source, file.name): file for source in sources for file in source.files}
+    left_out = {_below(root, source, file.name): file for source in sources for file in source.left_out}
+    return Source(
+        "files",
+        root,
+        tuple(replace(files[name], name=name) for name in sorted(files)),
+        tuple(left_out[name]._replace(name=name) for name in sorted(left_out.keys() - files.keys())),
+    )
+
+
+def _below(root: str, source: Source, name: str) -> str:
+    return Path(source.location, name).relative_to(root).as_posix()
 
 
 def _glob_source(pattern: Path, key: str) -> Source:
@@ -107,12 +179,12 @@ def _glob_source(pattern: Path, key: str) -> Source:
     first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     root = Path(*parts[:first])
     matches = sorted(root.glob(str(Path(*parts[first:]))))
-    found = [path for path in matches if path.is_file() and "/." not in f"/{path.relative_to(root).as_posix()}"]
-    usable = [path for path in found if path.name.endswith(FILE_SUFFIXES)]
-    if not usable:
+    found = [path for path in matches if not path.is_dir() and "/." not in f"/{path.relative_to(root).as_posix()}"]
+    source = _files_source(root, found)
+    if not source.files:
         what = f"matches {len(found)} files, none" if found else "matches no file"
-        raise UsageError(f"{key}: {pattern} {what} that ends in one of {listed(FILE_SUFFIXES)}.")
-    return Source("files", str(root.absolute()), _stat_files(root, usable))
+        raise UsageError(f"{key}: {pattern} {what} that ends in one of {ENDINGS}.")
+    return source
 
 
 def _folder_source(folder: Path, key: str) -> Source:
@@ -121,15 +193,36 @@ def _folder_source(folder: Path, key: str) -> Source:
     found = list(_walk(folder))
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return Source("arrow", str(folder.absolute()), _stat_files(folder, found))
-    usable = [path for path in found if path.name.endswith(FILE_SUFFIXES)]
-    if not usable:
+    source = _files_source(folder, found)
+    if not source.files:
         others = sorted({"".join(path.suffixes[-2:]) or path.name for path in found})[:8]
         raise UsageError(
             f"{key}: the folder {folder} holds no text: it has {len(found)} files"
-            + (f" ({listed(others)})" if others else "")
-            + f", and none ends in one of {listed(FILE_SUFFIXES)}."
+            + (f" ({listed(map(printable, others))})" if others else "")
+            + f", and none ends in one of {ENDINGS}."
         )
-    return Source("files", str(folder.absolute()), _stat_files(folder, usable))
+    return source
+
+
+def _files_source(root: Path, found: list[Path]) -> Source:
+    """Choose from the files of a folder or a glob, and say of the others why not."""
+    formats = [
+        file_format for path in found if not _ABOUT_JSON.match(path.name) and (file_format := format_of(path.name))
+    ]
+    beside_tables = any(file_format.has_columns for file_format in formats)
+    reasons = {path: reason for path in found if (reason := _why_not(path, beside_tables))}
+    left_out = (LeftOut(file.name, file.size, reasons[root / file.name]) for file in _stat_files(root, reasons))
+    used = _stat_files(root, [path for path in found if path not in reasons])
+    return Source("files", str(root.absolute()), used, tuple(left_out))
+
+
+def _why_not(path: Path, beside_tables: bool) -> str | None:
+    file_format = format_of(path.name)
+    if not file_format:
+        return "of an ending that is not read"
+    if _ABOUT_JSON.match(path.name) or (beside_tables and not file_format.has_columns and _ABOUT_TEXT.match(path.name)):
+        return "about the dataset"
+    return None
 
 
 def is_store(folder: Path) -> bool:
@@ -140,7 +233,7 @@ def is_store(folder: Path) -> bool:
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder in sorted order, through links, without hidden ones."""
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
         real = os.path.realpath(root)
         if real in seen:  # a link that leads back up would never end
             folders.clear()
@@ -150,6 +243,20 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 
+def _stop(error: OSError) -> None:
+    raise error  # `os.walk` would pass over a folder that it may not read
+
+
 def _stat_files(root: Path, paths: Iterable[Path]) -> tuple[SourceFile, ...]:
-    files = [(path.relative_to(root).as_posix(), path.stat()) for path in paths]
+    files = [(_utf8_name(path.relative_to(root).as_posix(), root), path.stat()) for path in paths]
     return tuple(SourceFile(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(files))
+
+
+def _utf8_name(name: str, root: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The name of {printable(root / name)} is not UTF-8. Rename the file, or take it out of the source."
+        ) from error
+    return name

@@ -5,14 +5,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
-JSON_SUFFIXES = (".jsonl", ".json")
-PARQUET_SUFFIXES = (".parquet",)
-FILE_SUFFIXES = tuple(s + z for s in TEXT_SUFFIXES + JSON_SUFFIXES for z in ("", ".gz")) + PARQUET_SUFFIXES
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_PACKABLE = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *DELIMITERS)
+ENDINGS = f"{', '.join(_PACKABLE)} (also with {' '.join(COMPRESSIONS)}), {PARQUET}"
+IDS_COLUMN = "input_ids"
 TEXT_COLUMNS = ("text", "sentence", "content")
 SPLITS = ("train", "eval", "test")
 HELD_OUT_FILES = {"eval": "validation_file", "test": "test_file"}  # split -> key of its own source
+
+
+class Format(NamedTuple):
+    """How a file is read: by the ending of its format, and that of its compression or ""."""
+
+    suffix: str
+    compression: str
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether a row has columns, one of which holds the text."""
+        return self.suffix not in TEXT_SUFFIXES
+
+
+def format_of(name: str) -> Format | None:
+    """Return how a file of this name is read, in whatever case it is written; None if it is not."""
+    stem = name.lower()
+    compression = next((ending for ending in COMPRESSIONS if stem.endswith(ending)), "")
+    suffixes = _PACKABLE if compression else (*_PACKABLE, PARQUET)
+    suffix = next((suffix for suffix in suffixes if stem.removesuffix(compression).endswith(suffix)), None)
+    return Format(suffix, compression) if suffix else None
 
 
 class Text(NamedTuple):
@@ -22,11 +49,28 @@ class Text(NamedTuple):
     position: int
 
 
+class Tokens(NamedTuple):
+    """A document that its source gives as ids of tokens, (length,) int64, and how far into the source it ends."""
+
+    ids: np.ndarray
+    position: int
+
+
+class BadRow(NamedTuple):
+    """A row that holds no text that can be read, why, and how far into the source it ends."""
+
+    reason: str
+    position: int
+
+
+Row = Text | Tokens | BadRow
+
+
 class Document(NamedTuple):
-    """A usable document: its split (one of SPLITS), its text, and how far into the sources it ends."""
+    """A usable document: its split (one of SPLITS), its text or ids, and how far into the sources it ends."""
 
     split: str
-    text: str
+    text: str | np.ndarray
     position: int
 
 
@@ -37,6 +81,14 @@ class SourceFile:
     name: str
     size: int
     mtime_ns: int
+
+
+class LeftOut(NamedTuple):
+    """A file among those of a source that is not read, and why."""
+
+    name: str
+    size: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +102,7 @@ class Source:
     kind: str
     location: str
     files: tuple[SourceFile, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def place(self) -> str:

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
+from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.masking import Masker
+from enc.encoder.data.tokenizer import describe
 from enc.encoder.keyed import numpy_rng
 
 VOCABULARY, MASK = 100, 4
@@ -99,3 +102,14 @@ def test_a_word_longer_than_the_count_is_cut() -> None:
     ids = np.array([2, *range(60, 90), 3])
     _, positions, _ = masker(whole_word=True).mask(ids, np.array([0]), numpy_rng(0, "mask"))
     assert len(positions) == 6
+
+
+def test_ids_of_no_token_are_never_drawn() -> None:
+    """A vocabulary may have holes, and random tokens are tokens."""
+    words = {"<pad>": 0, "<mask>": 1, "a": 2, "b": 3, "c": 40, "d": 90}
+    tokenizer = describe(Tokenizer(models.WordLevel(words, unk_token="a")), {"pad": "<pad>", "mask": "<mask>"}, "holes")
+    drawn = Masker.of(tokenizer, RunConfig())
+    assert drawn.ordinary_ids.tolist() == [2, 3, 40, 90]
+    labels = np.full(3000, 2)
+    shown = drawn.shown(labels, numpy_rng(3, "mask"))
+    assert set(shown.tolist()) == {1, 2, 3, 40, 90}

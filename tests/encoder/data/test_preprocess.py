@@ -14,6 +14,7 @@ import pytest
 from enc.encoder.data import workers
 from enc.encoder.data.chunks import cut_chunks
 from enc.encoder.data.config import DatasetConfig, TokenizerConfig, TokenizerTrainConfig
+from enc.encoder.data.notes import source_notes, store_notes
 from enc.encoder.data.preprocess import _lock, preprocess, reusable, store_path, wanted_request
 from enc.encoder.data.sources.source import Document
 from enc.encoder.data.store import TokenStore, verify
@@ -21,6 +22,7 @@ from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.data.tokenizer_train import train_tokenizer
 from enc.encoder.data.workers import _send, _start_worker
 from enc.encoder.errors import RunError, UsageError
+from enc.encoder.files import read_json, write_json
 
 # run as its own process; small chunks and data files, so that there are many moments to be killed at
 COMMAND = """
@@ -338,8 +340,12 @@ def test_chunks_keep_order_and_size():
     [
         ({"name": "python-docs"}, "tokenized_data/python-docs"),
         ({"name": "org/set", "config": "en"}, "tokenized_data/org-set-en"),
-        ({"path": "/data/my texts/"}, "tokenized_data/my-texts"),
-        ({"path": "a/*.txt"}, "tokenized_data/txt"),
+        ({"path": "my texts/"}, "tokenized_data/my-texts"),
+        ({"path": "/data/my texts/"}, "tokenized_data/data-my-texts"),
+        ({"path": "A/train"}, "tokenized_data/A-train"),
+        ({"path": "B/./train"}, "tokenized_data/B-train"),
+        ({"path": "a/*.txt"}, "tokenized_data/a-.txt"),
+        ({"path": ["a/x", "b.txt"]}, "tokenized_data/a-x+b.txt"),
         ({"path": "a.txt", "pre_tokenize_output": "out/x"}, "out/x"),
     ],
 )
@@ -412,3 +418,157 @@ def test_killed_with_held_out_sources_it_goes_on(inputs, tmp_path):
         assert (tmp_path / "killed.partial").exists()
     _, err = start_here("killed").communicate(timeout=120)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), err
+
+
+def test_newer_or_moved_files_of_the_same_bytes_are_the_same_text(inputs, tmp_path):
+    """A checkout or a copy has other times and another place; what counts is what is in the files."""
+    copied = shutil.copytree(inputs, tmp_path / "inputs")
+    dataset, tokenizer = sections(copied, tmp_path / "store")
+    path = preprocess(dataset, tokenizer, seed=0)
+    os.utime(copied / "text.txt", ns=(1, 1))
+    assert preprocess(dataset, tokenizer, seed=0) == path
+    copied.rename(tmp_path / "elsewhere")
+    moved, tokenizer = sections(tmp_path / "elsewhere", tmp_path / "store")
+    assert preprocess(moved, tokenizer, seed=0) == path
+    data = bytearray((tmp_path / "elsewhere" / "text.txt").read_bytes())
+    data[1] = ord("Q")
+    (tmp_path / "elsewhere" / "text.txt").write_bytes(data)
+    with pytest.raises(UsageError, match=r"source files: 1 changed \(text\.txt\)"):
+        preprocess(moved, tokenizer, seed=0)
+
+
+def test_work_goes_on_after_a_bad_line_was_mended(inputs, reference, tmp_path):
+    """What was tokenised before the line stays, for its text is the same; so it is with rows that are left out."""
+    text = (inputs / "text.txt").read_bytes()
+    (tmp_path / "text.txt").write_bytes(text + b"\n\xff")
+    (tmp_path / "tokenizer").symlink_to(inputs / "tokenizer")
+    _, err = start(tmp_path, tmp_path / "store").communicate(timeout=60)
+    assert "is not UTF-8" in err
+    log = (tmp_path / "store.partial" / "progress.jsonl").read_text()
+    (tmp_path / "text.txt").write_bytes(text)
+    first = run(tmp_path, tmp_path / "store").splitlines()
+    assert len(log.splitlines()) > 5
+    before, after = reference, contents(tmp_path / "store")
+    assert {name: data for name, data in after.items() if "/data-" in name} == {
+        name: data for name, data in before.items() if "/data-" in name
+    }
+    assert len({line.split()[2] for line in first[: len(log.splitlines())]}) == 1  # these were not tokenised again
+
+
+def test_rows_that_are_left_out_are_counted_in_the_store(inputs, tmp_path):
+    """With the reason of the first; without such rows nothing is said."""
+    (tmp_path / "a.jsonl").write_text('{"text": "good words"}\n{"text": 7}\n{"text": "more words"}\nnothing\n')
+    dataset, tokenizer = sections(inputs, tmp_path / "store", path=str(tmp_path / "a.jsonl"), on_bad_row="skip")
+    opened = TokenStore.open(preprocess(dataset, tokenizer, seed=0))
+    assert opened.manifest["bad_rows"]["number"] == 2
+    assert "line 2: column 'text' holds int" in opened.manifest["bad_rows"]["first"]
+    assert opened.manifest["splits"]["train"]["documents"] == 2
+    assert [note for note in store_notes(opened.manifest) if "2 rows that cannot be read" in note]
+    (tmp_path / "b.txt").write_text("good words\n")
+    fine, _ = sections(inputs, tmp_path / "fine", path=str(tmp_path / "b.txt"))
+    assert not list(store_notes(TokenStore.open(preprocess(fine, tokenizer, seed=0)).manifest))
+
+
+def test_unknown_text_is_counted_and_warned_of(inputs, tmp_path):
+    """By tokens, and by documents of which nothing is known; characters are counted too."""
+    rows = ["known words here", "第三の文書", "ก" * 150, "more words"]
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    opened = TokenStore.open(preprocess(*sections(inputs, tmp_path / "store", path=str(tmp_path / "a.txt")), seed=0))
+    unknown = EncoderTokenizer.load(opened.tokenizer_dir).unknown_id
+    ids = [row.tolist() for row in opened.split("train")]
+    assert opened.manifest["statistics"]["train"] == {
+        "characters": sum(map(len, rows)),
+        "unknown_tokens": sum(row.count(unknown) for row in ids),
+        "unknown_documents": sum(set(row) == {unknown} for row in ids),
+    }
+    (note,) = store_notes(opened.manifest)
+    assert "no token of 50.0% of its documents" in note
+    assert "tokenizer.train.model=bpe" in note
+
+
+def test_what_was_read_and_left_out_is_in_the_store(inputs, tmp_path):
+    """Files and bytes by ending, and those that were not read by reason."""
+    for name in ("train.txt", "test.txt", "page.html", "notes.HTML"):
+        (tmp_path / "corpus" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "corpus" / name).write_text("words\n")
+    dataset, tokenizer = sections(inputs, tmp_path / "store", path=str(tmp_path / "corpus"))
+    opened = TokenStore.open(preprocess(dataset, tokenizer, seed=0))
+    assert opened.manifest["sources"] == {
+        "read": {".txt": {"files": 1, "bytes": 6, "first": "train.txt"}},
+        "left_out": {
+            "of another split": {"files": 1, "bytes": 6, "first": "test.txt"},
+            "of an ending that is not read": {"files": 2, "bytes": 12, "first": "notes.HTML"},
+        },
+    }
+    assert list(source_notes(opened.manifest["sources"])) == [
+        "Text of 1 file, 6 bytes: 1 .txt.",
+        "Left out: 1 file, 6 bytes of another split (test.txt); 2 files, 12 bytes of an ending that is not read "
+        "(notes.HTML, …).",
+    ]
+
+
+def test_an_older_store_of_all_splits_is_not_taken_for_one_of_train(inputs, tmp_path):
+    """A store that was made when names of splits were not looked at has the text of the test in it."""
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("words\n")
+    dataset, tokenizer = sections(inputs, tmp_path / "store", path=str(tmp_path / "t*.txt"))
+    path = preprocess(dataset, tokenizer, seed=0)
+    manifest = read_json(path / "manifest.json")
+    assert manifest["request"]["settings"]["train_split"] == "train"
+    manifest["request"]["settings"]["train_split"] = None
+    write_json(path / "manifest.json", manifest)
+    with pytest.raises(UsageError, match=r'settings\.train_split was null, asked is "train"'):
+        preprocess(dataset, tokenizer, seed=0)
+
+
+def test_a_store_under_its_older_default_name_is_found(inputs, tmp_path, monkeypatch):
+    """Stores used to be named by the last part of a path alone; one of another text is not taken for this one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "corpus").mkdir(parents=True)
+    shutil.copy(inputs / "text.txt", tmp_path / "a" / "corpus")
+    dataset, tokenizer = sections(inputs, Path("tokenized_data/corpus"), path="a/corpus")
+    preprocess(dataset, tokenizer, seed=0)
+    assert store_path(DatasetConfig(path="a/corpus")) == Path("tokenized_data/corpus")
+    assert store_path(DatasetConfig(path="b/corpus")) == Path("tokenized_data/b-corpus")
+
+
+def test_ids_of_another_tool_become_a_store(inputs, tmp_path):
+    """A folder of `datasets` with input_ids gives the tokens that its text gives, whatever stands around them."""
+    import datasets
+
+    lines = (inputs / "text.txt").read_text().splitlines()[:60]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    of_text, tokenizer = sections(inputs, tmp_path / "of_text", path=str(tmp_path / "text.txt"), eval_samples=5)
+    wanted = TokenStore.open(preprocess(of_text, tokenizer, seed=0))
+    own = EncoderTokenizer.load(inputs / "tokenizer")
+    rows = [own.tokenizer.encode(line).ids for line in lines if line.strip()]
+    padded = [row + [own.pad_id] * (200 - len(row)) if i % 2 else row for i, row in enumerate(rows)]
+    table = datasets.Dataset.from_dict({"input_ids": padded, "attention_mask": [[1] * len(row) for row in padded]})
+    table.save_to_disk(tmp_path / "ids")
+    of_ids, _ = sections(inputs, tmp_path / "of_ids", path=str(tmp_path / "ids"), eval_samples=5)
+    made = TokenStore.open(preprocess(of_ids, tokenizer, seed=0))
+    assert made.manifest["splits"] == wanted.manifest["splits"]
+    for split in ("train", "eval"):
+        assert [ids.tolist() for ids in made.split(split)] == [ids.tolist() for ids in wanted.split(split)]
+    assert made.fingerprint == wanted.fingerprint
+
+
+def test_ids_of_another_tokenizer_are_refused(inputs, tmp_path):
+    """Ids that the tokenizer does not have, lists of something else, and training a tokenizer on ids."""
+    import datasets
+
+    for name, rows in (("large", [[5, 6], [5, 70_000]]), ("negative", [[-100, 5]]), ("words", [["a"]])):
+        datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / name)
+    for name, message in (
+        ("large", "holds the id 70000, but the tokenizer .* has 600 tokens"),
+        ("negative", "holds the id -100"),
+        ("words", "column 'input_ids' is no list of whole numbers"),
+        ("words", "leave dataset.min_text_length at 1"),
+    ):
+        settings = {"min_text_length": 5} if "min_text" in message else {}
+        with pytest.raises(UsageError, match=message):
+            preprocess(*sections(inputs, tmp_path / "store", path=str(tmp_path / name), **settings), seed=0)
+        assert not (tmp_path / "store.partial").exists()
+    dataset, _ = sections(inputs, tmp_path / "store", path=str(tmp_path / "large"))
+    with pytest.raises(UsageError, match="which no tokenizer can be trained on"):
+        preprocess(dataset, TokenizerConfig(train=TokenizerTrainConfig()), seed=0)

@@ -1,7 +1,11 @@
 """Sources of text: every kind gives the same documents, splits are what the config says, errors name the place."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -28,10 +32,20 @@ def texts(**settings: object) -> list[str]:
     return [text for _, text in read(**settings)]
 
 
-def write(path: Path, content: str) -> str:
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+def write(path: Path, content: str | bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(PACK.get(path.suffix.lower(), bytes)(data))
     return str(path)
 
 
@@ -184,6 +198,16 @@ def test_positions_reach_the_total(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "settings", "message"),
     [
+        ("a.txt", "words\n".encode("utf-16"), {}, r"a\.txt is UTF-16.*iconv -f UTF-16 -t UTF-8"),
+        ("a.txt", "words in two bytes each".encode("utf-16-be"), {"text_unit": "file"}, "is UTF-16.*UTF-16BE"),
+        ("a.txt.bz2", bz2.compress(b"x" * 1000)[:-5], {}, "is damaged"),
+        ("a.txt.xz", lzma.compress(b"x" * 1000)[:-5], {}, "is damaged"),
+        ("a.txt.zst", zstd(b"x" * 1000)[:-3], {}, "is damaged: Truncated"),
+        ("a.jsonl.zst", b"plain text", {}, "is damaged"),
+        ("a.csv", b"id,body\n1,x\n", {}, r"a\.csv, line 1: no column any of text, .*; it has id, body"),
+        ("a.csv", b'id,text\n1,x\n2,"y"z\n', {}, r"a\.csv, line 3: .* expected after"),
+        ("a.csv", b'id,text\n1,"never closed\n2,y\n', {}, r"a\.csv, line 3: unexpected end of data"),
+        ("a.tsv", b"id\ttext\n1\tx\n2\n", {}, r"a\.tsv, line 3: 1 fields, the header has 2"),
         ("a.txt", b"good\nbad \xff here\n", {}, r"a\.txt is not UTF-8: byte 0xff at offset 9\. "),
         ("a.txt", b"good\nbad \xff here\n", {"text_unit": "file"}, "offset 9"),
         ("a.txt.gz", gzip.compress(b"x" * 100_000, mtime=0)[:-20], {}, "is damaged"),
@@ -200,6 +224,8 @@ def test_positions_reach_the_total(tmp_path):
         ("a.txt", b"abc\n", {"min_text_length": 4}, "min_text_length=4"),
         ("a.html", b"<p>", {}, r"holds no text: it has 1 files \(\.html\)"),
         ("a.txt", b"abc\n", {"validation_split": 1e-6}, "holds out none of the 1 documents"),
+        ("a.jsonl", b'{"text": 7}\n', {"on_bad_row": "skip"}, "No usable document"),
+        ("a.jsonl", b'7\n{"body": "x"}\n', {"on_bad_row": "skip"}, "line 2: no column any of text"),
     ],
 )
 def test_bad_text_is_named(tmp_path, name, content, settings, message):
@@ -273,10 +299,10 @@ def test_test_samples_follow_those_of_the_evaluation(hundred):
 def test_held_out_text_is_not_trained_on(tmp_path):
     """A file of the text to train on is refused as one to test on, unless its split is left out of training."""
     write(tmp_path / "train-0.txt", "one\ntwo")
-    test = write(tmp_path / "test.txt", "three")
-    with pytest.raises(UsageError, match=r"dataset\.test_file: .*test\.txt is also among the 2 files to train on"):
-        read(path=str(tmp_path), test_file=test)
-    assert read(path=str(tmp_path), train_split="train", test_file=test)[0] == ("test", "three")
+    held = write(tmp_path / "held.txt", "three")
+    with pytest.raises(UsageError, match=r"dataset\.test_file: .*held\.txt is also among the 2 files to train on"):
+        read(path=str(tmp_path), test_file=held)
+    assert read(path=str(tmp_path), train_split="train", test_file=held)[0] == ("test", "three")
 
 
 @pytest.mark.parametrize(
@@ -296,3 +322,163 @@ def test_bad_held_out_sources_are_named(tmp_path, key, content, message):
     documents = read_documents(resolve_source(config), config, 0)
     with pytest.raises(UsageError, match=message):
         next(documents)
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz", ".zst", ".GZ"])
+def test_packed_files_hold_what_plain_ones_do(tmp_path, suffix):
+    """Lines and whole files, also of several packed pieces one after the other."""
+    pack = PACK[suffix.lower()]
+    path = tmp_path / f"a.JSONL{suffix}"
+    path.write_bytes(pack(json_lines(TEXTS[:2]).encode()) + pack(json_lines(TEXTS[2:]).encode()))
+    assert texts(path=str(path)) == TEXTS
+    whole = write(tmp_path / f"b.txt{suffix.lower()}", "one\n\ntwo\n")
+    assert texts(path=whole, text_unit="file") == ["one\n\ntwo\n"]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t"), (".csv.gz", ",")])
+def test_tables_of_text(tmp_path, suffix, delimiter):
+    """The header names the columns; fields may be quoted and have delimiters, quotes and line breaks in them."""
+    fields = ["plain", f"with{delimiter}it", 'says "so"', "two\nlines", "äöü", "x" * 200_000]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter).writerows([["id", "content"], *enumerate(fields)])
+    path = write(tmp_path / f"a{suffix}", "\ufeff" + stream.getvalue())
+    assert texts(path=path) == fields
+
+
+def hub_folder(root: Path) -> Path:
+    """A dataset as it lies on a hub: a card, its JSON, and files of several splits."""
+    for split in ("train", "validation", "test"):
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        table = pa.table({"text": [f"{split} {i}" for i in range(3)]})
+        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
+    write(root / "README.md", "A card, not data.")
+    write(root / "dataset_infos.json", "{}")
+    return root
+
+
+def test_a_folder_of_splits_trains_on_train(tmp_path):
+    """Text for evaluation and test, and what describes a dataset, are not trained on unless that is asked for."""
+    root = str(hub_folder(tmp_path / "hub"))
+    train = [f"train {i}" for i in range(3)]
+    assert texts(path=root) == train
+    assert texts(path=f"{root}/data/*.parquet") == train
+    assert texts(path=[f"{root}/data"]) == train
+    with_eval = read(path=root, eval_split="validation")
+    assert with_eval == [("train", text) for text in train] + [("eval", f"validation {i}") for i in range(3)]
+    everything = texts(path=root, train_split="all")
+    assert len(everything) == 9
+    assert "A card, not data." not in everything
+    assert texts(path=f"{root}/data/test*") == [f"test {i}" for i in range(3)]  # asked for by name
+    held = read(path=root, validation_file=f"{root}/data/validation-00000-of-00001.parquet")
+    assert held == [("eval", f"validation {i}") for i in range(3)] + [("train", text) for text in train]
+
+
+def test_a_folder_to_evaluate_on_is_read_whole(tmp_path):
+    """Its files may be named by splits; all of them are held out."""
+    root = str(hub_folder(tmp_path / "hub"))
+    own = write(tmp_path / "own.txt", "mine")
+    assert len(read(path=own, validation_file=root)) == 9 + 1
+
+
+@pytest.mark.parametrize(
+    ("names", "trained"),
+    [
+        (("a.txt", "test.txt"), None),
+        (("train.txt", "test.txt", "more.txt"), None),
+        (("book.txt", "dev/notes.txt"), None),
+        (("c4-train.00000-of-00002.txt", "c4-validation.00000-of-00001.txt"), 1),
+        (("train.txt", "more.txt"), 2),
+        (("test-results.txt", "dev-tools.txt", "unittest.txt", "evaluate/a.txt"), 4),
+        (("test.txt", "valid.txt"), 2),
+    ],
+)
+def test_names_of_splits_decide_or_are_asked_about(tmp_path, names, trained):
+    """Where names cannot tell what to train on, the ways to say it are named; words alone are no splits."""
+    for name in names:
+        write(tmp_path / "corpus" / name, name)
+    if trained is None:
+        with pytest.raises(UsageError, match=r"train_split=all for all of them"):
+            read(path=str(tmp_path / "corpus"))
+        assert len(texts(path=str(tmp_path / "corpus"), train_split="all")) == len(names)
+    else:
+        assert len(texts(path=str(tmp_path / "corpus"))) == trained
+
+
+def test_endings_count_in_any_case_and_other_files_are_named(tmp_path):
+    """What a folder has beside what is read is known with its size and the reason."""
+    for name in ("a.txt", "B.TXT", "c.JsonL", "page.html", "sub/LICENSE.md", "README.md"):
+        write(tmp_path / name, json_lines(["c"]) if name == "c.JsonL" else name)
+    source = resolve_source(DatasetConfig(path=str(tmp_path)))
+    assert [file.name for file in source.files] == ["B.TXT", "a.txt", "c.JsonL"]
+    assert [(file.name, file.size, file.reason) for file in source.left_out] == [
+        ("README.md", 9, "about the dataset"),
+        ("page.html", 9, "of an ending that is not read"),
+        ("sub/LICENSE.md", 14, "about the dataset"),
+    ]
+    write(tmp_path / "docs" / "README.md", "of text files alone, it is one of them")
+    assert texts(path=str(tmp_path / "docs")) == ["of text files alone, it is one of them"]
+
+
+def test_several_sources_are_read_as_one(tmp_path):
+    """Files, folders and globs, in one order whatever theirs is, a file once, each with its own column of the list."""
+    first = write(tmp_path / "b" / "x.jsonl", json_lines(["body 1"], column="body"))
+    write(tmp_path / "b" / "y.txt", "line")
+    (tmp_path / "a").mkdir()
+    pq.write_table(pa.table({"body_id": [1], "story": ["parquet 1"]}), tmp_path / "a" / "t.parquet")
+    paths = [first, str(tmp_path / "b"), str(tmp_path / "a" / "*.parquet")]
+    columns = ["body", "story"]
+    expected = ["parquet 1", "body 1", "line"]
+    assert texts(path=paths, text_column=columns) == texts(path=paths[::-1], text_column=columns) == expected
+    with pytest.raises(UsageError, match=r"no column any of title, body; it has body_id, story"):
+        texts(path=paths, text_column=["title", "body"])
+    one, single = (resolve_source(DatasetConfig(path=path)) for path in ([paths[1]], paths[1]))
+    assert one == single
+
+
+def test_bad_rows_are_left_out_and_told(tmp_path):
+    """With on_bad_row=skip the good rows remain, whatever the format, and each bad one is told with its place."""
+    write(
+        tmp_path / "a.jsonl",
+        b'{"text": "a"}\n{"text": \n{"text": 7}\n{"text": "\\ud83d"}\n[]\n{"x": 1}\n{"text": "b"}\n',
+    )
+    write(tmp_path / "b.txt", b"c\n\xff\nd\n")
+    write(tmp_path / "c.csv", b'text,n\ne,1\nf\n"g"h,2\ni,3\n')
+    config = DatasetConfig(path=str(tmp_path), on_bad_row="skip")
+    told: list[str] = []
+    got = [document.text for document in read_documents(resolve_source(config), config, 0, told.append)]
+    assert got == ["a", "b", "c", "d", "e", "i"]
+    assert len(told) == 5 + 1 + 2
+    assert "a.jsonl, line 2 is not JSON" in told[0]
+    with pytest.raises(UsageError, match=r"line 2 is not JSON.*set dataset\.on_bad_row=skip"):
+        texts(path=str(tmp_path))
+
+
+def test_saved_formats_and_empty_tables(saved, tmp_path):
+    """A format that a save_to_disk folder remembers is not for us; one without rows is empty, not a fault."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": TEXTS, "ids": [[1]] * len(TEXTS)})
+    for name, kind, columns in (("torch", "torch", ["ids"]), ("arrow", "arrow", None), ("pandas", "pandas", None)):
+        rows.with_format(kind, columns=columns).save_to_disk(tmp_path / name)
+        assert texts(path=str(tmp_path / name)) == TEXTS
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
+    with pytest.raises(UsageError, match="No usable document"):
+        texts(path=str(tmp_path / "empty"))
+
+
+def test_what_cannot_be_looked_at_is_named(tmp_path):
+    """Links that lead nowhere or in a circle, names that are not UTF-8 or too long."""
+    write(tmp_path / "dead" / "a.txt", "a")
+    (tmp_path / "dead" / "b.txt").symlink_to("/nowhere/b.txt")
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "b.txt").symlink_to("b.txt")
+    (tmp_path / "name").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "name") + b"/caf\xe9.txt")).write_text("x")
+    for path, message in (
+        ("dead", r"cannot read .*dead/b\.txt: No such file or directory \(it is a link to /nowhere/b\.txt\)"),
+        ("loop", r"cannot read .*loop/b\.txt: Too many levels of symbolic links"),
+        ("name", r"The name of .*caf\\udce9\.txt is not UTF-8"),
+        ("x" * 300, "File name too long"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resolve_source(DatasetConfig(path=str(tmp_path / path)))

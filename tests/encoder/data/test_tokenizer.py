@@ -5,17 +5,18 @@ import random
 import subprocess
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from enc.encoder.data.config import TokenizerConfig, TokenizerTrainConfig
 from enc.encoder.data.encoding import DocumentEncoder
 from enc.encoder.data.obtain import identity, obtain_tokenizer
-from enc.encoder.data.tokenizer import EncoderTokenizer, describe, fingerprint
+from enc.encoder.data.tokenizer import EncoderTokenizer, describe, fingerprint, mend_saved
 from enc.encoder.data.tokenizer_train import train_tokenizer
 from enc.encoder.errors import UsageError
 
@@ -182,3 +183,108 @@ def test_max_documents_bounds_training():
     assert train_tokenizer(section, lambda: islice(texts, 2)).fingerprint() == (
         train_tokenizer(section, lambda: (text for part in (texts[:2], endless) for text in part)).fingerprint()
     )
+
+
+SPECIAL = {"unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+OTHER_ROWS = {"nothing": None, "begins alone": "<s> $A", "ends alone": "$A </s>", "both at the end": "$A </s> <s>"}
+
+
+def saved_with(template: str | None, folder: Path, words: str) -> Path:
+    """Save a tokenizer of these words, whose post-processor writes `template`."""
+    names = [*SPECIAL.values(), *words.split()]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL.values()])
+    if template:
+        ids = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL))
+    return folder
+
+
+@pytest.mark.parametrize("template", OTHER_ROWS.values(), ids=OTHER_ROWS)
+def test_a_text_becomes_the_row_that_is_trained_on(template, tmp_path):
+    """Whatever a tokenizer puts around a text, the one that is kept beside the tokens gives rows of training."""
+    from transformers import AutoTokenizer
+
+    folder = saved_with(template, tmp_path / "foreign", "sea salt and air")
+    made = obtain_tokenizer(TokenizerConfig(path=str(folder)), list)
+    made.save(tmp_path / "kept")
+    kept = EncoderTokenizer.load(tmp_path / "kept")
+    text = made.tokenizer.encode("air and salt", add_special_tokens=False).ids
+    row = [kept.cls_id, *text, kept.sep_id]
+    assert AutoTokenizer.from_pretrained(tmp_path / "kept")("air and salt")["input_ids"] == row == [1, 8, 7, 6, 2]
+    mend_saved(folder)  # one that was kept before this was looked at
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("air and salt").ids == row
+
+
+def test_a_tokenizer_that_gives_training_rows_is_kept_byte_for_byte(trained, tmp_path):
+    """Also one whose post-processor is written in another way."""
+    trained["bpe"].save(tmp_path / "own")
+    before = (tmp_path / "own" / "tokenizer.json").read_bytes()
+    mend_saved(tmp_path / "own")
+    assert (tmp_path / "own" / "tokenizer.json").read_bytes() == before
+    folder = saved_with("<s> $A </s>", tmp_path / "foreign", "a b")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    made = obtain_tokenizer(TokenizerConfig(path=str(folder)), list)
+    assert json.loads(made.tokenizer.to_str())["post_processor"]["type"] == "RobertaProcessing"
+
+
+def chinese(num_characters: int) -> list[str]:
+    """Texts of so many characters, each in the ratio in which characters of a language fall off."""
+    draw = random.Random(0)
+    characters = [chr(0x4E00 + i) for i in range(num_characters)]
+    weights = [1 / (i + 1) ** 0.7 for i in range(num_characters)]
+    return ["".join(draw.choices(characters, weights, k=50)) for _ in range(2000)]
+
+
+def unknown_share(tokenizer: EncoderTokenizer, some: list[str]) -> float:
+    ids = [i for text in some for i in tokenizer.tokenizer.encode(text, add_special_tokens=False).ids]
+    return ids.count(tokenizer.unknown_id) / len(ids)
+
+
+def test_the_alphabet_grows_with_what_a_text_needs():
+    """A thousand characters are not enough of Chinese; they stay enough of what they were enough for."""
+    some = chinese(3000)
+    assert unknown_share(train_tokenizer(TokenizerTrainConfig(vocab_size=30_000), lambda: some), some) < 0.002
+    capped = TokenizerTrainConfig(vocab_size=30_000, limit_alphabet=1000)
+    assert unknown_share(train_tokenizer(capped, lambda: some), some) > 0.2
+    default, same = (TokenizerTrainConfig(vocab_size=30_000, limit_alphabet=limit) for limit in (None, 1000))
+    assert train_tokenizer(default, lambda: texts).fingerprint() == train_tokenizer(same, lambda: texts).fingerprint()
+
+
+def test_long_words_are_known_where_that_is_asked_for():
+    """In a script without blanks a sentence is a word."""
+    sentence = "ab" * 80
+    for longest, tokens in ((100, ["[UNK]"]), (200, None)):
+        section = TokenizerTrainConfig(vocab_size=128, max_input_chars_per_word=longest)
+        got = train_tokenizer(section, lambda: ["ab ab", sentence]).tokenizer.encode(sentence, add_special_tokens=False)
+        assert (got.tokens == tokens) if tokens else "[UNK]" not in got.tokens
+
+
+def test_keys_that_are_not_set_leave_a_trained_tokenizer_what_it_was():
+    """A store of before these keys is found again."""
+    assert identity(TokenizerConfig(train=TokenizerTrainConfig())) == {
+        "train": {
+            "model": "wordpiece",
+            "vocab_size": 30522,
+            "min_frequency": 2,
+            "lowercase": True,
+            "max_documents": None,
+        }
+    }
+    longer = TokenizerConfig(train=TokenizerTrainConfig(max_input_chars_per_word=200))
+    assert identity(longer)["train"]["max_input_chars_per_word"] == 200
+
+
+def test_unknown_ids_of_every_model(trained):
+    """WordPiece and Unigram have one where they say so; byte-level BPE knows every text."""
+    roles = {"pad": "<pad>", "mask": "<mask>"}
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), ("a", -1.0)]
+    assert describe(Tokenizer(models.Unigram(pieces, unk_id=1, byte_fallback=False)), roles, "x").unknown_id == 1
+    assert trained["bpe"].unknown_id is None
+    assert trained["wordpiece"].unknown_id == 1
