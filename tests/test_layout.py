@@ -50,8 +50,9 @@ ALLOWED = {
     "launcher.backends": "encoder encoder.checkpoints encoder.config encoder.data encoder.sizing launcher.machine "
                          "launcher.run_folder launcher.planning launcher.checks launcher.supervise",
     "launcher.watch": "encoder encoder.checkpoints encoder.config launcher.run_folder launcher.backends",
+    "launcher.api": "encoder encoder.* tools launcher.machine launcher.planning launcher.backends",
     "launcher.cli": "encoder encoder.* tools tools.* launcher.machine launcher.run_folder launcher.planning "
-                    "launcher.checks launcher.backends launcher.watch",
+                    "launcher.checks launcher.backends launcher.watch launcher.api",
     "launcher": "encoder launcher.supervise launcher.backends",
 }  # fmt: skip
 

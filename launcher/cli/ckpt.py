@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from enc.encoder.printable import jsonable, printable
+from enc.launcher.api import find_checkpoint
 from enc.launcher.cli.options import say
 
 app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
@@ -20,20 +21,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def checkpoint_folder(name: str) -> Path:
     """Return the checkpoint meant by a checkpoint folder, a run folder or <run>/best. Raises UsageError without one."""
-    from enc.encoder.checkpoints.folder import checkpoints_dir, find_checkpoint, split_name
-    from enc.encoder.errors import UsageError
-    from enc.launcher.planning.resume import passed_over_text
-
-    path = Path(name)
-    if path.is_file():
-        raise UsageError(f"{path} is a file, not a checkpoint folder of enc. `enc ckpt import` makes one of weights.")
-    in_run = (path, "latest") if checkpoints_dir(path).is_dir() else split_name(path)
-    if in_run is None:
-        return find_checkpoint(path, str(path.absolute()))[0]
-    found, passed_over = find_checkpoint(*in_run)
-    for status in passed_over:
-        say(passed_over_text(status))
-    return found
+    return find_checkpoint(name, say)
 
 
 def any_checkpoint(name: str, only_complete: bool = True) -> Path:

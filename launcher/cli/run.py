@@ -9,6 +9,7 @@ import typer
 
 from enc.encoder.errors import UsageError
 from enc.encoder.tasks import TASKS
+from enc.launcher import api
 from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
@@ -131,18 +132,10 @@ def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:
 
 
 def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> None:
-    from enc.launcher.backends.launch import launch
-    from enc.launcher.backends.registry import choose_backend, current_job
-    from enc.launcher.machine.facts import look
-    from enc.launcher.planning.plan import run_folder
-
-    facts = look(current_job(os.environ))
-    config, backend = choose_backend(config)
-    launched = launch(config, backend, facts, allow_change, say)
-    if launched.job is None:
-        sys.exit(launched.exit_code)
-    run_dir = str(run_folder(config, facts))
-    typer.echo(json.dumps({"job": launched.job, "run_dir": run_dir}) if as_json else launched.job)
+    started = api.launch(config, allow_change, say)
+    if started.job is None:
+        sys.exit(started.exit_code)
+    typer.echo(json.dumps({"job": started.job, "run_dir": str(started.run_dir)}) if as_json else started.job)
 
 
 def resume(
@@ -177,12 +170,7 @@ def resume(
 
 def preprocess(context: typer.Context, config: ConfigArgument) -> None:
     """Tokenise the text of a config into a token store; print the store's path."""
-    from enc.encoder.data.sources.find import store_path
-    from enc.launcher.planning.token_store import make_store
-
-    loaded = load(config, context)
-    make_store(loaded, say)
-    typer.echo(str(store_path(loaded.dataset)))
+    typer.echo(str(api.preprocess(load(config, context), say)))
 
 
 @eval_app.command("mlm")
