@@ -8,11 +8,12 @@ from pathlib import Path
 
 import processes
 import torch
+from places import GOLDEN
 
 from enc.launcher.machine.ports import free_port
 
 WRITER = Path(__file__).with_name("foreign_writer.py")
-ACCELERATE = Path(__file__).with_name("golden") / "neobert-accelerate"
+ACCELERATE = GOLDEN / "neobert-accelerate"
 CASES = ("z0-fp32", "z1-fp32", "z2-fp32", "z3-fp32", "z1-bf16", "z2-bf16", "z3-bf16", "z1-bf16-fp32grads")
 
 

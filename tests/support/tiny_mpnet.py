@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from places import GOLDEN
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +12,7 @@ from enc.encoder.models.build import init_weights
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 
-ANNOTATED = Path(__file__).with_name("golden") / "annotated-mpnet"
+ANNOTATED = GOLDEN / "annotated-mpnet"
 NUM_TOKENS = 700
 FIELDS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
           "max_position_embeddings": 200}  # fmt: skip
