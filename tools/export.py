@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.config.load import load_text
 from enc.encoder.data.manifest import read_manifest
 from enc.encoder.errors import RunError, UsageError
@@ -30,6 +31,7 @@ from enc.tools.readers.source import damaged, numbers_in
 from enc.tools.sentence_files import write_sentence_files
 
 TOLERANCE = 1e-5
+_CODE_ROOM = "enc.encoder.models."  # of modelling files; beside weights they lie in one folder
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _OBJECTIVES = {
     "mlm": "masked language modelling",
@@ -184,17 +186,21 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
     for file in tokenizer_dir.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
-    _limit_length(folder / "tokenizer_config.json", target.longest)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if target.code:
-        shutil.copyfile(target.code, folder / target.code.name)
+    _tell_tokenizer(folder / "tokenizer_config.json", target.longest)
+    specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+    write_tensors(folder / "model.safetensors", specs, (tensors[name] for name in file_order(specs)))
+    for file in target.code:
+        (folder / file.name).write_text(file.read_text().replace(_CODE_ROOM, "."), encoding="utf-8")
     target.config.save_pretrained(folder)
 
 
-def _limit_length(path: Path, longest: int) -> None:
-    """Let the tokenizer cut at what the model has positions for, when it is asked to truncate."""
+def _tell_tokenizer(path: Path, longest: int) -> None:
+    """Let the tokenizer cut at what the model has positions for, and give what the model takes.
+
+    Versions of transformers differ in what they give by default.
+    """
     settings = read_json(path) if path.is_file() else {}
-    settings["model_max_length"] = longest
+    settings |= {"model_max_length": longest, "model_input_names": ["input_ids", "attention_mask"]}
     write_json(path, settings, indent=2)
 
 

@@ -31,11 +31,7 @@ VARIANTS = {"pre-norm": PRE_NORM, "buckets": BUCKETS, "relu2": {"hidden_act": "r
 REASONS = {"pre-norm": "never before", "buckets": "never 24 up to 60", "relu2": "never relu2", "padding": "never 0"}
 
 
-@pytest.fixture(autouse=True)
-def _modules_cache(tmp_path, monkeypatch):
-    """Keep the code that transformers copies out of the user's cache, and the network out of the tests."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("modules_cache")
 
 
 def exported(tmp_path: Path, variant: str | None = None, **options) -> tuple[MpnetForMaskedLM, ExportResult]:
