@@ -74,7 +74,6 @@ class Labelled(Headed):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
@@ -138,7 +137,6 @@ class QuestionAnswering(Headed):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         **kwargs: Any,
@@ -163,7 +161,6 @@ class MultipleChoice(Headed):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        *,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
@@ -205,6 +202,17 @@ def positions_of(tokens: Tensor | None, x: Tensor) -> Tensor:
     if tokens is None:
         return torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # (1, S)
     return tokens.long().cumsum(-1) * tokens - 1  # (B, S); long: ONNX has no sum of bools
+
+
+def refuse_long(positions: Tensor, longest: int) -> None:
+    """Raise ValueError for a text that is longer than the table of positions."""
+    if torch.compiler.is_compiling() or positions.shape[-1] <= longest:
+        return
+    if positions.max() >= longest:
+        raise ValueError(
+            f"a text has {int(positions.max()) + 1} tokens, the model has positions for {longest}: let the tokenizer "
+            "cut it, with truncation=True"
+        )
 
 
 def visible_keys(tokens: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from enc.encoder.models.modeling_common import (
     init,
     keeps_attentions,
     positions_of,
+    refuse_long,
     token_mask,
     visible_keys,
 )
@@ -135,7 +136,8 @@ class EncMPNetAttention(nn.Module):
             out = F.dropout(weights, dropout_p) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
-        return self.attn["o"](out.transpose(1, 2).flatten(2)), weights
+        side_by_side = torch.cat(out.unbind(1), dim=-1)  # a view would not outlive what ONNX makes of sdpa
+        return self.attn["o"](side_by_side), weights
 
 
 class EncMPNetIntermediate(nn.Module):
@@ -275,6 +277,7 @@ class EncMPNetModel(EncMPNetPreTrainedModel):
         embedded = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         tokens = token_mask(attention_mask, embedded)
         positions = positions_of(tokens, embedded) if position_ids is None else position_ids
+        refuse_long(positions, self.config.max_position_embeddings)
         x = self.embeddings(embedded, positions)
         bias = self.encoder.bias(positions, tokens)
         states, attentions = [], []

@@ -31,6 +31,7 @@ from enc.encoder.models.modeling_common import (
     init,
     keeps_attentions,
     positions_of,
+    refuse_long,
     token_mask,
     visible_keys,
 )
@@ -246,6 +247,7 @@ class NeoBERTModel(NeoBERTPreTrainedModel):
         if self.config.rope:
             turns = _rotations(positions, self.config.hidden_size // self.config.num_attention_heads)
         else:
+            refuse_long(positions, self.config.max_position_embeddings)
             x = x + self.positional_embedding(positions + 1)
         mask = tokens
         if tokens is not None and self.config._attn_implementation in ("sdpa", "eager"):
