@@ -11,6 +11,7 @@ from enc.encoder.data.config import DatasetConfig
 from enc.encoder.data.manifest import data_fingerprint, open_manifest
 from enc.encoder.data.sources.find import store_path
 from enc.encoder.files import read_json
+from enc.encoder.models.registry import architecture_of
 from enc.encoder.printable import Say
 
 
@@ -65,8 +66,9 @@ def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> 
     opened = TokenStore(found.path, found.manifest) if found and found.manifest else None
     path = store_path(config.dataset)
     existed = (path / "manifest.json").is_file()
+    pad_id = architecture_of(config.model).pad_id
     with _progress_bar(visible=not existed) as show:
-        done = made_store(config.dataset, config.tokenizer, config.seed, show, opened)
+        done = made_store(config.dataset, config.tokenizer, config.seed, show, opened, pad_id)
     counts = "; ".join(
         f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens"
         for name, split in done.manifest["splits"].items()
