@@ -23,7 +23,7 @@ try:
     from transformers import PreTrainedConfig as PreTrainedConfig
     from transformers import initialization as init
 except ImportError:  # transformers 4
-    from torch.nn import init as init
+    from torch.nn import init as init  # type: ignore[no-redef]
     from transformers import PretrainedConfig as PreTrainedConfig  # noqa: F401
 
 
@@ -51,8 +51,11 @@ class Headed(nn.Module):
     All new weights of a head have one name, `classifier` or `qa_outputs`, by which PEFT saves them beside an adapter.
     """
 
+    config: Any
     encoder_class: Any
     base_model_prefix: str
+    post_init: Any
+    add_head: Any
     output_class: Any = ModelOutput
 
     def __init__(self, config: Any) -> None:
@@ -68,6 +71,8 @@ class Headed(nn.Module):
 
 class Labelled(Headed):
     """A model whose states are scored and compared with labels."""
+
+    scores: Any
 
     @can_return_tuple
     def forward(
