@@ -50,6 +50,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
     """A folder as the README describes it: my.yaml and a corpus of some text files."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "my.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (folder / "texts.txt").write_text("A document a line.\nAnother one.\n")
     (folder / "corpus").mkdir()
     for path in PAGES:
         for number, part in enumerate(path.read_text().split("\n\n")):
