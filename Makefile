@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed  ## a small encoder from text to an exported model
 	$(BIN)/enc launch pretrain quickstart trainer.overwrite_output_dir=true
 	rm -rf runs/quickstart/hf
 	$(BIN)/enc ckpt export runs/quickstart
-	$(BIN)/python -m enc.tools.fill_mask runs/quickstart/hf/600 --store tokenized_data/quickstart
+	$(BIN)/enc fill-mask runs/quickstart
 	$(BIN)/enc report runs/quickstart
 
 test: $(VENV)/installed-test  ## all tests that run in a few minutes

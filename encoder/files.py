@@ -8,6 +8,7 @@ from typing import Any
 import xxhash
 
 _READ_BYTES = 8 * 2**20
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(path: Path) -> Any:
@@ -55,6 +56,16 @@ def file_checksum(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def lfs_advice(path: Path) -> str | None:
+    """Return what to do about a pointer of Git LFS in the place of a file; None for another file."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return None
+    return f"{path} is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`." if is_pointer else None
 
 
 def fsync_directory(path: Path) -> None:

@@ -52,6 +52,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
     """The folder of the README, where its commands have run."""
     folder = tmp_path_factory.mktemp("reader")
     make_reader(folder)
+    (folder / "texts.txt").write_text("A document a line.\nAnother one.\n")
     enc = Enc(folder, environment)
     for words in enc_commands(README):  # the other pages work in a folder with the run of the README
         enc(*words[1:])

@@ -152,6 +152,8 @@ def test_no_conftest_in_the_root_and_no_tests_package() -> None:
         ["status", "--json"],
         ["bench", "kernels", "--help"],
         ["bench", "step", "--help"],
+        ["fill-mask", "--help"],
+        ["encode", "--help"],
     ],
 )
 def test_light_commands_import_no_torch(words: list[str], tmp_path: Path) -> None:

@@ -6,43 +6,33 @@ transformers has loaded it and its logits equal the trained model's is it rename
 is in ``tools/models``.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.config.load import load_text
-from enc.encoder.data.manifest import read_manifest
 from enc.encoder.data.tokenizer import mend_saved
 from enc.encoder.errors import RunError, UsageError
 from enc.encoder.files import read_json, write_json
 from enc.encoder.models.config import ModelConfig
 from enc.encoder.tasks import TASKS
+from enc.tools.model_card import card_of_run, model_card, place_to_load
 from enc.tools.models.export_target import ExportTarget
 from enc.tools.models.registry import tools_of
-from enc.tools.output import new_output, refuse_dtype, refuse_taken
+from enc.tools.output import new_output, refuse_dtype, replaces_export
 from enc.tools.readers.source import damaged, numbers_in
 from enc.tools.sentence_files import write_sentence_files
 
 TOLERANCE = 1e-5
+_CODE_ROOM = "enc.encoder.models."  # of modelling files; beside weights they lie in one folder
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_OBJECTIVES = {
-    "mlm": "masked language modelling",
-    "mpnet": "masked and permuted language modelling",
-    "plm": "permuted language modelling",
-}
-_METRICS = {
-    "eval_loss": "Loss of predicted tokens",
-    "eval_accuracy": "Accuracy of predicted tokens",
-    "eval_perplexity": "Perplexity",
-}
 
 
 @dataclass(frozen=True)
@@ -58,11 +48,18 @@ class ExportResult:
     """A sentence: as which model of transformers it was written, and why."""
 
 
-def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_transformers: bool = False) -> ExportResult:
+def export_checkpoint(
+    folder: Path,
+    out: Path | None,
+    dtype: str,
+    sentence_transformers: bool = False,
+    force: bool = False,
+    repository: str | None = None,
+) -> ExportResult:
     """Export a checkpoint folder to `out`, by default `<run>/hf/<step>`; `dtype` is "fp32" or "bf16".
 
-    With `sentence_transformers` it loads there too, with mean pooling. The model card has the numbers of the run's
-    metrics at the checkpoint's step. Raises as `export_model` does.
+    The model card has what the run's files tell up to the checkpoint's step. The rest is that of `export_model`, which
+    see for what is raised.
     """
     refuse_dtype(dtype)
     _refuse_incomplete(folder)
@@ -76,18 +73,10 @@ def export_checkpoint(folder: Path, out: Path | None, dtype: str, sentence_trans
     place = folder.resolve() if folder.is_symlink() else folder.absolute()
     run_dir, step = place.parent.parent, int(counters["step"])
     num_tokens = read_json(folder / "tokenizer_info.json")["vocab_size"]
-    card = {
-        "name": f"{run_dir.name}-{step}",
-        "dataset": _dataset_name(config.dataset.store),
-        "row_length": config.row_length,
-        "objective": _OBJECTIVES[config.trained_objective],
-        "steps": step,
-        "tokens": counters["tokens"],
-        **_measured(run_dir / "metrics.jsonl", step),
-    }
+    card = card_of_run(run_dir, config, step, int(counters["tokens"]))
     return export_model(
         load_file(folder / "model.safetensors"), config.model, folder / "tokenizer", num_tokens,
-        out or run_dir / "hf" / str(step), card, _DTYPES[dtype], sentence_transformers,
+        out or run_dir / "hf" / str(step), card, _DTYPES[dtype], sentence_transformers, force, repository,
     )  # fmt: skip
 
 
@@ -96,27 +85,6 @@ def _refuse_incomplete(folder: Path) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} has no {', '.join(missing)}, needed to export. Choose another checkpoint.")
-
-
-def _dataset_name(store: Path) -> str | None:
-    """Return what a token store was made from, without the folders of this machine; None when the store is gone."""
-    if not (store / "manifest.json").is_file():
-        return None
-    source = read_manifest(store)["request"]["source"]
-    return source["location"] if source["kind"] == "hub" else _local_name(source)
-
-
-def _local_name(source: dict[str, Any]) -> str:
-    return "python-docs" if source["kind"] == "python-docs" else Path(source["location"]).name
-
-
-def _measured(metrics: Path, step: int) -> dict[str, Any]:
-    """Return the last training loss up to a step, and the evaluation at it, as far as a run's metrics have them."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    losses = [r["loss"] for r in records if r["step"] <= step and r.get("loss") is not None]
-    evaluations = [r for r in records if r["step"] == step and "eval_loss" in r]
-    found = {label: evaluations[-1][key] for key, label in _METRICS.items()} if evaluations else {}
-    return {"loss": losses[-1] if losses else None, "metrics": found}
 
 
 def export_model(
@@ -128,6 +96,8 @@ def export_model(
     card: dict[str, Any],
     dtype: torch.dtype = torch.float32,
     sentence_transformers: bool = False,
+    force: bool = False,
+    repository: str | None = None,
 ) -> ExportResult:
     """Write a checked transformers folder.
 
@@ -138,16 +108,19 @@ def export_model(
         num_tokens: Tokens of the tokenizer; later rows of the vocabulary are left out.
         out: Folder to make; it may exist if it is empty.
         card: For the model card: ``name``; and where known ``steps``, ``tokens``, ``loss``, ``dataset``, ``license``,
-            ``row_length`` (tokens of the longest text in training), ``metrics`` (name to value).
+            ``row_length`` (tokens of the longest text in training), ``metrics`` (name to value), and what
+            `card_of_run` has besides.
         dtype: Of the written weights, fp32 or bf16.
         sentence_transformers: Write the files of sentence-transformers too, with mean pooling.
+        force: Replace an export that is there.
+        repository: Where it will be on the hub, for the card.
 
     Raises:
         UsageError: ``out`` is taken, the model is an nGPT, the dtype is another one, the weights do not fit the
             config, or there is no tokenizer. Nothing was written.
         RunError: Writing failed, or the written model disagrees with the trained one. Nothing is left behind.
     """
-    refuse_taken(out)
+    replaced = replaces_export(out, force)
     if dtype not in (torch.float32, torch.bfloat16):
         raise UsageError(f"weights export as float32 or bfloat16, not {dtype}.")
     if not (tokenizer_dir / "tokenizer.json").is_file():
@@ -156,13 +129,13 @@ def export_model(
     trained = _filled(target.trained, weights, dtype)
     tensors = {name: _exported(name, tensor, target, dtype) for name, tensor in trained.state_dict().items()}
     target.config.dtype = str(dtype).removeprefix("torch.")
-    with new_output(out, sum(t.nbytes for t in tensors.values())) as partial:
+    with new_output(out, sum(t.nbytes for t in tensors.values()), replaced=replaced) as partial:
         _write(partial, tensors, target, tokenizer_dir)
         if sentence_transformers:
             seen = min(card.get("row_length") or target.longest, target.longest)  # further positions are untrained
             write_sentence_files(partial, model_config.hidden_size, seen)
         num_parameters = sum(t.numel() for t in tensors.values())
-        text = model_card(target, num_parameters, card, sentence_transformers)
+        text = model_card(target, num_parameters, card, place_to_load(out, repository), sentence_transformers)
         (partial / "README.md").write_text(text, encoding="utf-8")
         difference = _check(partial, target)
     num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -190,47 +163,22 @@ def _write(folder: Path, tensors: dict[str, Tensor], target: ExportTarget, token
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     mend_saved(folder)
-    _limit_length(folder / "tokenizer_config.json", target.longest)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if target.code:
-        shutil.copyfile(target.code, folder / target.code.name)
+    _tell_tokenizer(folder / "tokenizer_config.json", target.longest)
+    specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+    write_tensors(folder / "model.safetensors", specs, (tensors[name] for name in file_order(specs)))
+    for file in target.code:
+        (folder / file.name).write_text(file.read_text().replace(_CODE_ROOM, "."), encoding="utf-8")
     target.config.save_pretrained(folder)
 
 
-def _limit_length(path: Path, longest: int) -> None:
-    """Let the tokenizer cut at what the model has positions for, when it is asked to truncate."""
+def _tell_tokenizer(path: Path, longest: int) -> None:
+    """Let the tokenizer cut at what the model has positions for, and give what the model takes.
+
+    Versions of transformers differ in what they give by default.
+    """
     settings = read_json(path) if path.is_file() else {}
-    settings["model_max_length"] = longest
+    settings |= {"model_max_length": longest, "model_input_names": ["input_ids", "attention_mask"]}
     write_json(path, settings, indent=2)
-
-
-def model_card(target: ExportTarget, num_parameters: int, card: dict[str, Any], sentence_transformers: bool) -> str:
-    """Render the README. Rows whose number is unknown are absent."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    facts = {
-        "Dataset": card.get("dataset"),
-        "Steps": _number(card.get("steps")),
-        "Tokens": _number(card.get("tokens")),
-        "Final training loss": _number(card.get("loss")),
-    }
-    return environment.get_template("model_card.md.j2").render(
-        card={"license": None, "objective": _OBJECTIVES["mlm"], "metrics": {}, "row_length": None, **card},
-        tag=target.tag,
-        architecture=target.architecture,
-        training={label: value for label, value in facts.items() if value is not None},
-        num_parameters=num_parameters,
-        dtype=str(target.config.dtype).removeprefix("torch."),
-        trust=", trust_remote_code=True" if target.code else "",
-        sentence_transformers=sentence_transformers,
-    )
-
-
-def _number(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _check(folder: Path, target: ExportTarget) -> float:

@@ -13,16 +13,18 @@ from enc.encoder.files import fsync_directory
 
 
 @contextmanager
-def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]:
+def new_output(out: Path, num_bytes: int, folder: bool = True, replaced: bool = False) -> Iterator[Path]:
     """Give a place to write to; it becomes `out` at the end of the block, and is removed when the block fails.
 
-    The place lies in a folder beside `out` that is made here under a name of its own, so nothing else is removed.
+    The place lies in a folder beside `out` that is made here under a name of its own, so nothing else is removed. With
+    `replaced` the folder that is at `out` goes when the new one is whole.
 
     Raises:
         UsageError: `out` is taken or cannot be made, or the disk has no room for `num_bytes`. Nothing was written.
         RunError: Writing failed.
     """
-    refuse_taken(out, folder)
+    if not replaced:
+        refuse_taken(out, folder)
     missing = free_bytes_missing(out.parent, num_bytes, 0)
     if missing:
         raise UsageError(
@@ -36,8 +38,7 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
         if folder:
             partial.mkdir()
         yield partial
-        refuse_taken(out, folder)
-        partial.rename(out)  # takes the place of an empty folder
+        _take_place(partial, out, folder, staging / f"{out.name}.old" if replaced else None)
         fsync_directory(out.parent)
     except OSError as error:
         raise RunError(
@@ -46,6 +47,19 @@ def new_output(out: Path, num_bytes: int, folder: bool = True) -> Iterator[Path]
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
+
+
+def _take_place(partial: Path, out: Path, folder: bool, old: Path | None) -> None:
+    """Rename to `out`; what is there goes to `old`, and comes back when that fails."""
+    if old:
+        out.rename(old)
+    try:
+        refuse_taken(out, folder)
+        partial.rename(out)  # takes the place of an empty folder
+    except BaseException:
+        if old:
+            old.rename(out)
+        raise
 
 
 def _staging(out: Path, made: list[Path]) -> Path:
@@ -71,6 +85,16 @@ def refuse_dtype(dtype: str) -> None:
     """Raise UsageError unless weights can be written in a dtype."""
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
+
+
+def replaces_export(out: Path, force: bool) -> bool:
+    """Tell whether an export at `out` is to be replaced. Raises UsageError when `out` is taken otherwise."""
+    export = not out.is_symlink() and all((out / name).is_file() for name in ("config.json", "model.safetensors"))
+    if export and not force:
+        raise UsageError(f"{out} is an export already. Give --force to replace it, or --out for another place.")
+    if not export:
+        refuse_taken(out)
+    return export
 
 
 def refuse_taken(out: Path, folder: bool = True) -> None:

@@ -28,14 +28,18 @@ from enc.encoder.data.tokenizer_train import train_tokenizer
 from enc.encoder.errors import UsageError
 
 
-def obtain_tokenizer(config: TokenizerConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
+def obtain_tokenizer(
+    config: TokenizerConfig, read_texts: Callable[[], Iterable[str]], pad_id: int = 0
+) -> EncoderTokenizer:
     """Return the tokenizer that a tokenizer section asks for: trained on the texts, from a folder, or from the hub.
+
+    One that is trained pads with `pad_id`, 0 or 1.
 
     Raises:
         UsageError: it cannot be found or read, or it has no mask token and may not be given one.
     """
     if config.train is not None:
-        return train_tokenizer(config.train, read_texts)
+        return train_tokenizer(config.train, read_texts, pad_id)
     folder = local_folder(config)
     if folder is not None and (folder / "tokenizer.json").is_file():
         tokenizer, roles = read_folder(folder)

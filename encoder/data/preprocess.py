@@ -100,8 +100,13 @@ def made_store(
     seed: int,
     on_progress: Progress | None = None,
     opened: store.TokenStore | None = None,
+    pad_id: int = 0,
 ) -> store.TokenStore:
-    """Do what `preprocess` does and return the store; `opened` is the one of this dataset if it was opened before."""
+    """Do what `preprocess` does and return the store; `opened` is the one of this dataset if it was opened before.
+
+    A tokenizer that is trained for it pads with `pad_id`. That is no part of what is asked for: a store that is there
+    serves with whatever padding it has.
+    """
     target, wanted = store_path(dataset), wanted_request(dataset, tokenizer, seed)
     if found := reusable(target, wanted, opened):
         return found
@@ -109,7 +114,8 @@ def made_store(
         with _lock(target):
             found = reusable(target, wanted)  # another process may have finished it while this one waited to look
             if found is None:
-                _build(target, wanted, dataset, tokenizer, seed, on_progress or (lambda done, total, tokens: None))
+                show = on_progress or (lambda done, total, tokens: None)
+                _build(target, wanted, dataset, tokenizer, seed, show, pad_id)
     except OSError as error:
         raise _write_error(target, error) from error
     return found or store.TokenStore.open(target)
@@ -182,13 +188,14 @@ def _build(
     tokenizer_config: TokenizerConfig,
     seed: int,
     on_progress: Progress,
+    pad_id: int,
 ) -> None:
     partial = _partial(target)
     if (partial / "manifest.json").exists():  # stopped between the last file and the rename
         check_matches(store.TokenStore.open(partial).manifest, wanted, partial)
     else:
         try:
-            _fill(partial, wanted, dataset, tokenizer_config, seed, on_progress)
+            _fill(partial, wanted, dataset, tokenizer_config, seed, on_progress, pad_id)
         except UsageError:
             if not any(partial.glob("*/data-*")):  # it failed before there was anything worth keeping
                 shutil.rmtree(partial, ignore_errors=True)
@@ -207,10 +214,11 @@ def _fill(
     tokenizer_config: TokenizerConfig,
     seed: int,
     on_progress: Progress,
+    pad_id: int,
 ) -> None:
     source = resolve_source(dataset)
     total = source_total(source, dataset)
-    tokenizer = _prepare(partial, wanted, source, dataset, tokenizer_config, seed)
+    tokenizer = _prepare(partial, wanted, source, dataset, tokenizer_config, seed, pad_id)
     writer = StoreWriter(partial, store.token_dtype(tokenizer.num_tokens), tokenizer.unknown_id)
     bad_rows = _BadRows()
     with contextlib.closing(writer):
@@ -250,6 +258,7 @@ def _prepare(
     dataset: DatasetConfig,
     tokenizer_config: TokenizerConfig,
     seed: int,
+    pad_id: int,
 ) -> EncoderTokenizer:
     """Make the partial folder, or check that the one there was begun for the same request; return the tokenizer."""
     request = partial / StoreWriter.REQUEST
@@ -264,7 +273,7 @@ def _prepare(
     def read_texts() -> Iterator[str]:
         return (_text_of(document) for document in read_documents(source, dataset, seed) if document.split == "train")
 
-    tokenizer = obtain_tokenizer(tokenizer_config, read_texts)
+    tokenizer = obtain_tokenizer(tokenizer_config, read_texts, pad_id)
     tokenizer.save(partial / "tokenizer")
     write_json_safely(partial / "tokenizer_info.json", tokenizer.info())
     write_json_safely(request, wanted)

@@ -23,27 +23,33 @@ from enc.encoder.errors import UsageError
 # of the vocabulary: the rest become [UNK].
 ALPHABET = 1000
 COVERAGE = 0.999
+_ROLES_IN_ORDER = (("pad", "unk", "cls", "sep", "mask"), ("cls", "pad", "sep", "unk", "mask"))  # by the padding's id
 
 
-def train_tokenizer(train: TokenizerTrainConfig, read_texts: Callable[[], Iterable[str]]) -> EncoderTokenizer:
+def train_tokenizer(
+    train: TokenizerTrainConfig, read_texts: Callable[[], Iterable[str]], pad_id: int = 0
+) -> EncoderTokenizer:
     """Train a WordPiece (BERT's normaliser) or byte-level BPE tokenizer; the same texts give the same tokenizer.
 
     A small corpus may give fewer than `train.vocab_size` tokens. The special
-    tokens come first: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4. Each call of `read_texts` starts the texts from
+    tokens come first: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, or with `pad_id` 1 in MPNet's order, [CLS] 0,
+    [PAD] 1, [SEP] 2, [UNK] 3, [MASK] 4. Each call of `read_texts` starts the texts from
     the first; WordPiece reads them twice, because its alphabet has to be known before its pieces.
 
     Raises:
         UsageError: there is no text, or too few tokens for the bytes of BPE.
     """
     build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}[train.model]
-    tokenizer = build(train, lambda: islice(read_texts(), train.max_documents))
-    specials = TRAINED_SPECIALS
+    specials = {role: TRAINED_SPECIALS[role] for role in _ROLES_IN_ORDER[pad_id]}
+    tokenizer = build(train, lambda: islice(read_texts(), train.max_documents), list(specials.values()))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
     tokenizer.post_processor = special_tokens_template(tokenizer, specials["cls"], specials["sep"])
     return describe(tokenizer, dict(specials), f"{train.model}-{tokenizer.get_vocab_size()}")
 
 
-def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:
+def _train_wordpiece(
+    train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]], specials: list[str]
+) -> Tokenizer:
     """Train WordPiece so that it does not depend on the order of a hash table.
 
     The trainer numbers the pieces `##x` of single characters as it meets them in a randomly seeded hash map, and
@@ -54,7 +60,7 @@ def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Itera
     alphabet = _alphabet(scratch, read_texts(), train)
     assert scratch.pre_tokenizer is not None
     joined = [c for c in alphabet if len(scratch.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
-    first = [*TRAINED_SPECIALS.values(), *alphabet, *(f"##{c}" for c in joined)]
+    first = [*specials, *alphabet, *(f"##{c}" for c in joined)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=train.vocab_size,
         min_frequency=train.min_frequency,
@@ -97,7 +103,7 @@ def _needed(counts: list[int]) -> int:
     return bisect_left(covered, COVERAGE * covered[-1]) + 1
 
 
-def _train_bpe(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:
+def _train_bpe(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]], specials: list[str]) -> Tokenizer:
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(TRAINED_SPECIALS)
     if train.vocab_size < smallest:
         raise UsageError(
@@ -110,7 +116,7 @@ def _train_bpe(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[st
     trainer = trainers.BpeTrainer(
         vocab_size=train.vocab_size,
         min_frequency=train.min_frequency,
-        special_tokens=list(TRAINED_SPECIALS.values()),
+        special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

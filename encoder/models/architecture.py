@@ -110,6 +110,8 @@ class Architecture:
     """The folder of published weights that a section names for a run to start from."""
     pretrained: str | None = None
     """Module that starts a model from such a folder, as `enc.encoder.models.first_weights` tells."""
+    pad_id: int = 0
+    """Where a tokenizer that is trained for it has its padding token."""
     hub_types: tuple[str, ...] = ()
     """The `model_type` of its exports in a `config.json`."""
 

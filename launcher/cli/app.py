@@ -18,6 +18,7 @@ from enc.launcher.cli import estimate as cli_estimate
 from enc.launcher.cli import render as cli_render
 from enc.launcher.cli import run as cli_run
 from enc.launcher.cli import store as cli_store
+from enc.launcher.cli import use as cli_use
 from enc.launcher.cli import watch as cli_watch
 from enc.launcher.cli.options import OVERRIDES
 
@@ -59,6 +60,8 @@ app.command("ls")(cli_watch.list_runs)
 app.command("cancel")(cli_watch.cancel)
 app.command("report")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval")
+app.command("fill-mask")(cli_use.fill_mask)
+app.command("encode")(cli_use.encode)
 cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)
 cli_ckpt.app.command("convert")(cli_ckpt_convert.convert)
 cli_ckpt.app.command("import", context_settings=OVERRIDES)(cli_ckpt_convert.import_checkpoint)

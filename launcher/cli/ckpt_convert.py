@@ -117,23 +117,32 @@ def export(
     sentence_transformers: Annotated[
         bool, typer.Option("--sentence-transformers", help="Also for SentenceTransformer(folder), with mean pooling.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload it to the Hugging Face hub too.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Write a folder that transformers loads, after comparing its logits with the training model's; print its path.
 
     An MPNet becomes transformers' own where that computes the same, else a folder with the model's code.
     """
-    from enc.tools.output import refuse_dtype, refuse_taken
+    from enc.tools.hub import hub_of, push
+    from enc.tools.output import refuse_dtype, replaces_export
 
     folder, place = checkpoint_folder(checkpoint), Path(out) if out else None
     refuse_dtype(dtype)
     if place is not None:
-        refuse_taken(place)
+        replaces_export(place, force)
+    hub = hub_of(push_to_hub) if push_to_hub else None
     from enc.tools.export import export_checkpoint  # brings torch and transformers along
 
-    result = export_checkpoint(folder, place, dtype, sentence_transformers)
+    result = export_checkpoint(folder, place, dtype, sentence_transformers, force, push_to_hub)
     say(result.form)
     say(
         f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "
         f"from the training model's by at most {result.max_difference:.1e} of the largest logit."
     )
+    if push_to_hub:
+        say(f"Uploaded: {push(hub, result.folder, push_to_hub, private)}")
     typer.echo(str(result.folder))

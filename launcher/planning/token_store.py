@@ -13,6 +13,7 @@ from enc.encoder.data.notes import ignored_settings, source_notes, store_notes
 from enc.encoder.data.sources.find import resolve_source, store_path
 from enc.encoder.data.sources.summary import source_summary
 from enc.encoder.files import read_json
+from enc.encoder.models.registry import architecture_of
 from enc.encoder.printable import Say
 
 
@@ -67,12 +68,13 @@ def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> 
     opened = TokenStore(found.path, found.manifest) if found and found.manifest else None
     path = store_path(config.dataset)
     existed = (path / "manifest.json").is_file()
+    pad_id = architecture_of(config.model).pad_id
     if not existed:
         for note in source_notes(source_summary(resolve_source(config.dataset), config.dataset)):
             say(note)
     try:
         with _progress_bar(visible=not existed) as show:
-            done = made_store(config.dataset, config.tokenizer, config.seed, show, opened)
+            done = made_store(config.dataset, config.tokenizer, config.seed, show, opened, pad_id)
     except KeyboardInterrupt:
         say(f"Interrupted. What was tokenised is kept beside {path}; the same command goes on from there.")
         raise

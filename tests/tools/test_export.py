@@ -31,11 +31,11 @@ VARIANTS = {"swiglu": {}, "untied": UNTIED, "bias": {**UNTIED, "decoder_bias": T
 CARD = {"name": "tiny", "steps": 12_000, "tokens": 3_000_000, "loss": 2.5, "metrics": {"eval loss": 2.4321}}
 
 
+pytestmark = pytest.mark.usefixtures("modules_cache")
+
+
 @pytest.fixture(autouse=True)
-def _modules_cache(tmp_path, monkeypatch):
-    """Keep the code that transformers copies out of the user's cache, and the network out of the tests."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def _words_of_transformers(monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # for caplog
 
 
@@ -162,12 +162,13 @@ def test_sequence_classification_trains(labels, num_labels, tokenizer_dir, tmp_p
     )
     encoder = model.model.encoder.weight[:NUM_TOKENS]
     assert torch.equal(classifier.model.encoder.weight, encoder)
-    assert 0.01 < classifier.dense.weight.std() < 0.03
+    assert 0.01 < classifier.classifier.dense.weight.std() < 0.03
     output = classifier(torch.stack(documents([20, 20])), labels=labels)
     output.loss.backward()
     assert output.logits.shape == (2, num_labels)
     assert all(
-        p.grad.isfinite().all() and p.grad.any() for p in (classifier.model.encoder.weight, classifier.dense.weight)
+        p.grad.isfinite().all() and p.grad.any()
+        for p in (classifier.model.encoder.weight, classifier.classifier.dense.weight)
     )
 
 

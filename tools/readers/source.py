@@ -17,6 +17,7 @@ from torch import Tensor
 from enc.encoder import files
 from enc.encoder.checkpoints.tensor_file import TensorSpec
 from enc.encoder.errors import DamagedError, UsageError
+from enc.encoder.files import lfs_advice
 from enc.encoder.printable import printable, shown
 
 
@@ -185,6 +186,8 @@ def _overlap(boxes: list[Box], num_dims: int) -> bool:
 
 
 def damaged(path: Path, why: str) -> DamagedError:
+    if advice := lfs_advice(path):
+        return DamagedError(advice)
     why = printable(" ".join(why.split()), 400)
     return DamagedError(f"{path} is damaged or was cut short: {why}. Copy it again, or use an older checkpoint.")
 

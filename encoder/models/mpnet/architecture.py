@@ -94,5 +94,6 @@ MPNET = Architecture(
     model="enc.encoder.models.mpnet.model:MpnetForMaskedLM",
     init_from=lambda config: config.init_from,
     pretrained="enc.encoder.models.mpnet.pretrained",
+    pad_id=1,  # transformers' MPNet knows no other
     hub_types=("mpnet", "enc_mpnet"),
 )

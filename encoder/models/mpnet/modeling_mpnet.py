@@ -3,9 +3,10 @@
 These are norms before attention and feed-forward (``normalize_before``), the activation, which is the head's too, the
 buckets of the relative bias, and padding with any id. Names of weights are those of transformers' MPNetForMaskedLM.
 
-This file stands beside exported weights and needs only torch and transformers. Load the folder with
-``AutoModel.from_pretrained(folder, trust_remote_code=True)``, or with AutoModelForMaskedLM or
-AutoModelForSequenceClassification.
+This file stands beside exported weights and needs only torch and transformers, 4.57 or newer. Load the folder with
+``AutoModel.from_pretrained(folder, trust_remote_code=True)``, or with AutoModelForMaskedLM, SequenceClassification,
+TokenClassification, QuestionAnswering or MultipleChoice. ``attn_implementation`` is "sdpa" (the default) or "eager",
+which alone can give ``output_attentions``; FlashAttention has no place for the relative bias.
 
 Shapes: B rows, S positions, E hidden size, H heads, D head dim (E = H D), V tokens.
 """
@@ -17,11 +18,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
-from transformers.utils import can_return_tuple  # type: ignore[attr-defined]  # it has no __all__
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import can_return_tuple
+
+from enc.encoder.models.modeling_common import (
+    MaskedLM,
+    MultipleChoice,
+    PreTrainedConfig,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+    init,
+    keeps_attentions,
+    positions_of,
+    refuse_long,
+    token_mask,
+    visible_keys,
+)
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table belong to no position
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,15 +121,23 @@ class EncMPNetAttention(nn.Module):
     def __init__(self, config: EncMPNetConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        self.config = config
         self.num_heads, self.dropout_prob = config.num_attention_heads, config.attention_dropout_prob
         self.attn = nn.ModuleDict({name: nn.Linear(size, size) for name in "qkvo"})
         self.LayerNorm = _norm(config)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the output, (B, S, E), and from eager attention the weights, (B, H, S, S)."""
         q, k, v = (self.attn[name](x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for name in "qkv")
-        dropout_p = self.dropout_prob if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout_p)
-        return self.attn["o"](out.transpose(1, 2).flatten(2))
+        bias, dropout_p, weights = bias.to(q.dtype), self.dropout_prob if self.training else 0.0, None
+        if self.config._attn_implementation == "eager":
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias
+            weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+            out = F.dropout(weights, dropout_p) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
+        side_by_side = torch.cat(out.unbind(1), dim=-1)  # a view would not outlive what ONNX makes of sdpa
+        return self.attn["o"](side_by_side), weights
 
 
 class EncMPNetIntermediate(nn.Module):
@@ -153,12 +176,14 @@ class EncMPNetLayer(GradientCheckpointingLayer):
         self.output = EncMPNetOutput(config)
         self.dropout = nn.Dropout(config.dropout_prob)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention.LayerNorm(x), bias))
-            return x + self.dropout(self.feed_forward(self.output.LayerNorm(x)))
-        x = self.attention.LayerNorm(x + self.dropout(self.attention(x, bias)))
-        return self.output.LayerNorm(x + self.dropout(self.feed_forward(x)))
+            attended, weights = self.attention(self.attention.LayerNorm(x), bias)
+            x = x + self.dropout(attended)
+            return x + self.dropout(self.feed_forward(self.output.LayerNorm(x))), weights
+        attended, weights = self.attention(x, bias)
+        x = self.attention.LayerNorm(x + self.dropout(attended))
+        return self.output.LayerNorm(x + self.dropout(self.feed_forward(x))), weights
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.output(self.intermediate(x))
@@ -184,15 +209,16 @@ class EncMPNetEncoder(nn.Module):
         bias = self.relative_attention_bias(buckets).permute(0, 3, 1, 2)
         if tokens is None:
             return bias
-        visible = tokens | ~tokens.any(-1, keepdim=True)  # a row of padding sees all of it: no softmax over nothing
-        return bias.masked_fill(~visible[:, None, None, :], -torch.inf)
+        return bias.masked_fill(~visible_keys(tokens), -torch.inf)
 
 
 class EncMPNetPreTrainedModel(PreTrainedModel):
     """What the models below share."""
 
     config_class = EncMPNetConfig
+    encoder_class: type[PreTrainedModel]
     base_model_prefix = "mpnet"
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # losses are means: Trainer has to divide them when it accumulates
     _supports_sdpa = True
@@ -212,8 +238,6 @@ class EncMPNetPreTrainedModel(PreTrainedModel):
 
 class EncMPNetModel(EncMPNetPreTrainedModel):
     """The encoder: token ids (B, S) to hidden states (B, S, E)."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: EncMPNetConfig) -> None:
         super().__init__(config)
@@ -235,6 +259,7 @@ class EncMPNetModel(EncMPNetPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode a padded batch.
@@ -244,21 +269,29 @@ class EncMPNetModel(EncMPNetPreTrainedModel):
             attention_mask: (B, S), 1 or True for tokens, 0 or False for padding; everything is a token when None.
             position_ids: (B, S) or (1, S); by default tokens are counted from 0, padding left out.
             output_hidden_states: Return the input of each layer and the final output, ``num_hidden_layers + 1`` states.
+            output_attentions: Return the weights of each layer, (B, H, S, S); with eager attention only.
         """
+        keep_attentions = keeps_attentions(self.config, output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embedded = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        tokens = _token_mask(attention_mask, embedded)
-        positions = _positions(tokens, embedded) if position_ids is None else position_ids
+        tokens = token_mask(attention_mask, embedded)
+        positions = positions_of(tokens, embedded) if position_ids is None else position_ids
+        refuse_long(positions, self.config.max_position_embeddings)
         x = self.embeddings(embedded, positions)
         bias = self.encoder.bias(positions, tokens)
-        states = []
+        states, attentions = [], []
         for layer in self.encoder.layer:
             states.append(x)
-            x = layer(x, bias)
+            x, weights = layer(x, bias)
+            attentions.append(weights)
         x = x if self.encoder.LayerNorm is None else self.encoder.LayerNorm(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutput(last_hidden_state=x, hidden_states=(*states, x) if keep else None)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(*states, x) if keep else None,
+            attentions=tuple(attentions) if keep_attentions else None,
+        )
 
 
 class EncMPNetLMHead(nn.Module):
@@ -272,23 +305,26 @@ class EncMPNetLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.activation = ACTIVATIONS[config.hidden_act]
 
+    def _tie_weights(self) -> None:  # transformers 4 asks for it; 5 goes by _tied_weights_keys
+        self.decoder.bias = self.bias
+
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.layer_norm(self.activation(self.dense(x))))
 
 
-class EncMPNetForMaskedLM(EncMPNetPreTrainedModel):
-    """The encoder with its language-model head, whose matrix is the embedding."""
+EncMPNetPreTrainedModel.encoder_class = EncMPNetModel
+
+
+class EncMPNetForMaskedLM(MaskedLM, EncMPNetPreTrainedModel):
+    """Scores of the vocabulary, by the embedding; labels (B, S) with -100 for ignored."""
 
     _tied_weights_keys = {  # noqa: RUF012
         "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     }
 
-    def __init__(self, config: EncMPNetConfig) -> None:
-        super().__init__(config)
-        self.mpnet = EncMPNetModel(config)
+    def add_head(self, config: EncMPNetConfig) -> None:
         self.lm_head = EncMPNetLMHead(config)
-        self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -297,78 +333,28 @@ class EncMPNetForMaskedLM(EncMPNetPreTrainedModel):
         self.lm_head.decoder = new_embeddings
         self.lm_head.bias = new_embeddings.bias
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """Score every token of the vocabulary at every position; ``labels`` (B, S) with -100 for ignored."""
-        output = self.mpnet(input_ids, attention_mask, **kwargs)
-        logits = self.lm_head(output.last_hidden_state)  # (B, S, V)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+    def scores(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
 
 
-class EncMPNetForSequenceClassification(EncMPNetPreTrainedModel):
-    """The encoder with a classifier on the first token: dropout, dense, tanh, dropout, linear."""
+class EncMPNetForSequenceClassification(SequenceClassification, EncMPNetPreTrainedModel):
+    """A classifier of texts."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
-    def __init__(self, config: EncMPNetConfig) -> None:
-        super().__init__(config)
-        self.num_labels: int = config.num_labels  # type: ignore[assignment]
-        self.mpnet = EncMPNetModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
+class EncMPNetForTokenClassification(TokenClassification, EncMPNetPreTrainedModel):
+    """A classifier of tokens."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Classify each row; ``labels`` is (B,) classes, (B,) floats to regress, or (B, num_labels) 0/1 floats."""
-        output = self.mpnet(input_ids, attention_mask, **kwargs)
-        first = self.dropout(output.last_hidden_state[:, 0])  # (B, E)
-        logits = self.classifier(self.dropout(torch.tanh(self.dense(first))))  # (B, num_labels)
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type
-        if kind == "regression" or (kind is None and self.num_labels == 1):
-            return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
-            return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return F.cross_entropy(logits.float(), labels)
+class EncMPNetForQuestionAnswering(QuestionAnswering, EncMPNetPreTrainedModel):
+    """Where the answer begins and ends."""
+
+
+class EncMPNetForMultipleChoice(MultipleChoice, EncMPNetPreTrainedModel):
+    """Which of several texts is right."""
 
 
 def _norm(config: EncMPNetConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-
-
-def _token_mask(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
-    if attention_mask is None:
-        return None
-    if attention_mask.shape != x.shape[:2]:
-        raise ValueError(f"attention_mask must be {tuple(x.shape[:2])} of 0 and 1, not {tuple(attention_mask.shape)}")
-    return attention_mask.to(device=x.device, dtype=torch.bool)
-
-
-def _positions(tokens: Tensor | None, x: Tensor) -> Tensor:
-    """Count the tokens of a row from 0; padding gets -1, whose row of the table no token reads."""
-    if tokens is None:
-        return torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # (1, S)
-    return tokens.cumsum(-1) * tokens - 1  # (B, S)
 
 
 def _buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from enc.encoder.errors import UsageError
-from enc.encoder.files import read_json
+from enc.encoder.files import lfs_advice, read_json
 from enc.encoder.models.mpnet.architecture import MPNET
 from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.vocabulary import padded_vocab_size
@@ -132,7 +132,8 @@ def open_pretrained(folder: Path) -> Pretrained:
         with safe_open(file, framework="numpy") as tensors:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is damaged or cannot be read: {error}. Copy it again.") from None
+        damage = lfs_advice(file) or f"{file} is damaged or cannot be read: {error}. Copy it again."
+        raise UsageError(damage) from None
     names = {own: name for name in shapes if (own := own_name(name))}
     wanted = MPNET.shapes(_section(keys, num_tokens))
     if not any(name.startswith("lm_head.") for name in names):

@@ -1,22 +1,40 @@
 """NeoBERT for transformers: an encoder with rotary positions, RMSNorm and SwiGLU (https://arxiv.org/abs/2502.19587).
 
-This file stands beside exported weights and needs only torch and transformers. Load the folder with
-``AutoModel.from_pretrained(folder, trust_remote_code=True)``, or with AutoModelForMaskedLM or
-AutoModelForSequenceClassification.
+This file stands beside exported weights and needs only torch and transformers, 4.57 or newer. Load the folder with
+``AutoModel.from_pretrained(folder, trust_remote_code=True)``, or with AutoModelForMaskedLM, SequenceClassification,
+TokenClassification, QuestionAnswering or MultipleChoice. ``attn_implementation`` is "sdpa" (the default), "eager",
+which alone can give ``output_attentions``, or "flash_attention_2", which computes no padding.
 
 Shapes: B rows, S positions, E hidden size, H heads, D head dim (E = H D), V tokens.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
-from transformers.utils import can_return_tuple  # type: ignore[attr-defined]  # it has no __all__
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+
+from enc.encoder.models.modeling_common import (
+    HeadLinear,
+    MaskedLM,
+    MultipleChoice,
+    PreTrainedConfig,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+    init,
+    keeps_attentions,
+    positions_of,
+    refuse_long,
+    token_mask,
+    visible_keys,
+)
 
 
 class NeoBERTConfig(PreTrainedConfig):
@@ -109,6 +127,7 @@ class NeoBERTBlock(GradientCheckpointingLayer):
     def __init__(self, config: NeoBERTConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        self.config = config
         self.num_heads, self.dropout_prob = config.num_attention_heads, config.dropout_prob
         self.qkv = nn.Linear(size, 3 * size, bias=False)
         self.wo = nn.Linear(size, size, bias=False)
@@ -117,32 +136,56 @@ class NeoBERTBlock(GradientCheckpointingLayer):
         self.ffn_norm = _norm(config)
         self.dropout = nn.Dropout(config.dropout_prob)
 
-    def forward(self, x: Tensor, mask: Tensor | None, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, turns))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+    def forward(
+        self, x: Tensor, mask: Tensor | None, turns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(self.attention_norm(x), mask, turns)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.ffn(self.ffn_norm(x))), weights
 
-    def attention(self, x: Tensor, mask: Tensor | None, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+    def attention(
+        self, x: Tensor, mask: Tensor | None, turns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, H, S, 3 D)
         q, k, v = qkv.chunk(3, dim=-1)
         if turns is not None:
             q, k = _rotate(q, *turns), _rotate(k, *turns)
-        dropout_p = self.dropout_prob if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-        return self.wo(out.transpose(1, 2).flatten(2))
+        out, weights = self.attend(q, k, v, mask)
+        return self.wo(out.flatten(2)), weights
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the mixed values, (B, S, H, D), and from eager attention the weights, (B, H, S, S)."""
+        kind, dropout_p = self.config._attn_implementation, self.dropout_prob if self.training else 0.0
+        if kind == "sdpa":
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+            return out.transpose(1, 2), None
+        if kind == "eager":
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+            return (F.dropout(weights, dropout_p) @ v).transpose(1, 2), weights
+        flash = ALL_ATTENTION_FUNCTIONS[kind]
+        return flash(self, q, k, v, mask, dropout=dropout_p, is_causal=False)[0], None
 
 
 class NeoBERTPreTrainedModel(PreTrainedModel):
     """What the models below share."""
 
     config_class = NeoBERTConfig
+    encoder_class: type[PreTrainedModel]
     base_model_prefix = "model"
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012 (the head of a masked language model)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # losses are means: Trainer has to divide them when it accumulates
     _supports_sdpa = True
+    _supports_flash_attn = True
     _no_split_modules = ["NeoBERTBlock"]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, HeadLinear):
+            init.normal_(module.weight, std=self.config.classifier_init_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             bound = self.config.decoder_init_range
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -158,8 +201,6 @@ class NeoBERTPreTrainedModel(PreTrainedModel):
 
 class NeoBERTModel(NeoBERTPreTrainedModel):
     """The encoder: token ids (B, S) to normalised hidden states (B, S, E)."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012 (the head of a masked language model)
 
     def __init__(self, config: NeoBERTConfig) -> None:
         super().__init__(config)
@@ -184,6 +225,7 @@ class NeoBERTModel(NeoBERTPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode a padded batch.
@@ -193,37 +235,47 @@ class NeoBERTModel(NeoBERTPreTrainedModel):
             attention_mask: (B, S), 1 or True for tokens, 0 or False for padding; everything is a token when None.
             position_ids: (B, S) or (1, S); by default tokens are counted from 0, padding left out.
             output_hidden_states: Return the input of each layer and the final output, ``num_hidden_layers + 1`` states.
+            output_attentions: Return the weights of each layer, (B, H, S, S); with eager attention only.
         """
+        keep_attentions = keeps_attentions(self.config, output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds
-        tokens = _token_mask(attention_mask, x)
-        positions = _positions(tokens, x) if position_ids is None else position_ids
+        tokens = token_mask(attention_mask, x)
+        positions = positions_of(tokens, x) if position_ids is None else position_ids
         turns = None
         if self.config.rope:
             turns = _rotations(positions, self.config.hidden_size // self.config.num_attention_heads)
         else:
+            refuse_long(positions, self.config.max_position_embeddings)
             x = x + self.positional_embedding(positions + 1)
-        mask = _key_mask(tokens)
-        states = []
+        mask = tokens
+        if tokens is not None and self.config._attn_implementation in ("sdpa", "eager"):
+            mask = visible_keys(tokens)
+        states, attentions = [], []
         for block in self.transformer_encoder:
             states.append(x)
-            x = block(x, mask, turns)
+            x, weights = block(x, mask, turns)
+            attentions.append(weights)
         x = self.layer_norm(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutput(last_hidden_state=x, hidden_states=(*states, x) if keep else None)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(*states, x) if keep else None,
+            attentions=tuple(attentions) if keep_attentions else None,
+        )
 
 
-class NeoBERTForMaskedLM(NeoBERTPreTrainedModel):
-    """The encoder with its language-model head, tied to the embedding when ``config.tie_word_embeddings``."""
+NeoBERTPreTrainedModel.encoder_class = NeoBERTModel
+
+
+class NeoBERTForMaskedLM(MaskedLM, NeoBERTPreTrainedModel):
+    """Scores of the vocabulary, by the embedding when ``config.tie_word_embeddings``; labels as for tokens."""
 
     _tied_weights_keys = {"decoder.weight": "model.encoder.weight"}  # noqa: RUF012
 
-    def __init__(self, config: NeoBERTConfig) -> None:
-        super().__init__(config)
-        self.model = NeoBERTModel(config)
+    def add_head(self, config: NeoBERTConfig) -> None:
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
-        self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.decoder
@@ -231,68 +283,25 @@ class NeoBERTForMaskedLM(NeoBERTPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """Score every token of the vocabulary at every position; ``labels`` (B, S) with -100 for ignored."""
-        output = self.model(input_ids, attention_mask, **kwargs)
-        logits = self.decoder(output.last_hidden_state)  # (B, S, V)
-        if cap := self.config.final_logit_softcapping:
-            logits = cap * torch.tanh(logits / cap)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+    def scores(self, hidden: Tensor) -> Tensor:
+        logits, cap = self.decoder(hidden), self.config.final_logit_softcapping  # (B, S, V)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
-class NeoBERTForSequenceClassification(NeoBERTPreTrainedModel):
-    """The encoder with a classifier on the first token: dropout, dense, tanh, dropout, linear."""
+class NeoBERTForSequenceClassification(SequenceClassification, NeoBERTPreTrainedModel):
+    """A classifier of texts."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012 (the head of a masked language model)
 
-    def __init__(self, config: NeoBERTConfig) -> None:
-        super().__init__(config)
-        self.num_labels: int = config.num_labels  # type: ignore[assignment]
-        self.model = NeoBERTModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
+class NeoBERTForTokenClassification(TokenClassification, NeoBERTPreTrainedModel):
+    """A classifier of tokens."""
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if module in (self.dense, self.classifier):
-            init.normal_(module.weight, std=self.config.classifier_init_range)
-            init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Classify each row; ``labels`` is (B,) classes, (B,) floats to regress, or (B, num_labels) 0/1 floats."""
-        output = self.model(input_ids, attention_mask, **kwargs)
-        first = self.dropout(output.last_hidden_state[:, 0])  # (B, E)
-        logits = self.classifier(self.dropout(torch.tanh(self.dense(first))))  # (B, num_labels)
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+class NeoBERTForQuestionAnswering(QuestionAnswering, NeoBERTPreTrainedModel):
+    """Where the answer begins and ends."""
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type
-        if kind == "regression" or (kind is None and self.num_labels == 1):
-            return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
-            return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return F.cross_entropy(logits.float(), labels)
+
+class NeoBERTForMultipleChoice(MultipleChoice, NeoBERTPreTrainedModel):
+    """Which of several texts is right."""
 
 
 def _norm(config: NeoBERTConfig) -> nn.Module:
@@ -305,28 +314,6 @@ def _feed_forward(config: NeoBERTConfig) -> nn.Module:
         return NeoBERTSwiGLU(config)
     size, width = config.hidden_size, config.intermediate_size
     return nn.Sequential(nn.Linear(size, width, bias=False), nn.GELU(), nn.Linear(width, size, bias=False))
-
-
-def _token_mask(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
-    if attention_mask is None:
-        return None
-    if attention_mask.shape != x.shape[:2]:
-        raise ValueError(f"attention_mask must be {tuple(x.shape[:2])} of 0 and 1, not {tuple(attention_mask.shape)}")
-    return attention_mask.to(device=x.device, dtype=torch.bool)
-
-
-def _positions(tokens: Tensor | None, x: Tensor) -> Tensor:
-    """Count the tokens of a row from 0; padding gets -1, whose row of a learned table is 0."""
-    if tokens is None:
-        return torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # (1, S)
-    return tokens.cumsum(-1) * tokens - 1  # (B, S)
-
-
-def _key_mask(tokens: Tensor | None) -> Tensor | None:
-    """Return which keys may be seen, (B, 1, 1, S). A row of padding alone sees all of it: no softmax over nothing."""
-    if tokens is None:
-        return None
-    return (tokens | ~tokens.any(-1, keepdim=True))[:, None, None, :]
 
 
 def _rotations(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:

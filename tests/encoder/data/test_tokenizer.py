@@ -47,6 +47,17 @@ def test_training_is_deterministic_across_processes(trained, model):
 
 
 @pytest.mark.parametrize("model", ["wordpiece", "bpe"])
+def test_padding_at_one_moves_special_tokens_only(trained, model):
+    """Where transformers' MPNet has it; every other token keeps its id, and so does `[MASK]`."""
+    moved = train_tokenizer(TokenizerTrainConfig(model=model, vocab_size=1000), lambda: texts, pad_id=1)
+    assert (moved.cls_id, moved.pad_id, moved.sep_id, moved.mask_id) == (0, 1, 2, 4)
+    before, after = trained[model].tokenizer.get_vocab(), moved.tokenizer.get_vocab()
+    assert {token for token in before if before[token] != after[token]} == {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
+    ids = moved.tokenizer.encode("the statement").ids
+    assert (ids[0], ids[-1]) == (0, 2)
+
+
+@pytest.mark.parametrize("model", ["wordpiece", "bpe"])
 def test_trained_tokenizer(trained, model):
     """Special tokens come first, the size is what was asked, and text comes back from its ids."""
     tokenizer = trained[model]

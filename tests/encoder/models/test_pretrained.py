@@ -32,6 +32,9 @@ def check(config: RunConfig, num_tokens: int | None, tokenizer_dir: Path | None)
     first.check(config.model, config.tokenizer.train is not None, num_tokens, tokenizer_dir)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 132416\n"
+
+
 def hf_folder(folder: Path, model_class: type = MPNetForMaskedLM, **changes) -> Path:
     """Write random weights as transformers saves them, with the tokenizer of 700 tokens."""
     torch.manual_seed(0)
@@ -141,6 +144,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "an untied head": (lambda folder: _edit_config(folder, tie_word_embeddings=False), "untied"),
     "no weights": (_old_format, "enc ckpt consolidate"),
     "damaged weights": (_cut_short, "is damaged"),
+    "a pointer": (lambda folder: (folder / "model.safetensors").write_text(POINTER), "git lfs pull"),
     "a missing layer": (_without_a_layer, r"layer\.1"),
 }
 

@@ -142,6 +142,14 @@ def _cut(name: str) -> Callable[[Path], None]:
     return cut
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "checkpoint10.pt"])
+def test_a_pointer_of_git_lfs_is_called_one(name: str, tmp_path: Path) -> None:
+    """It is not damaged: its file was never fetched."""
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 132416\n")
+    with pytest.raises(DamagedError, match="git lfs pull"):
+        open_source(tmp_path / name)
+
+
 DAMAGES = [
     ("z3-fp32", _drop("*rank_1*optim*"), "optimizer states of rank 1 of 2 are missing"),
     ("z2-bf16", _drop("*rank_0*optim*"), "optimizer states of rank 0 of 2 are missing"),

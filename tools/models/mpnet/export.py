@@ -12,7 +12,7 @@ from enc.encoder.models.mpnet.config import MpnetConfig
 from enc.encoder.models.mpnet.model import MpnetForMaskedLM
 from enc.encoder.models.mpnet.modeling_mpnet import EncMPNetConfig, EncMPNetForMaskedLM
 from enc.encoder.models.mpnet.pretrained import HF_BUCKETS, HF_MAX_DISTANCE, HF_PAD_ID
-from enc.tools.models.export_target import ExportTarget
+from enc.tools.models.export_target import ExportTarget, auto_map, modeling_files
 
 _COPIED = (
     "hidden_size",
@@ -28,12 +28,6 @@ _COPIED = (
     "activation_dropout_prob",
     "initializer_range",
 )
-_AUTO_CLASSES = {
-    "AutoConfig": "EncMPNetConfig",
-    "AutoModel": "EncMPNetModel",
-    "AutoModelForMaskedLM": "EncMPNetForMaskedLM",
-    "AutoModelForSequenceClassification": "EncMPNetForSequenceClassification",
-}
 
 
 def mpnet_target(config: MpnetConfig, tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
@@ -63,7 +57,7 @@ def mpnet_target(config: MpnetConfig, tokenizer_dir: Path, num_tokens: int) -> E
             "Norm": f"LayerNorm {'before' if config.normalize_before else 'after'} attention and feed-forward",
             "Vocabulary": f"{num_tokens:,} tokens, tied head",
         },
-        code=Path(modeling_mpnet.__file__) if reasons else None,
+        code=modeling_files(modeling_mpnet) if reasons else (),
         unseen_ids=() if reasons else (tokenizer.pad_id,),
         form=own_form if reasons else native_form,
     )
@@ -113,7 +107,7 @@ def own_config(config: MpnetConfig, num_tokens: int, ids: dict[str, Any]) -> Enc
         relative_attention_num_buckets=config.num_buckets,
         relative_attention_max_distance=config.max_distance,
         architectures=["EncMPNetForMaskedLM"],
-        auto_map={auto: f"modeling_mpnet.{name}" for auto, name in _AUTO_CLASSES.items()},
+        auto_map=auto_map(modeling_mpnet, "EncMPNet"),
         **{name: getattr(config, name) for name in _COPIED},
         **ids,
     )

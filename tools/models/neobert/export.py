@@ -7,7 +7,7 @@ from enc.encoder.models.neobert import modeling_neobert
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
 from enc.encoder.models.neobert.modeling_neobert import NeoBERTConfig, NeoBERTForMaskedLM
-from enc.tools.models.export_target import ExportTarget
+from enc.tools.models.export_target import ExportTarget, auto_map, modeling_files
 
 _COPIED = (
     "hidden_size",
@@ -28,12 +28,6 @@ _COPIED = (
     "decoder_bias",
     "final_logit_softcapping",
 )
-_AUTO_CLASSES = {
-    "AutoConfig": "NeoBERTConfig",
-    "AutoModel": "NeoBERTModel",
-    "AutoModelForMaskedLM": "NeoBERTForMaskedLM",
-    "AutoModelForSequenceClassification": "NeoBERTForSequenceClassification",
-}
 
 
 def neobert_target(config: NeoBertConfig, _tokenizer_dir: Path, num_tokens: int) -> ExportTarget:
@@ -58,7 +52,7 @@ def neobert_target(config: NeoBertConfig, _tokenizer_dir: Path, num_tokens: int)
             "Norm": "RMSNorm" if config.rms_norm else "LayerNorm",
             "Vocabulary": f"{num_tokens:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         },
-        code=Path(modeling_neobert.__file__),
+        code=modeling_files(modeling_neobert),
         form="Written with its own code, modeling_neobert.py: it loads with trust_remote_code=True.",
     )
 
@@ -66,10 +60,9 @@ def neobert_target(config: NeoBertConfig, _tokenizer_dir: Path, num_tokens: int)
 def hf_config(config: NeoBertConfig, num_tokens: int) -> NeoBERTConfig:
     """Return the transformers config of a model, with the map that makes the Auto classes find its code."""
     fields = {name: getattr(config, name) for name in _COPIED}
-    auto_map = {auto: f"modeling_neobert.{name}" for auto, name in _AUTO_CLASSES.items()}
     return NeoBERTConfig(
         vocab_size=num_tokens,
         architectures=["NeoBERTForMaskedLM"],
-        auto_map=auto_map,
+        auto_map=auto_map(modeling_neobert, "NeoBERT"),
         **fields,
     )
