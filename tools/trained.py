@@ -57,4 +57,5 @@ class Trained:
         positions = torch.cat([torch.arange(len(ids)) for ids in texts])
         flat = torch.tensor([token for ids in texts for token in ids])
         bounds = lengths.cumsum(0).to(torch.int32)
-        return self.model(flat.to(self.device), bounds.to(self.device), positions.to(self.device))
+        hidden: Tensor = self.model(flat.to(self.device), bounds.to(self.device), positions.to(self.device))
+        return hidden

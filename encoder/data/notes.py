@@ -70,4 +70,4 @@ def _total(counts: dict[str, Any]) -> str:
 
 
 def _some(count: dict[str, Any]) -> str:
-    return count["first"] + (", …" if count["files"] > 1 else "")
+    return f"{count['first']}{', …' if count['files'] > 1 else ''}"

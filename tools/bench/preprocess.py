@@ -102,7 +102,8 @@ def train_for(source: str, model: str, vocab_size: int, folder: str) -> None:
     config = dataset_config(source, "", 1)
     found = resolve_source(config)
     section = TokenizerConfig(train=TokenizerTrainConfig.model_validate({"model": model, "vocab_size": vocab_size}))
-    obtain_tokenizer(section, lambda: (document.text for document in read_documents(found, config, 0))).save(folder)
+
+    obtain_tokenizer(section, lambda: (str(text.text) for text in read_documents(found, config, 0))).save(folder)
 
 
 def python_docs_file(path: Path, copies: int = 10) -> str:
