@@ -12,6 +12,7 @@ from enc.encoder.data.sources.source import (
     DELIMITERS,
     JSON_SUFFIXES,
     PARQUET,
+    TEXT_SUFFIXES,
     BadRow,
     Row,
     Source,
@@ -40,13 +41,9 @@ def read_files(source: Source, files: Sequence[SourceFile], dataset: DatasetConf
 
 
 def _reader(path: Path) -> Reader:
+    """Return the reader of a file's format; one that was named itself, whatever its ending, is plain text."""
     file_format = format_of(path.name)
-    suffix = file_format.suffix if file_format else ""
-    if suffix == PARQUET:
-        return read_parquet
-    if suffix in DELIMITERS:
-        return _read_delimited
-    return _read_json_lines if suffix in JSON_SUFFIXES else _read_text
+    return _READERS[file_format.suffix] if file_format else _read_text
 
 
 def _read_text(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
@@ -172,3 +169,11 @@ def _next_fields(rows: Any, path: Path) -> list[str] | UsageError | None:
         )
     except UsageError as error:  # of decoding a line
         return error
+
+
+_READERS: dict[str, Reader] = {
+    PARQUET: read_parquet,
+    **dict.fromkeys(DELIMITERS, _read_delimited),
+    **dict.fromkeys(JSON_SUFFIXES, _read_json_lines),
+    **dict.fromkeys(TEXT_SUFFIXES, _read_text),
+}
