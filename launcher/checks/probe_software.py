@@ -78,7 +78,7 @@ def ask_torch(timeout_s: float) -> dict[str, Any]:
 
     Raises UsageError when it cannot, and TimeoutError when that takes too long.
     """
-    command = [sys.executable, "-m", "enc.encoder.run.torch_facts"]
+    command = [sys.executable, "-P", "-m", "enc.encoder.run.torch_facts"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

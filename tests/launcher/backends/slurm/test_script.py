@@ -350,8 +350,8 @@ def test_every_path_and_word_arrives_or_is_refused(bash: Bash, names: list[str],
     if updates["launch.snapshot_code"]:
         assert found["environ"]["PYTHONPATH"] == f"{run_dir}/code:/earlier"
     argv = found["argv"]
-    assert argv[:5] == ["-m", "enc.launcher.supervise", str(run_dir), "--", "srun"]
-    assert argv[-3:] == ["-m", "enc.launcher.rank", str(run_dir)]
+    assert argv[:6] == ["-P", "-m", "enc.launcher.supervise", str(run_dir), "--", "srun"]
+    assert argv[-4:] == ["-P", "-m", "enc.launcher.rank", str(run_dir)]
     assert f"--x={words[0]}" in argv
     if site == "plain":
         assert argv[-4] == str(bash.python)
