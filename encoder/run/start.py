@@ -41,7 +41,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, heartb
     """Build every part of a run and restore its checkpoint, if it resumes from one."""
     heartbeat.mark("build")
     trainer = config.trainer
-    hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
+    hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.bf16, trainer.tf32)
     fast_paths.allow_kernels(config.model, hardware.device.type, hardware.dtype)
     task = make_task(config, ranks, hardware)
     if not trainer.resume_from_checkpoint:
@@ -108,6 +108,7 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
 def describe(run: Run) -> list[tuple[str, str]]:
     """Return every choice that was resolved at start, with the reason a faster one is off."""
     config, hardware, split, steps = run.config, run.place.hardware, run.task.share.split, run.config.trainer.max_steps
+    peak = hardware.peak_flops
     return [
         ("run", str(run.dir)),
         ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
@@ -121,7 +122,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         *run.task.describe_computation(hardware),
         ("compile", config.trainer.torch_compile_backend if config.trainer.torch_compile else "off"),
         ("batch workers", str(num_workers(config, hardware.device.type == "cuda"))),
-        ("MFU against", f"{hardware.peak_flops / 1e12:.2f} TFLOP/s ({hardware.peak_source})"),
+        *([("MFU against", f"{peak / 1e12:.2f} TFLOP/s ({hardware.peak_source})")] if peak else []),
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts, static_bytes
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.engine_choice import choose_engine
+from enc.launcher.planning.precision import choose_precision
 from enc.launcher.planning.ranks import device_bytes, device_of, ranks_per_node, usable_gpus
 from enc.launcher.planning.token_store import StoreFacts, look_at_store, make_store
 
@@ -48,6 +49,7 @@ class Plan:
     held_bytes: int  # of the device, between two steps: exact
     checkpoint_bytes: int
     unused: tuple[str, ...]  # a sentence for each setting without effect
+    precision_reason: str
     first_weights: tuple[str, ...] = ()  # a sentence for each part of them that `model.init_from` does not give
 
     @property
@@ -62,6 +64,11 @@ class Plan:
     @property
     def asked_engine(self) -> str:
         return self.asked.parallel.engine
+
+    @property
+    def precision(self) -> str:
+        """What matrix products are computed in."""
+        return "bf16" if self.config.trainer.bf16 else "fp32"
 
     @property
     def tokens_per_step(self) -> int:
@@ -111,7 +118,9 @@ def run_folder(config: RunConfig, facts: MachineFacts) -> Path:
 def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan:
     """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
     per_node, split = _ranks_and_batch(config, facts)
+    precision, precision_reason = choose_precision(config, facts)
     asked = config.changed({
+        "trainer.mixed_precision": precision,
         "trainer.global_batch_size": split.rows_per_step, "launch.nproc_per_node": per_node,
         "launch.nodes": config.launch.num_nodes,
     })  # fmt: skip
@@ -119,7 +128,7 @@ def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan
         config=asked, asked=asked, cwd=facts.cwd, run_dir=run_folder(config, facts), store_facts=store,
         num_tokens=0, split=split, device=device_of(config, facts),
         device_bytes=device_bytes(config, per_node, facts), engine="", engine_reason="", engine_files={}, memory={},
-        held_bytes=0, checkpoint_bytes=0, unused=(),
+        held_bytes=0, checkpoint_bytes=0, unused=(), precision_reason=precision_reason,
     )  # fmt: skip
     return with_store(plan, store)
 
@@ -211,7 +220,8 @@ def _with_own_json(config: RunConfig, facts: MachineFacts) -> RunConfig:
     if not isinstance(parallel.deepspeed_config, str) or parallel.engine not in ("deepspeed", "auto"):
         return config
     _, split = _ranks_and_batch(config, facts)
-    return config.changed({"parallel.deepspeed_config": own_settings(config, split)})
+    settled = config.changed({"trainer.mixed_precision": choose_precision(config, facts)[0]})
+    return config.changed({"parallel.deepspeed_config": own_settings(settled, split)})
 
 
 def _with_first_weights(plan: Plan) -> Plan:

@@ -20,8 +20,8 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{config.model.type} {config.model.num_hidden_layers} x {config.model.hidden_size}, "
                   f"{facts['parameters'] / 1e6:.1f} M parameters, vocabulary {facts['vocab_size']}"),
         ("world", f"{_machines(config)}{split.world_size} process{'es' if split.world_size > 1 else ''} on "
-                  f"{plan.device}, "
-                  f"{'bf16' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
+                  f"{plan.device}"),
+        ("precision", f"{plan.precision}, {plan.precision_reason}"),
         ("engine", f"{plan.engine}, {plan.engine_reason}"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),

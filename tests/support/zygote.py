@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 LENGTH = struct.Struct("<I")
 # Programs that forked ones start, as patterns of their arguments: commands, ranks, tokenising workers.
 FORKED = re.compile(
-    r"(-P )?-c from enc\.launcher\.cli(\.app)? import main|(-P )?-m enc\.encoder\.([a-z_]+\.)*start |-P -c .* worker_main\("
+    r"(-P )?(-c from enc\.launcher\.cli(\.app)? import main|-m enc\.encoder\.([a-z_]+\.)*start )|-P -c .* worker_main\("
 )
 # Variables that are read when they are needed; any other one may have been read by an import.
 LATE = re.compile(

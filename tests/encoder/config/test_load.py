@@ -105,7 +105,7 @@ def test_an_override_replaces_a_null_section() -> None:
     ],
 )  # fmt: skip
 def test_words_and_numbers_of_yaml(text: str, value: Any) -> None:
-    """`1e-4` is a float and `no` a word, as in YAML 1.2; what is no YAML is text, and nothing of a word is a comment."""
+    """`1e-4` is a float and `no` a word, as in YAML 1.2; what is no YAML is text, and no part is a comment."""
     parsed = parse_value(text)
     assert parsed == value
     assert type(parsed) is type(value)

@@ -17,7 +17,8 @@ def test_a_disk_that_takes_nothing_more_ends_the_run_at_once(enc: Enc, smoke: Ca
     process = enc.start(*smoke("run", "trainer.max_steps=5000", "trainer.eval_steps=5000", "dataset.num_workers=1"))
     metrics, limit = enc.folder / "run" / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None and time.monotonic() < limit
+        assert process.poll() is None
+        assert time.monotonic() < limit
         time.sleep(0.05)
     rank = json.loads((enc.folder / "run/logs/1/ranks/0.json").read_text())["pid"]
     resource.prlimit(rank, resource.RLIMIT_FSIZE, (1, 1))  # every write to a file fails from now on
@@ -49,7 +50,8 @@ def test_what_only_shows_a_run_is_lost_alone(breaks: str) -> None:
     display.show({"train/loss": 1.0}, 1)
     display.close(0)
     assert lost == [("W&B", "ConnectionResetError: Connection lost")]
-    assert done == ["made", "shown", "closed"][: len(done)] and done[-1] == breaks
+    assert done == ["made", "shown", "closed"][: len(done)]
+    assert done[-1] == breaks
 
 
 def test_a_run_without_its_tensorboard_computes_the_same(
@@ -63,7 +65,8 @@ def test_a_run_without_its_tensorboard_computes_the_same(
     process = enc.start(*smoke("run", *words, "trainer.tensorboard_dir=board/x"))
     limit = time.monotonic() + 60
     while not (enc.folder / "run" / "config.yaml").exists():
-        assert process.poll() is None and time.monotonic() < limit
+        assert process.poll() is None
+        assert time.monotonic() < limit
         time.sleep(0.001)
     (enc.folder / "board").rename(enc.folder / "away")
     (enc.folder / "board").write_text("")

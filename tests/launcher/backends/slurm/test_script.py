@@ -354,9 +354,9 @@ def test_every_path_and_word_arrives_or_is_refused(bash: Bash, names: list[str],
     assert argv[-4:] == ["-P", "-m", "enc.launcher.rank", str(run_dir)]
     assert f"--x={words[0]}" in argv
     if site == "plain":
-        assert argv[-4] == str(bash.python)
+        assert argv[-5] == str(bash.python)
         return
-    assert argv[-4] == "python3"
+    assert argv[-5] == "python3"
     assert f"--y={words[3]}" in argv
     mounted = {f"{path}:{path}" for path in (run_dir, cwd, cwd / "tokenized_data/smoke")} | {f"/{words[2]}:/x"}
     if site == "pyxis":
