@@ -66,6 +66,11 @@ class Plan:
         return self.asked.parallel.engine
 
     @property
+    def evaluates(self) -> bool:
+        """Whether there is text to evaluate on."""
+        return _holds_out(self.config, self.store_facts)
+
+    @property
     def precision(self) -> str:
         """What matrix products are computed in."""
         return "bf16" if self.config.trainer.bf16 else "fp32"
@@ -167,13 +172,17 @@ def _ranks_and_batch(config: RunConfig, facts: MachineFacts) -> tuple[int, Batch
     return per_node, split_batch(config.trainer, world_size)
 
 
+def _holds_out(config: RunConfig, store: StoreFacts) -> bool:
+    """Tell whether a token store has, or will have, text to evaluate on."""
+    keys = ("validation_file", "eval_split", "validation_split", "eval_samples")
+    if store.manifest:
+        return "eval" in store.manifest["splits"]
+    return any(getattr(config.dataset, key) for key in keys)
+
+
 def _check_best(config: RunConfig, store: StoreFacts) -> None:
     """Raise UsageError when a best checkpoint is to be chosen and the token store has or will have nothing for it."""
-    keys = ("validation_file", "eval_split", "validation_split", "eval_samples")
-    evaluates = (
-        "eval" in store.manifest["splits"] if store.manifest else any(getattr(config.dataset, key) for key in keys)
-    )
-    if config.trainer.best_metric and not evaluates:
+    if config.trainer.best_metric and not _holds_out(config, store):
         raise UsageError(
             f"The best checkpoint is chosen by {config.trainer.best_metric}, but the token store {store.path} has no "
             "text to evaluate on. Set dataset.eval_samples, dataset.validation_split or dataset.validation_file and "

@@ -1,12 +1,13 @@
 """A plan as a person reads it."""
 
 from enc.encoder.config.schema import RunConfig
+from enc.launcher.planning.advice import advice
 from enc.launcher.planning.plan import Plan
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """Return what a person should know before the run starts: settings without effect, weights that are not given."""
-    return [f"Note: {text}" for text in (*plan.unused, *plan.first_weights)]
+    """Return what a person should know before the run starts: what settings do, or do not, and lacking weights."""
+    return [f"Note: {text}" for text in (*plan.unused, *plan.first_weights, *advice(plan))]
 
 
 def plan_table(plan: Plan) -> list[tuple[str, str]]:

@@ -366,7 +366,7 @@ def test_every_path_and_word_arrives_or_is_refused(bash: Bash, names: list[str],
         assert all(f"{mount}" in mounts for mount in mounted)
         assert f"--container-workdir={cwd}" in argv
     else:
-        assert argv[-5] == words[1]
+        assert argv[-6] == words[1]
         assert {word.removeprefix("--bind=") for word in argv if word.startswith("--bind=")} == mounted
         assert f"--pwd={cwd}" in argv
 
