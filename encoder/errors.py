@@ -41,3 +41,8 @@ class Stopped(EncError):
     """A signal asked the run to stop; its state was saved first."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line that it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

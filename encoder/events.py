@@ -75,6 +75,11 @@ class Event(StrEnum):
     BEST = "best", "An evaluation was better than all before, by this metric.", ("step",), (), True
     TESTED = "tested", "The test at the end, of the weights of `test_step`.", ("step", "test_step"), (), True
     SKIPPED_STEP = "skipped_step", "An update was not finite and is left out.", ("step", "loss", "grad_norm")
+    DISPLAY_LOST = (
+        "display_lost",
+        "TensorBoard or W&B broke; the run goes on without it.",
+        ("display", "error"),
+    )
     STRAGGLER = "straggler", "A rank keeps the others waiting.", ("step", "rank", "host", "ratio")
     SIGNAL = "signal", "A signal came; the run saves and leaves.", ("signal", "step")
     FAILED = "failed", "Training ended with an error.", ("step", "error")

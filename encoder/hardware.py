@@ -17,7 +17,7 @@ class Hardware:
 
     device: torch.device
     bf16: bool
-    peak_flops: float
+    peak_flops: float | None  # of a CPU there is none: it depends on what else runs there
     peak_source: str
 
     @classmethod
@@ -65,16 +65,16 @@ def _compute_deterministically() -> None:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and hides nothing here
 
 
-def _peak(device: torch.device, bf16: bool) -> tuple[float, str]:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        gpu = gpu_of_device(name)
-        if gpu:
-            return gpu.peak_flops(bf16), f"{name} data sheet"
-    return _measured_peak(device, bf16), "matrix product measured at start"
+def _peak(device: torch.device, bf16: bool) -> tuple[float | None, str]:
+    if device.type == "cpu":
+        return None, "not known of a CPU"
+    name = torch.cuda.get_device_name(device)
+    if gpu := gpu_of_device(name):
+        return gpu.peak_flops(bf16), f"{name} data sheet"
+    return measured_peak(device, bf16), "matrix product measured at start"
 
 
-def _measured_peak(device: torch.device, bf16: bool, size: int = 1024) -> float:
+def measured_peak(device: torch.device, bf16: bool, size: int = 1024) -> float:
     """Return the best rate of a few square matrix products, for devices without a data sheet."""
     a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best = float("inf")

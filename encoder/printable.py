@@ -7,6 +7,18 @@ from typing import Any
 Say = Callable[[str], None]  # tells a person one paragraph
 
 
+def once(say: Say) -> Say:
+    """Return the same that tells each paragraph once."""
+    told: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            say(text)
+
+    return say_once
+
+
 def printable(text: object, longest: int = 0) -> str:
     """Return a text with everything that does not print escaped, and its middle left out beyond `longest` characters.
 

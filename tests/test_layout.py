@@ -129,6 +129,16 @@ def test_transformers_imports_with_the_checkout_on_the_path() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@needs_checkout
+def test_every_interpreter_that_is_started_gets_p() -> None:
+    """Without -P, a `token.py` of the working folder would run in the place of the module of that name."""
+    files = [path for room in ("encoder", "launcher", "tools") for path in (ROOT / room).rglob("*.py")]
+    started = [line for path in files if path.parts[-2] != "bench" for line in path.read_text().splitlines()]
+    started = [line.strip() for line in started if 'python, "-' in line or 'sys.executable, "-' in line]
+    assert len(started) >= 6
+    assert [line for line in started if '"-P"' not in line] == []
+
+
 def test_no_conftest_in_the_root_and_no_tests_package() -> None:
     assert not (ROOT / "conftest.py").exists()
     assert not (ROOT / "tests" / "__init__.py").exists()

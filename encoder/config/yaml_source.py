@@ -68,9 +68,11 @@ YamlLoader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """Return the YAML value of a command-line word; a word that is no YAML is text."""
+    """Return the YAML value of a command-line word; a word that is no YAML, or has a YAML comment, is text."""
     try:
-        return yaml.load(text, Loader=YamlLoader)
+        node = YamlLoader(text).get_single_node()
+        unread = text if node is None else text[node.end_mark.index :]
+        return text if unread.strip() else yaml.load(text, Loader=YamlLoader)
     except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
         return text
 

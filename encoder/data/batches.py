@@ -72,6 +72,10 @@ class Microbatch:
     def pin_memory(self) -> "Microbatch":
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> None:
+        """Move its tensors into memory that other processes can map."""
+        self._map(Tensor.share_memory_)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Microbatch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -1,6 +1,6 @@
 """What trains a model, as the loop sees it: batches of each step, what they count, and where their source stands."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -10,6 +10,13 @@ from enc.encoder.sizing.batch_split import BatchSplit
 
 Cursor = list[list[int]]
 """Where a source stands that cannot be entered at any place: integers of each of its lanes."""
+
+ShouldStop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Answer whoever asks whether to stop."""
+    return False
 
 
 class StepSizes(NamedTuple):
@@ -23,8 +30,8 @@ class StepSizes(NamedTuple):
 
 
 def total(sizes: list[StepSizes]) -> StepSizes:
-    """Add up the sizes of several microbatches."""
-    return StepSizes(*map(sum, zip(*sizes, strict=True)))
+    """Add up the sizes of several microbatches, or of none."""
+    return StepSizes(*map(sum, zip(StepSizes(0, 0, 0, 0, 0), *sizes, strict=True)))
 
 
 class Batch(Protocol):
@@ -65,9 +72,12 @@ class TrainData(Protocol):
     def attachments(self) -> list[Path]:
         """Files and folders that each checkpoint gets a copy of."""
 
-    def steps(self, share: Share, first_step: int, cursor: Cursor | None = None) -> Iterator[list[Any]]:
+    def steps(
+        self, share: Share, first_step: int, cursor: Cursor | None = None, should_stop: ShouldStop = never
+    ) -> Iterator[list[Any]]:
         """Return the microbatches of each step from `first_step` (counted from 0) to the end of the run.
 
+        A list without any says that the run should stop while it waited for some: no wait may be deaf to signals.
         `cursor` is what `cursor(first_step)` gave to the run that is resumed. Processes that prepare batches have
         started when this returns.
         """

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.batches import EvalBatches, Microbatch, Rows, TrainBatches
-from enc.encoder.data.interface import Cursor, Share
-from enc.encoder.data.loader import make_loader
+from enc.encoder.data.interface import Cursor, Share, ShouldStop, never
+from enc.encoder.data.loader import awaited, make_loader
 from enc.encoder.data.manifest import data_fingerprint
 from enc.encoder.data.masking import Masker
 from enc.encoder.data.packing import plan_rows
@@ -62,11 +63,15 @@ class StoreData:
     def attachments(self) -> list[Path]:
         return [self.tokenizer_dir, self.store.path / "tokenizer_info.json"]
 
-    def steps(self, share: Share, first_step: int, cursor: Cursor | None = None) -> Iterator[list[Microbatch]]:
+    def steps(
+        self, share: Share, first_step: int, cursor: Cursor | None = None, should_stop: ShouldStop = never
+    ) -> Iterator[list[Microbatch]]:
         accumulation = share.split.accumulation
         indices = range(first_step * accumulation, self.config.trainer.max_steps * accumulation)
-        microbatches = iter(make_loader(self._train_batches(share), indices, self.config, share.pin_memory))
-        return ([next(microbatches) for _ in range(accumulation)] for _ in range(len(indices) // accumulation))
+        loader = make_loader(self._train_batches(share), indices, self.config, share.pin_memory)
+        microbatches = awaited(iter(loader), should_stop, self.config.launch.hang_timeout_s)
+        steps = (list(islice(microbatches, accumulation)) for _ in range(len(indices) // accumulation))
+        return (step if len(step) == accumulation else [] for step in steps)
 
     def first_batch(self, share: Share) -> Microbatch:
         return self._train_batches(share)[0]

@@ -109,7 +109,7 @@ def fsdp_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     return _base("fsdp") | {
         "mesh": {"replicate": parallel.replicate, "shard": world // parallel.replicate},
         "reshard_after_forward": parallel.reshard_after_forward,
-        "param_dtype": "bf16" if config.trainer.mixed_precision == "bf16" else "fp32",
+        "param_dtype": "bf16" if config.trainer.bf16 else "fp32",
         "reduce_dtype": parallel.reduce_dtype,
         "cpu_offload": parallel.offload == "parameters",
     }
@@ -138,7 +138,7 @@ def _our_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
         "communication_data_type": config.parallel.reduce_dtype,
     }
     if "bf16" in settings:
-        if config.trainer.mixed_precision == "bf16":
+        if config.trainer.bf16:
             settings["bf16"] = {"enabled": True}
         else:
             del settings["bf16"], settings["data_types"]

@@ -332,7 +332,7 @@ def _contradiction(key: str, value: Any, ours: Settings, config: RunConfig) -> s
     if key == "fp16.enabled":
         return "is true, but enc has no fp16; set it to false and use trainer.mixed_precision bf16"
     if key == "bf16.enabled":
-        if value and config.trainer.mixed_precision == "bf16":
+        if value and config.trainer.bf16:
             return f"{both}: ZeRO 0 keeps fp32 weights under autocast; set parallel.zero_stage 1 or more, or false here"
         return f"{both}; {_set_to('trainer.mixed_precision', 'bf16' if value else 'no')}"
     if key.endswith(".device"):

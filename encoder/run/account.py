@@ -8,7 +8,7 @@ from torch import Tensor
 from enc.encoder.data.interface import StepSizes
 from enc.encoder.errors import RunError
 from enc.encoder.events import Event
-from enc.encoder.run.parts import Run
+from enc.encoder.run.parts import Place, Run
 from enc.encoder.run.reporter import StepWork
 from enc.encoder.run.stopwatch import Stopwatch
 
@@ -49,6 +49,11 @@ def json_number(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
+def _mfu(work: StepWork, place: Place) -> float | None:
+    peak = place.hardware.peak_flops
+    return work.flops / (work.seconds * peak * place.ranks.world_size) if peak else None
+
+
 def log_steps(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float, size: int) -> None:
     """Log the steps since the last record, and begin to count anew. `size` is that of the last step. Collective."""
     state, work, reporter, ranks = run.state, run.reporter.work, run.reporter, run.place.ranks
@@ -66,7 +71,7 @@ def log_steps(run: Run, watch: Stopwatch, learning_rate: float, grad_norm: float
         run.task.record.size: size,
         "tokens": state.tokens,
         "tokens_per_s": work.tokens / work.seconds,
-        "mfu": work.flops / (work.seconds * run.place.hardware.peak_flops * ranks.world_size),
+        "mfu": _mfu(work, run.place),
         "fill": work.tokens / (work.steps * run.task.data.places_per_step(run.task.share)),
         **{f"{part}_s": step_parts.get(part, 0.0) for part in PARTS},
         "step_s": work.seconds / work.steps,

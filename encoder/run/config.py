@@ -37,8 +37,10 @@ class TrainerConfig(Section):
     """Largest norm of the gradient; longer gradients are scaled down to it. 0 or null is off."""
     max_nonfinite_steps: Annotated[Count, KeepsNumbers()] = 10
     """Updates with a non-finite loss or gradient are skipped; more than this many in one run stop it."""
-    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(_precision)] = "bf16"
-    """`bf16` runs matrix products in bfloat16 under autocast, weights stay fp32; `no` is fp32 throughout."""
+    mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_precision)] = "auto"
+    """`bf16` runs matrix products in bfloat16 under autocast, weights stay fp32; `no` is fp32 throughout. `auto` is
+    settled when a run starts: bf16 on GPUs that have it; on CPUs bf16 where they have instructions for it and the model
+    is at least 384 wide, else fp32."""
     tf32: Bool = True
     """Allow TF32 for fp32 matrix products on CUDA."""
     use_cpu: Annotated[Bool, KeepsNumbers()] = False
@@ -100,6 +102,11 @@ class TrainerConfig(Section):
     """Metric of the evaluation whose best checkpoint is saved at once and never deleted; none by default."""
     greater_is_better: Annotated[Bool, NoEffect("the metric says it"), KeepsNumbers()] = True
     """Direction of that metric."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products are in bfloat16; `auto` counts as that where no launch has settled it."""
+        return self.mixed_precision != "no"
 
     @property
     def best_metric(self) -> str | None:

@@ -22,7 +22,7 @@ def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches
     if store is not None:
         config = config.changed({"dataset.path": store})
     trainer = config.trainer
-    hardware = Hardware.detect(trainer.use_cpu, 0, trainer.mixed_precision == "bf16", trainer.tf32)
+    hardware = Hardware.detect(trainer.use_cpu, 0, trainer.bf16, trainer.tf32)
     ranks = Ranks(rank=0, world_size=1, local_rank=0)
     task = make_task(config.changed({"trainer.eval_strategy": "no"}), ranks, hardware)
     found, own = (EncoderTokenizer.load(path) for path in (task.data.tokenizer_dir, folder / "tokenizer"))

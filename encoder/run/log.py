@@ -4,9 +4,9 @@
 resumed run repeats is moved to `logs/<n>/metrics_repeated.jsonl` first.
 """
 
+import contextlib
 import json
 import math
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.events import Event, append_event
 from enc.encoder.files import replace_atomically
+from enc.encoder.run.displays import open_displays
 from enc.encoder.tasks import TASKS, TaskRecord, fit
 
 _NOT_PLOTTED = ("step", "time")
@@ -37,8 +38,7 @@ class RunLog:
         self.text = (self.log_dir / "console.log").open("a", encoding="utf-8")
         cut_repeated(run_dir / "metrics.jsonl", start_step, self.log_dir / "metrics_repeated.jsonl")
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = _tensorboard(Path(config.trainer.tensorboard_dir or run_dir / "tensorboard"), start_step)
-        self.wandb = _wandb(run_dir, config) if config.wandb.enabled else None
+        self.displays = open_displays(run_dir, config, start_step, self._lost_display)
         if self.console.is_terminal and not config.trainer.disable_tqdm:
             self.progress = _progress_bar(self.console)
             self.bar = self.progress.add_task("", total=config.trainer.max_steps, completed=start_step, status="")
@@ -87,22 +87,25 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print prose to the terminal and to the attempt's log file."""
         if self.is_main:
-            self.console.print(text, markup=False)
+            with contextlib.suppress(OSError):  # whoever read it has gone
+                self.console.print(text, markup=False)
             self._to_file(text)
 
     def _to_file(self, text: str) -> None:
         self.text.write(text + "\n")
         self.text.flush()
 
+    def _lost_display(self, name: str, error: str) -> None:
+        self.event(Event.DISPLAY_LOST, display=name, error=error)
+        self.say(f"{name} is lost ({error}): the run goes on without it, and metrics.jsonl has every number.")
+
     def _write(self, record: dict[str, Any], kind: str) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self.metrics.write(json.dumps(finite) + "\n")
         self.metrics.flush()
         numbers = {f"{kind}/{k}": v for k, v in finite.items() if k not in _NOT_PLOTTED and v is not None}
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, record["step"])
-        if self.wandb is not None:
-            self.wandb.log(numbers, step=record["step"])
+        for display in self.displays:
+            display.show(numbers, record["step"])
 
     def close(self, exit_code: int) -> None:
         """Close everything; the last lines are on disk when this returns."""
@@ -110,9 +113,8 @@ class RunLog:
             return
         if self.progress is not None:
             self.progress.stop()
-        self.board.close()
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=exit_code)
+        for display in self.displays:
+            display.close(exit_code)
         for file in (self.metrics, self.text):
             file.close()
 
@@ -166,31 +168,3 @@ def _progress_bar(console: Console) -> Progress:
         console=console,
         refresh_per_second=4,
     )
-
-
-def _tensorboard(folder: Path, start_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=start_step + 1)
-
-
-def _wandb(run_dir: Path, config: RunConfig) -> Any:
-    """Start or continue the run's W&B run."""
-    import wandb
-
-    settings = config.wandb
-    folder = Path(settings.dir) if Path(settings.dir).is_absolute() else run_dir / settings.dir
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
-        id=wandb_id(run_dir, settings.id), resume="allow", project=settings.project, entity=settings.entity,
-        name=settings.name, tags=settings.tags, mode=settings.mode, dir=str(folder),
-        config=config.model_dump(mode="json"),
-    )  # fmt: skip
-
-
-def wandb_id(run_dir: Path, asked: str | None) -> str:
-    """Return the id of the run's W&B run, which lives in the run folder: the one asked for, or one made once."""
-    file = run_dir / "wandb_id"
-    if asked or not file.exists():
-        file.write_text(asked or secrets.token_hex(4))
-    return file.read_text().strip()

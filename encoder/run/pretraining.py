@@ -97,7 +97,7 @@ def build_model(config: RunConfig, num_tokens: int) -> tuple[Any, MlmObjective]:
         num_tokens,
         full_logits=not trainer.masked_logits_only_loss,
         full_last_layer=not trainer.last_layer_of_labels_only,
-        bf16=trainer.mixed_precision == "bf16",
+        bf16=trainer.bf16,
         z_loss=trainer.z_loss_weight,
         label_smoothing=trainer.label_smoothing_factor,
     )

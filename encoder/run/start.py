@@ -6,8 +6,10 @@ build -> restore -> announce -> train -> leave with an exit code
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -17,7 +19,7 @@ from enc.encoder.config.load import load_run
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.data.loader import num_workers
 from enc.encoder.engine.settings import engine_name
-from enc.encoder.errors import EncError, RunError, Stopped
+from enc.encoder.errors import EncError, RunError, Stopped, first_line
 from enc.encoder.events import Event
 from enc.encoder.hardware import Hardware
 from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
@@ -39,7 +41,7 @@ def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, heartb
     """Build every part of a run and restore its checkpoint, if it resumes from one."""
     heartbeat.mark("build")
     trainer = config.trainer
-    hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.mixed_precision == "bf16", trainer.tf32)
+    hardware = Hardware.detect(trainer.use_cpu, ranks.local_rank, trainer.bf16, trainer.tf32)
     fast_paths.allow_kernels(config.model, hardware.device.type, hardware.dtype)
     task = make_task(config, ranks, hardware)
     if not trainer.resume_from_checkpoint:
@@ -106,6 +108,7 @@ def _checkpoint_to_resume(run_dir: Path, config: RunConfig, ranks: Ranks) -> Pat
 def describe(run: Run) -> list[tuple[str, str]]:
     """Return every choice that was resolved at start, with the reason a faster one is off."""
     config, hardware, split, steps = run.config, run.place.hardware, run.task.share.split, run.config.trainer.max_steps
+    peak = hardware.peak_flops
     return [
         ("run", str(run.dir)),
         ("start", f"step {run.state.step} of {steps}" + (" (resumed)" if run.state.step else "")),
@@ -119,8 +122,27 @@ def describe(run: Run) -> list[tuple[str, str]]:
         *run.task.describe_computation(hardware),
         ("compile", config.trainer.torch_compile_backend if config.trainer.torch_compile else "off"),
         ("batch workers", str(num_workers(config, hardware.device.type == "cuda"))),
-        ("MFU against", f"{hardware.peak_flops / 1e12:.2f} TFLOP/s ({hardware.peak_source})"),
+        *([("MFU against", f"{peak / 1e12:.2f} TFLOP/s ({hardware.peak_source})")] if peak else []),
     ]  # fmt: skip
+
+
+@dataclass
+class _Process:
+    """What a training process has of its own, as far as it has come."""
+
+    run_dir: Path
+    rank: int
+    stop: StopFlag
+    heartbeat: Heartbeat | None = None
+    run: Run | None = None
+
+
+class _End(NamedTuple):
+    """How a training process ends."""
+
+    code: int
+    message: str | None = None
+    lost_peer: bool = False
 
 
 def main(run_dir: Path) -> NoReturn:
@@ -129,52 +151,90 @@ def main(run_dir: Path) -> NoReturn:
     stop.install()
     if "ENC_LAUNCHER_PID" in os.environ:
         die_with_parent(int(os.environ["ENC_LAUNCHER_PID"]))
-    rank = int(os.environ.get("RANK", 0))
-    run: Run | None = None
-    heartbeat: Heartbeat | None = None
-    code, message, lost_peer = 0, None, False
+    process = _Process(run_dir, int(os.environ.get("RANK", 0)), stop)
+    end = _End(3, "Interrupted while the run was ending.")
     try:
-        config = load_run(run_dir)
-        heartbeat = open_heartbeat(run_dir, rank, config)
-        use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
-        if not use_cuda and _job_has_gpus(config):
-            raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
-        ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
-        _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
-        run = build(run_dir, ranks, config, stop, heartbeat)
-        announce(run)
-        train(run)
-        run.reporter.log.event(Event.FINISHED, step=run.state.step)
+        end = _run_to_its_end(process)
+        _close(process, end)
+    finally:  # also of an error on the way out: an interpreter that ends by itself waits for its batch workers for ever
+        _leave(process, end)
+
+
+def _run_to_its_end(process: _Process) -> _End:
+    """Build and train a run; return how that ended, which is written down."""
+    try:
+        _run(process)
     except Stopped as error:
-        code, message = error.exit_code, str(error)
+        return _End(error.exit_code, str(error))
     except EncError as error:
-        code, message, lost_peer = error.exit_code, str(error), is_lost_peer(error)
-        _record_failure(run, message)
+        return _failed(process, _End(error.exit_code, str(error), is_lost_peer(error)))
     except KeyboardInterrupt:
-        message = "Interrupted before the state was saved. Go on with `enc resume latest`."
-        _record_failure(run, message)
-        _leave(3, message, heartbeat)
+        return _failed(process, _End(3, "Interrupted before the state was saved. Go on with `enc resume latest`."))
     except Exception as error:
-        code, message = 3, f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
-        lost_peer = is_lost_peer(error)
-        _record_failure(run, message)
-        message += f". The traceback is in {_write_traceback(run_dir, rank)}."
-    if run is not None:
-        run.saver.drain()
-        run.reporter.log.close(code)
-    _leave(code, message if rank == 0 or code == 3 else None, heartbeat, lost_peer)
+        end = _failed(process, _End(3, first_line(error), is_lost_peer(error)))
+        return end._replace(message=f"{end.message}. {_write_traceback(process)}")
+    return _End(0)
 
 
-def _leave(code: int, message: str | None, heartbeat: Heartbeat | None, lost_peer: bool = False) -> NoReturn:
-    if heartbeat is not None:
-        heartbeat.end(code, message, lost_peer)
-    if message:
-        print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _run(process: _Process) -> None:
+    run_dir, config = process.run_dir, load_run(process.run_dir)
+    process.heartbeat = open_heartbeat(run_dir, process.rank, config)
+    use_cuda = not config.trainer.use_cpu and torch.cuda.is_available()
+    if not use_cuda and _job_has_gpus(config):
+        raise RunError(f"The job asked for GPUs, and torch sees none on {host_name()}.")
+    ranks = Ranks.join(use_cuda, needs_group=config.parallel.engine in ("fsdp", "deepspeed"))
+    _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
+    run = process.run = build(run_dir, ranks, config, process.stop, process.heartbeat)
+    announce(run)
+    train(run)
+    run.reporter.log.event(Event.FINISHED, step=run.state.step)
+
+
+def _failed(process: _Process, end: _End) -> _End:
+    """Record that the run failed, if its disk takes that."""
+    if (run := process.run) is not None:
+        _as_far_as_possible(lambda: run.reporter.log.event(Event.FAILED, step=run.state.step, error=end.message))
+    return end
+
+
+def _write_traceback(process: _Process) -> str:
+    """Write the traceback into the run folder and say where it is; print it where the folder takes nothing."""
+    path = process.run_dir / "logs" / f"traceback-rank{process.rank}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc())
+    except OSError as error:
+        traceback.print_exc()
+        return f"The traceback is above: {path} cannot be written ({error.strerror})."
+    return f"The traceback is in {path}."
+
+
+def _close(process: _Process, end: _End) -> None:
+    if (run := process.run) is not None:
+        _as_far_as_possible(run.saver.drain)
+        _as_far_as_possible(lambda: run.reporter.log.close(end.code))
+
+
+def _as_far_as_possible(last_act: Callable[[], None]) -> None:
+    """Do something on the way out; that it fails must not hide why the run ended, nor keep it from ending."""
+    try:
+        last_act()
+    except Exception as error:
+        print(f"While the run ended: {first_line(error)}", file=sys.stderr)
+
+
+def _leave(process: _Process, end: _End) -> NoReturn:
     # No teardown: DDP's destructor joins gloo's threads while it holds the interpreter lock that they wait for, and one
     # exit in ten or so hangs. Everything is on disk; batch workers die with their parent.
-    os._exit(code)
+    try:
+        if process.heartbeat is not None:
+            process.heartbeat.end(end.code, end.message, end.lost_peer)
+        if end.message and (process.rank == 0 or end.code == 3):
+            print(end.message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(end.code)
 
 
 def _refuse_strangers(ranks: Ranks, run: str) -> None:
@@ -192,18 +252,6 @@ def announce(run: Run) -> None:
     run.reporter.log.event(
         event, step=run.state.step, world_size=run.place.ranks.world_size, **{"choices": dict(lines)}
     )
-
-
-def _record_failure(run: Run | None, message: str) -> None:
-    if run is not None:
-        run.reporter.log.event(Event.FAILED, step=run.state.step, error=message)
-
-
-def _write_traceback(run_dir: Path, rank: int) -> Path:
-    path = run_dir / "logs" / f"traceback-rank{rank}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc())
-    return path
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def train(run: Run) -> None:
     device = run.place.hardware.device
     watch = Stopwatch(device.type == "cuda", reporter.heartbeat.mark)
     passes = EnginePasses(engine, device, watch, config.seed, run.place.ranks.rank)
-    steps = task.data.steps(task.share, state.step, state.cursor)
+    steps = task.data.steps(task.share, state.step, state.cursor, lambda: bool(run.place.stop))
     reporter.log.start()
     _boundary(run, before_first_step=True)
     while state.step < config.trainer.max_steps:

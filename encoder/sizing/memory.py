@@ -122,7 +122,7 @@ def largest_rows(config: RunConfig, world_size: int, available: float) -> int:
 def low_precision(config: RunConfig) -> bool:
     """Tell whether the engine keeps its weights in bf16 beside fp32 master weights."""
     parallel = config.parallel
-    return parallel.engine == "deepspeed" and parallel.zero_stage >= 1 and config.trainer.mixed_precision == "bf16"
+    return parallel.engine == "deepspeed" and parallel.zero_stage >= 1 and config.trainer.bf16
 
 
 # --- between steps ---------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def _step_gradients(config: RunConfig, world_size: int, params: int) -> int:
 
 def _weight_copies(config: RunConfig, params: int) -> int:
     """Return the bytes of weights that are gathered from other ranks, or that autocast keeps in bf16."""
-    parallel, bf16 = config.parallel, config.trainer.mixed_precision == "bf16"
+    parallel, bf16 = config.parallel, config.trainer.bf16
     width = 2 if bf16 else 4
     block = block_parameters(config.model)
     root = params - config.model.num_hidden_layers * block
@@ -247,7 +247,7 @@ def _buckets(config: RunConfig, params: int) -> int:
         block = block_parameters(config.model)
         root = params - config.model.num_hidden_layers * block
         wire = 2 if parallel.reduce_dtype == "bf16" else 4
-        return max(block, root) * (wire + (2 if config.trainer.mixed_precision == "bf16" else 4))
+        return max(block, root) * (wire + (2 if config.trainer.bf16 else 4))
     if parallel.engine == "ddp":
         return 0
     fp32_width = 4 * min(params, _ALLREDUCE_ELEMENTS)
@@ -268,7 +268,7 @@ def _activations(config: RunConfig, rows: int) -> int:
     `selective` also what its matrix products and its attention gave; one block at a time is there in full.
     """
     model, trainer, parallel = config.model, config.trainer, config.parallel
-    text, width = rows * config.row_length, 2 if trainer.mixed_precision == "bf16" else 4
+    text, width = rows * config.row_length, 2 if trainer.bf16 else 4
     tokens = ceil(text * states_per_token(config)[0])
     layers, of_block = model.num_hidden_layers, architecture_of(model).activations(model)
     of_all, of_computed = (4 * fp32 + width * others for fp32, others in (of_block.all, of_block.computed))
@@ -285,7 +285,7 @@ def _activations(config: RunConfig, rows: int) -> int:
 
 def _loss(config: RunConfig, rows: int) -> int:
     """Return the bytes of the head: its gradients, made in the forward pass, and a block of logits."""
-    model, bf16 = config.model, config.trainer.mixed_precision == "bf16"
+    model, bf16 = config.model, config.trainer.bf16
     width, tokens = 2 if bf16 else 4, rows * config.row_length
     if not config.trainer.masked_logits_only_loss:
         return ceil(tokens * states_per_token(config)[0]) * model.vocab_size * (width + 4 + 4)

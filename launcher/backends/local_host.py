@@ -34,7 +34,7 @@ def run_here(plan: Plan, lock: RunLock, say: Say) -> int:
         set_aside(plan.run_dir, Path(str(plan.config.trainer.resume_from_checkpoint)), say)
     else:
         move_aside(plan.run_dir, say)
-    say(f"Engine: {plan.engine}, {plan.engine_reason}.")
+    say(f"Engine: {plan.engine}, {plan.engine_reason}. Precision: {plan.precision}, {plan.precision_reason}.")
     for note in plan_notes(plan):
         say(note)
     with Signals() as signals:  # from here on there is a run, and a signal is for its ranks

@@ -20,7 +20,7 @@ from enc.encoder.data.sources.source import Source
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
 from enc.encoder.sizing.memory import largest_rows
-from enc.launcher.checks import environment
+from enc.launcher.checks import environment, probe_software
 from enc.launcher.checks.findings import Finding, green, red, size, yellow
 from enc.launcher.machine.build_locks import build_locks, extensions_folder, home
 from enc.launcher.machine.facts import MachineFacts
@@ -41,6 +41,8 @@ def preflight(plan: Plan, facts: MachineFacts) -> list[Finding]:
         "TensorBoard": lambda: _check_tensorboard(plan),
         "text": lambda: check_text(plan),
         "tokenizer": lambda: check_tokenizer(plan),
+        "packages": lambda: check_packages(plan.config, lambda name: find_spec(name) is not None),
+        "kernels": lambda: check_kernels(plan.config, plan.device),
         "disk": lambda: [check_disk(plan, _free_bytes(plan.run_dir), len(list_checkpoints(plan.run_dir)))],
         "batch": lambda: check_batch(plan, _rows_in_store(plan)),
         "replicas": lambda: check_sharding_groups(plan.config, plan.split.world_size),
@@ -58,12 +60,14 @@ def local_checks(plan: Plan, facts: MachineFacts) -> list[Finding]:
         "memory": lambda: [check_memory(plan, plan.device_bytes, _device_name(plan))],
         "RAM": lambda: check_ram(plan, facts.ram_bytes, "of RAM here", plan.device == "cpu", "fewer ranks here"),
         "port": lambda: [check_port(can_bind_port())],
+        "C++ compiler": lambda: probe_software.find_compiler(plan.config, facts),
     })  # fmt: skip
 
 
 def run_checks(checks: Mapping[str, Check]) -> list[Finding]:
-    """Return what checks find, by name; one that cannot be made is a finding too."""
-    return [finding for what, check in checks.items() for finding in _carefully(what, check)]
+    """Return what checks find, by name, each sentence once; one that cannot be made is a finding too."""
+    found = [finding for what, check in checks.items() for finding in _carefully(what, check)]
+    return list({(finding.level, finding.text): finding for finding in reversed(found)}.values())[::-1]
 
 
 def _carefully(what: str, check: Check) -> list[Finding]:
@@ -157,6 +161,25 @@ def checkpoints_kept(plan: Plan) -> int:
 
 def _free_bytes(run_dir: Path) -> int:
     return shutil.disk_usage(existing_parent(run_dir)).free
+
+
+# --- software --------------------------------------------------------------------------------------------------------
+
+
+def check_packages(config: RunConfig, is_there: Callable[[str], bool]) -> Iterator[Finding]:
+    """The engine's own package must be installed."""
+    if config.parallel.engine == "deepspeed" and not is_there("deepspeed"):
+        yield red("packages", "parallel.engine deepspeed needs DeepSpeed, which is not installed",
+                  "pip install deepspeed, or use parallel.engine fsdp")  # fmt: skip
+
+
+def check_kernels(config: RunConfig, device: str) -> Iterator[Finding]:
+    """Kernels that the config insists on must exist for the device of the ranks."""
+    asked = {"attn_backend": "flash_attn_varlen", "kernel_backend": "fused"}
+    for key, value in asked.items():
+        if device == "cpu" and getattr(config.model, key) == value:
+            text = f"the config asks for model.{key}: {value}, but there are no fused kernels for the CPU"
+            yield red("kernels", text, f"model.{key} auto trains with what there is")
 
 
 # --- batch and memory ------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def ask_torch(timeout_s: float) -> dict[str, Any]:
 
     Raises UsageError when it cannot, and TimeoutError when that takes too long.
     """
-    command = [sys.executable, "-m", "enc.encoder.run.torch_facts"]
+    command = [sys.executable, "-P", "-m", "enc.encoder.run.torch_facts"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
@@ -179,18 +179,23 @@ def _check_visible(visible: str, known: list[str]) -> Iterator[Finding]:
 def compilers(config: RunConfig | None, facts: MachineFacts) -> list[Finding]:
     """Look for what compiles kernels, and for what an interrupted build left behind."""
     variables = facts.environment
-    compiler = shutil.which(variables.get("CXX") or "g++") or shutil.which("c++") or shutil.which("clang++")
-    compiles = (
-        config is not None and config.trainer.torch_compile and config.trainer.torch_compile_backend == "inductor"
-    )
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{variables.get('CUDA_HOME', '/usr/local/cuda')}/bin")
     locks = build_locks(extensions_folder(variables))
     is_needed = config is not None and config.parallel.engine == "deepspeed"
     return [
-        check_compiler(compiler, compiles),
+        *find_compiler(config, facts),
         *check_nvcc(nvcc, variables.get("CUDA_HOME")),
         *environment.check_build_locks(locks, is_needed, facts.mounts),
     ]
+
+
+def find_compiler(config: RunConfig | None, facts: MachineFacts) -> list[Finding]:
+    """Look for what compiles kernels on the CPU."""
+    compiler = shutil.which(facts.environment.get("CXX") or "g++") or shutil.which("c++") or shutil.which("clang++")
+    compiles = (
+        config is not None and config.trainer.torch_compile and config.trainer.torch_compile_backend == "inductor"
+    )
+    return [check_compiler(compiler, compiles)]
 
 
 def check_compiler(compiler: str | None, is_needed: bool) -> Finding:

@@ -1,6 +1,7 @@
 """`enc config`: check, show, schema, recipes, sites, from-mpnet."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,20 @@ app = typer.Typer(help="Look at configs without running anything.", no_args_is_h
 
 @app.command(context_settings=OVERRIDES)
 def check(context: typer.Context, config: ConfigArgument) -> None:
-    """Check a config and report every problem of it at once."""
-    load(config, context)
+    """Check a config and report every problem of it at once, and whether its run could start from this machine."""
+    from enc.launcher.backends.registry import choose_backend, current_job
+    from enc.launcher.checks.before_launch import check_before
+    from enc.launcher.machine.facts import look
+    from enc.launcher.planning.plan import plan_run
+    from enc.launcher.planning.plan_text import plan_notes
+    from enc.launcher.planning.ranks import with_assumed_gpus
+
+    chosen, _ = choose_backend(load(config, context))
+    facts = look(current_job(os.environ))
+    plan = plan_run(with_assumed_gpus(chosen, say), facts)
+    for note in plan_notes(plan):
+        say(note)
+    check_before(plan, facts, [], say)
     typer.echo(f"{config}: no problems.")
 
 

@@ -100,11 +100,13 @@ def render_slurm(
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import plan_run
     from enc.launcher.planning.plan_text import plan_notes
+    from enc.launcher.planning.ranks import with_assumed_gpus
     from enc.launcher.run_folder.snapshot import snapshot_code
 
     given = {"launch.nodes": nodes, "launch.site": site, "launch.nproc_per_node": nproc}
     loaded = load(config, context, {key: value for key, value in given.items() if value is not None})
-    plan = plan_run(loaded.changed({"launch.scheduler": "slurm"}), look(current_job(os.environ)))
+    submitted = with_assumed_gpus(loaded.changed({"launch.scheduler": "slurm"}), say)
+    plan = plan_run(submitted, look(current_job(os.environ)))
     script = script_of(plan)
     settings = {"config.yaml": submitted_config(plan).to_yaml(), **plan.engine_files}
     for note in plan_notes(plan):

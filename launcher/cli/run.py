@@ -91,23 +91,27 @@ def _placed(
 def _show_plan(config: "RunConfig", as_json: bool) -> None:
     from enc.encoder.text_table import table
     from enc.launcher.backends.registry import choose_backend, current_job
+    from enc.launcher.checks.before_launch import check_before
     from enc.launcher.machine.facts import look
     from enc.launcher.planning.plan import plan_run
     from enc.launcher.planning.plan_text import plan_notes, plan_table
+    from enc.launcher.planning.ranks import with_assumed_gpus
     from enc.launcher.planning.render import render
 
     config, backend = choose_backend(config)
-    plan = plan_run(backend.defaults(config, say), look(current_job(os.environ)))
+    facts = look(current_job(os.environ))
+    plan = plan_run(with_assumed_gpus(backend.defaults(config, say), say), facts)
     scripts = backend.render(plan)
     files = render(plan) | scripts
     for note in plan_notes(plan):
         say(note)
     if as_json:
         typer.echo(json.dumps({"plan": plan.as_dict(), "files": files}, indent=1))
-        return
-    typer.echo(table([*plan_table(plan), *(("writes", str(plan.run_dir / name)) for name in files)]))
-    for script in scripts.values():
-        typer.echo(f"\n{script}", nl=False)
+    else:
+        typer.echo(table([*plan_table(plan), *(("writes", str(plan.run_dir / name)) for name in files)]))
+        for script in scripts.values():
+            typer.echo(f"\n{script}", nl=False)
+    check_before(plan, facts, backend.checks(plan, facts) if backend.is_installed() else [], say)
 
 
 def _rehearse(config: "RunConfig", troubles: list[str], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from enc.encoder.errors import UsageError
 from enc.launcher.machine.cgroups import cgroup_memory_limit
+from enc.launcher.machine.cpus import has_bf16, read_cpuinfo
 from enc.launcher.machine.gpus import InstalledGpu, ask_nvidia_smi, count_gpus
 from enc.launcher.machine.mounts import Mount, read_mounts
 
@@ -27,6 +28,7 @@ class MachineFacts:
     mounts: tuple[Mount, ...]
     open_files: tuple[int, int]  # soft and hard limit; -1 is none
     job: str | None  # of a scheduler, that this process is in
+    cpu_has_bf16: bool = False  # in instructions of its own
 
     @cached_property
     def gpus(self) -> list[InstalledGpu]:
@@ -57,4 +59,5 @@ def look(job: str | None = None, gpu_timeout_s: float = 20.0) -> MachineFacts:
         mounts=tuple(read_mounts()),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         job=job,
+        cpu_has_bf16=has_bf16(read_cpuinfo(), environment),
     )

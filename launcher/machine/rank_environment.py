@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 from enc.encoder.signals import STOP_SIGNALS
 
+_OTHER_PLACE = "OMPI_COMM_WORLD_"  # where mpirun put the launching process, which DeepSpeed would take for the rank's
+
 
 @dataclass(frozen=True)
 class Place:
@@ -31,7 +33,8 @@ def rank_environment(place: Place, more: Mapping[str, str] = MappingProxyType({}
         "LOCAL_WORLD_SIZE": place.local_world_size, "MASTER_ADDR": place.address, "MASTER_PORT": place.port,
         "ENC_LAUNCHER_PID": os.getpid(), "ENC_NODE_NAME": place.node,
     }  # fmt: skip
-    environment = {**os.environ, **more, **{key: str(value) for key, value in own.items()}}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(_OTHER_PLACE)}
+    environment = {**inherited, **more, **{key: str(value) for key, value in own.items()}}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // place.local_world_size)))
     # By default a thread of libgomp spins for milliseconds while it waits for another. Beside one other busy process
     # that made a small model 50 times slower; with this it is a few times, and a quiet machine loses nothing.

@@ -103,7 +103,7 @@ def estimate(config: RunConfig, cluster: Cluster, mfu: float) -> dict[str, Any]:
         config.model, states, keys, states * keys // split.rows_per_step, labels,
         not config.trainer.last_layer_of_labels_only,
     )  # fmt: skip
-    rate = cluster.ranks * cluster.gpu.peak_flops(config.trainer.mixed_precision == "bf16") * mfu
+    rate = cluster.ranks * cluster.gpu.peak_flops(config.trainer.bf16) * mfu
     steps = config.trainer.max_steps
     return {
         "parameters": num_parameters(config),

@@ -24,6 +24,7 @@ from enc.encoder.sizing.batch_split import BatchSplit, split_batch
 from enc.encoder.sizing.memory import peak_parts, static_bytes
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.planning.engine_choice import choose_engine
+from enc.launcher.planning.precision import choose_precision
 from enc.launcher.planning.ranks import device_bytes, device_of, ranks_per_node, usable_gpus
 from enc.launcher.planning.token_store import StoreFacts, look_at_store, make_store
 
@@ -48,6 +49,7 @@ class Plan:
     held_bytes: int  # of the device, between two steps: exact
     checkpoint_bytes: int
     unused: tuple[str, ...]  # a sentence for each setting without effect
+    precision_reason: str
     first_weights: tuple[str, ...] = ()  # a sentence for each part of them that `model.init_from` does not give
 
     @property
@@ -62,6 +64,16 @@ class Plan:
     @property
     def asked_engine(self) -> str:
         return self.asked.parallel.engine
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is text to evaluate on."""
+        return _holds_out(self.config, self.store_facts)
+
+    @property
+    def precision(self) -> str:
+        """What matrix products are computed in."""
+        return "bf16" if self.config.trainer.bf16 else "fp32"
 
     @property
     def tokens_per_step(self) -> int:
@@ -111,7 +123,9 @@ def run_folder(config: RunConfig, facts: MachineFacts) -> Path:
 def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan:
     """Resolve a config into a plan. Raises UsageError when its numbers do not go together."""
     per_node, split = _ranks_and_batch(config, facts)
+    precision, precision_reason = choose_precision(config, facts)
     asked = config.changed({
+        "trainer.mixed_precision": precision,
         "trainer.global_batch_size": split.rows_per_step, "launch.nproc_per_node": per_node,
         "launch.nodes": config.launch.num_nodes,
     })  # fmt: skip
@@ -119,7 +133,7 @@ def make_plan(config: RunConfig, facts: MachineFacts, store: StoreFacts) -> Plan
         config=asked, asked=asked, cwd=facts.cwd, run_dir=run_folder(config, facts), store_facts=store,
         num_tokens=0, split=split, device=device_of(config, facts),
         device_bytes=device_bytes(config, per_node, facts), engine="", engine_reason="", engine_files={}, memory={},
-        held_bytes=0, checkpoint_bytes=0, unused=(),
+        held_bytes=0, checkpoint_bytes=0, unused=(), precision_reason=precision_reason,
     )  # fmt: skip
     return with_store(plan, store)
 
@@ -158,13 +172,17 @@ def _ranks_and_batch(config: RunConfig, facts: MachineFacts) -> tuple[int, Batch
     return per_node, split_batch(config.trainer, world_size)
 
 
+def _holds_out(config: RunConfig, store: StoreFacts) -> bool:
+    """Tell whether a token store has, or will have, text to evaluate on."""
+    keys = ("validation_file", "eval_split", "validation_split", "eval_samples")
+    if store.manifest:
+        return "eval" in store.manifest["splits"]
+    return any(getattr(config.dataset, key) for key in keys)
+
+
 def _check_best(config: RunConfig, store: StoreFacts) -> None:
     """Raise UsageError when a best checkpoint is to be chosen and the token store has or will have nothing for it."""
-    keys = ("validation_file", "eval_split", "validation_split", "eval_samples")
-    evaluates = (
-        "eval" in store.manifest["splits"] if store.manifest else any(getattr(config.dataset, key) for key in keys)
-    )
-    if config.trainer.best_metric and not evaluates:
+    if config.trainer.best_metric and not _holds_out(config, store):
         raise UsageError(
             f"The best checkpoint is chosen by {config.trainer.best_metric}, but the token store {store.path} has no "
             "text to evaluate on. Set dataset.eval_samples, dataset.validation_split or dataset.validation_file and "
@@ -211,7 +229,8 @@ def _with_own_json(config: RunConfig, facts: MachineFacts) -> RunConfig:
     if not isinstance(parallel.deepspeed_config, str) or parallel.engine not in ("deepspeed", "auto"):
         return config
     _, split = _ranks_and_batch(config, facts)
-    return config.changed({"parallel.deepspeed_config": own_settings(config, split)})
+    settled = config.changed({"trainer.mixed_precision": choose_precision(config, facts)[0]})
+    return config.changed({"parallel.deepspeed_config": own_settings(settled, split)})
 
 
 def _with_first_weights(plan: Plan) -> Plan:

@@ -1,12 +1,13 @@
 """A plan as a person reads it."""
 
 from enc.encoder.config.schema import RunConfig
+from enc.launcher.planning.advice import advice
 from enc.launcher.planning.plan import Plan
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """Return what a person should know before the run starts: settings without effect, weights that are not given."""
-    return [f"Note: {text}" for text in (*plan.unused, *plan.first_weights)]
+    """Return what a person should know before the run starts: what settings do, or do not, and lacking weights."""
+    return [f"Note: {text}" for text in (*plan.unused, *plan.first_weights, *advice(plan))]
 
 
 def plan_table(plan: Plan) -> list[tuple[str, str]]:
@@ -20,8 +21,8 @@ def plan_table(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{config.model.type} {config.model.num_hidden_layers} x {config.model.hidden_size}, "
                   f"{facts['parameters'] / 1e6:.1f} M parameters, vocabulary {facts['vocab_size']}"),
         ("world", f"{_machines(config)}{split.world_size} process{'es' if split.world_size > 1 else ''} on "
-                  f"{plan.device}, "
-                  f"{'bf16' if config.trainer.mixed_precision == 'bf16' else 'fp32'}"),
+                  f"{plan.device}"),
+        ("precision", f"{plan.precision}, {plan.precision_reason}"),
         ("engine", f"{plan.engine}, {plan.engine_reason}"),
         ("batch", f"{split.rows_per_step} rows = {split.world_size} ranks x {split.accumulation} microbatches "
                   f"x {split.rows_per_microbatch} rows"),

@@ -3,7 +3,10 @@
 from enc.encoder.config.schema import RunConfig
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
+from enc.encoder.printable import Say
 from enc.launcher.machine.facts import MachineFacts
+
+_GPUS_OF_A_NODE = 8
 
 
 def usable_gpus(config: RunConfig, facts: MachineFacts) -> int:
@@ -39,6 +42,18 @@ def ranks_of_job(config: RunConfig) -> int:
         "How many GPUs a node has is not known: give --gpus-per-node N (launch.nproc_per_node), or a site that says it "
         "(--site NAME; `enc config sites` lists them). For a run on CPUs set trainer.use_cpu true."
     )
+
+
+def with_assumed_gpus(config: RunConfig, say: Say) -> RunConfig:
+    """Return the config of a job that is only looked at: where nothing says how many GPUs a node has, it is eight."""
+    launch = config.launch
+    if not launch.on_cluster or launch.nproc_per_node or config.trainer.use_cpu or not launch.asks_for_gpus:
+        return config
+    say(
+        f"Note: how many GPUs a node has is not known here: {_GPUS_OF_A_NODE} are assumed. --gpus-per-node N says it, "
+        "or a site (--site NAME)."
+    )
+    return config.changed({"launch.nproc_per_node": _GPUS_OF_A_NODE})
 
 
 def device_bytes(config: RunConfig, ranks: int, facts: MachineFacts) -> int | None:

@@ -70,7 +70,8 @@ def resumed(run_dir: Path, config: RunConfig, facts: MachineFacts, allow_change:
 
 def _changes(folder: Path, old: RunConfig, new: RunConfig, plan: Plan) -> dict[str, tuple[Any, Any]]:
     """Return what a run computes from and what differs from the checkpoint: key -> (there, now)."""
-    changes = {key: pair for key, pair in differences(old, new).items() if not _is_bookkeeping(key)}
+    differing = differences(old, new).items()
+    changes = {key: pair for key, pair in differing if not (_is_bookkeeping(key) or _is_settled_now(key, pair[0]))}
     made_from, tokens = read_trainer_state(folder)["data_fingerprint"], plan.store_facts.fingerprint
     if made_from is None:  # an imported checkpoint does not know its text, but it has the tokenizer
         if plan.asked.tokenizer == old.tokenizer and _has_tokenizer_of(folder, plan):
@@ -114,13 +115,15 @@ def passed_over_text(status: CheckpointStatus) -> str:
 
 
 def _inherit(config: RunConfig, old: RunConfig, folder: Path) -> RunConfig:
-    """Go on from a checkpoint with what the first launch resolved: sizes from the tokenizer, and the global batch."""
+    """Go on from a checkpoint with what the first launch resolved: sizes from the tokenizer, batch, precision."""
     updates: dict[str, Any] = {
         "model.vocab_size": old.model.vocab_size, "model.pad_token_id": old.model.pad_token_id,
         "trainer.resume_from_checkpoint": str(folder.absolute()),
     }  # fmt: skip
     if config.trainer.global_batch_size is None:
         updates["trainer.global_batch_size"] = old.trainer.global_batch_size
+    if config.trainer.mixed_precision == "auto":
+        updates["trainer.mixed_precision"] = old.trainer.mixed_precision
     return config.changed(updates)
 
 
@@ -130,6 +133,11 @@ def _is_bookkeeping(key: str) -> bool:
         "trainer.output_dir",
         "trainer.overwrite_output_dir",
     )
+
+
+def _is_settled_now(key: str, was: Any) -> bool:
+    """Tell whether an imported checkpoint left to a launch what this one settles."""
+    return was == "auto" and key in ("trainer.mixed_precision", "parallel.engine", "launch.scheduler")
 
 
 def _schedule_is_fixed(key: str, old: RunConfig, new: RunConfig) -> bool:

@@ -170,7 +170,7 @@ def _make_store(run_dir: Path, signals: Signals) -> int | None:
     Raises UsageError or RunError with what the command said.
     """
     say("Tokenising the text.")
-    program = [sys.executable, "-c", "from enc.launcher.cli.app import main; main()"]
+    program = [sys.executable, "-P", "-c", "from enc.launcher.cli.app import main; main()"]
     log = run_dir / "logs" / "preprocess.log"
     with log.open("a") as output:
         began = output.tell()

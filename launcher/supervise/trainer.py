@@ -18,5 +18,5 @@ def start_trainer(
     Stop signals must be blocked meanwhile (`blocked_stop_signals`): the rank lets them in once it can save. `more` is
     what the config adds to its environment, `options` are those of Popen.
     """
-    words = [sys.executable, "-m", "enc.encoder.run.start", str(run_dir)]
+    words = [sys.executable, "-P", "-m", "enc.encoder.run.start", str(run_dir)]
     return subprocess.Popen(words, env=rank_environment(place, more), stdout=output, stderr=output, **options)

@@ -142,7 +142,7 @@ def test_hostile_values_reach_the_ranks_of_real_jobs(slurm: Slurm, tmp_path: Pat
         for rank in range(2):
             assert (folder / f"found.{rank}").exists(), f"{name!r}: {log.read_text()}"
             found = json.loads((folder / f"found.{rank}").read_text())
-            assert found["argv"] == ["-m", "enc.launcher.rank", str(run_dir)]
+            assert found["argv"] == ["-P", "-m", "enc.launcher.rank", str(run_dir)]
             assert found["cwd"] == str(cwd)
             assert (found["environ"]["V"], found["environ"]["W"]) == (name, f"\n{name}\r\n")
 

@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 LENGTH = struct.Struct("<I")
 # Programs that forked ones start, as patterns of their arguments: commands, ranks, tokenising workers.
 FORKED = re.compile(
-    r"-c from enc\.launcher\.cli(\.app)? import main|-m enc\.encoder\.([a-z_]+\.)*start |-P -c .* worker_main\("
+    r"(-P )?(-c from enc\.launcher\.cli(\.app)? import main|-m enc\.encoder\.([a-z_]+\.)*start )|-P -c .* worker_main\("
 )
 # Variables that are read when they are needed; any other one may have been read by an import.
 LATE = re.compile(
@@ -134,13 +134,19 @@ def _run(words: list[str]) -> None:
             _run_code(code, rest)
         case ["-m", module, *rest]:
             sys.path[0:0] = [os.getcwd()]
-            sys.argv = [module, *rest]
-            sys.modules.pop(module, None)
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            _run_module(module, rest)
+        case ["-P", "-m", module, *rest]:
+            _run_module(module, rest)
         case [script, *rest]:
             sys.path[0:0] = [str(Path(script).parent)]
             sys.argv = [script, *rest]
             runpy.run_path(script, run_name="__main__")
+
+
+def _run_module(module: str, rest: list[str]) -> None:
+    sys.argv = [module, *rest]
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _run_code(code: str, rest: list[str]) -> None:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from enc.encoder.data.loader import num_workers
 from enc.encoder.data.store import TokenStore
 from enc.encoder.data.store_data import StoreData
 from enc.encoder.data.tokenizer import EncoderTokenizer
+from enc.encoder.hardware import measured_peak
 from enc.encoder.ranks import Ranks
 from enc.encoder.run.log import RunLog
 from enc.encoder.run.start import build, open_heartbeat
@@ -114,6 +115,8 @@ def enc_side(config: RunConfig, folder: Path) -> tuple[Side, float]:
     others = 0 if config.trainer.use_cpu else torch.cuda.memory_allocated()
     run = build(folder, Ranks(0, 1, 0), config, StopFlag(), open_heartbeat(folder, 0, config))
     run.reporter.log = log = _ClockedLog(folder, config, 1, True, 0)
+    peak_flops = run.place.hardware.peak_flops or measured_peak(run.place.hardware.device, config.trainer.bf16)
+    run.place = replace(run.place, hardware=replace(run.place.hardware, peak_flops=peak_flops))
     warm_up = warm_up_steps(config)
 
     def block(_round: int, steps: int) -> Block:
@@ -125,12 +128,12 @@ def enc_side(config: RunConfig, folder: Path) -> tuple[Side, float]:
             start, end, counted = log.marks[warm_up - 1], log.marks[-1], log.records[warm_up:]
         places = steps * run.task.data.places_per_step(run.task.share)
         # The loop's own count: a record's MFU is its operations over its seconds and the peak rate.
-        flops = round(sum(record["mfu"] * record["step_s"] for record in counted) * run.place.hardware.peak_flops)
+        flops = round(sum(record["mfu"] * record["step_s"] for record in counted) * peak_flops)
         parts = {part: statistics.fmean(r[f"{part}_s"] for r in counted) for part in PARTS} if counted else {}
         wall, cpu = end.wall - start.wall, end.cpu - start.cpu
         return Block(end.done - start.done, places, steps, wall, cpu, flops, peak.read(), parts)
 
-    return block, run.place.hardware.peak_flops
+    return block, peak_flops
 
 
 # --- Trainer ---------------------------------------------------------------------------------------------------------
@@ -205,7 +208,7 @@ def trainer_side(
         arguments = TrainingArguments(
             output_dir=str(folder),
             use_cpu=trainer.use_cpu,
-            bf16=trainer.mixed_precision == "bf16",
+            bf16=trainer.bf16,
             torch_compile=name.endswith("-compiled"),
             max_steps=warm_up + steps,
             per_device_train_batch_size=microbatch,

@@ -50,10 +50,10 @@ def job_script(config: RunConfig, run_dir: Path, cwd: Path, python: str) -> str:
         env={"PYTHONUNBUFFERED": "1", **launch.env}.items(),
         code=str(run_dir / "code") if launch.snapshot_code else None,
         cwd=str(cwd),
-        supervise=[host_python, "-m", "enc.launcher.supervise", str(run_dir)],
+        supervise=[host_python, "-P", "-m", "enc.launcher.supervise", str(run_dir)],
         srun=_srun(config, run_dir, cwd),
         container=container,
-        rank=[rank_python, "-m", "enc.launcher.rank", str(run_dir)],
+        rank=[rank_python, "-P", "-m", "enc.launcher.rank", str(run_dir)],
     )
 
 

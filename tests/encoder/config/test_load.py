@@ -100,11 +100,12 @@ def test_an_override_replaces_a_null_section() -> None:
         (".inf", math.inf), ("-.INF", -math.inf), ("no", "no"), ("off", "off"), ("Yes", "Yes"), ("true", True),
         ("FALSE", False), ("e5", "e5"), ("1e", "1e"), ("1.2.3", "1.2.3"), ("~", None), ("null", None), ("", None),
         ("'7'", "7"), ("12", 12), ("[", "["),
-        ("2024-13-45", "2024-13-45"),
+        ("2024-13-45", "2024-13-45"), ("bert #2", "bert #2"), ("runs/a #1", "runs/a #1"), ("#2", "#2"), ("5 #", "5 #"),
+        ("'bert #2'", "bert #2"), ("c#", "c#"),
     ],
 )  # fmt: skip
 def test_words_and_numbers_of_yaml(text: str, value: Any) -> None:
-    """`1e-4` is a float and `no` a word, as in YAML 1.2; what is no YAML is text."""
+    """`1e-4` is a float and `no` a word, as in YAML 1.2; what is no YAML is text, and no part is a comment."""
     parsed = parse_value(text)
     assert parsed == value
     assert type(parsed) is type(value)

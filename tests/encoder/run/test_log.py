@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from enc.encoder.run.log import cut_repeated, evaluation_line, train_line, wandb_id
+from enc.encoder.run.displays import wandb_id
+from enc.encoder.run.log import cut_repeated, evaluation_line, train_line
 from enc.encoder.tasks import TASKS, fit
 from enc.encoder.text_table import table
 

@@ -58,6 +58,8 @@ def test_records_and_events_are_complete(plain: Enc) -> None:
     assert all(record.keys() == keys for record in records.values())
     assert list(records) == list(range(1, STEPS + 1))
     assert all(record["fill"] > 0.98 for record in records.values())
+    assert {record["mfu"] for record in records.values()} == {None}  # a CPU has no peak rate
+    assert "MFU" not in (plain.folder / "run" / "logs" / "1" / "console.log").read_text()
     assert [e["event"] for e in plain.events("run")] == ["started", "saved", "saved", "finished"]
     evaluations = plain.records("run", "eval_loss")
     assert list(evaluations) == [4, 8]

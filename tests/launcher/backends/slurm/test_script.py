@@ -350,13 +350,13 @@ def test_every_path_and_word_arrives_or_is_refused(bash: Bash, names: list[str],
     if updates["launch.snapshot_code"]:
         assert found["environ"]["PYTHONPATH"] == f"{run_dir}/code:/earlier"
     argv = found["argv"]
-    assert argv[:5] == ["-m", "enc.launcher.supervise", str(run_dir), "--", "srun"]
-    assert argv[-3:] == ["-m", "enc.launcher.rank", str(run_dir)]
+    assert argv[:6] == ["-P", "-m", "enc.launcher.supervise", str(run_dir), "--", "srun"]
+    assert argv[-4:] == ["-P", "-m", "enc.launcher.rank", str(run_dir)]
     assert f"--x={words[0]}" in argv
     if site == "plain":
-        assert argv[-4] == str(bash.python)
+        assert argv[-5] == str(bash.python)
         return
-    assert argv[-4] == "python3"
+    assert argv[-5] == "python3"
     assert f"--y={words[3]}" in argv
     mounted = {f"{path}:{path}" for path in (run_dir, cwd, cwd / "tokenized_data/smoke")} | {f"/{words[2]}:/x"}
     if site == "pyxis":
@@ -366,7 +366,7 @@ def test_every_path_and_word_arrives_or_is_refused(bash: Bash, names: list[str],
         assert all(f"{mount}" in mounts for mount in mounted)
         assert f"--container-workdir={cwd}" in argv
     else:
-        assert argv[-5] == words[1]
+        assert argv[-6] == words[1]
         assert {word.removeprefix("--bind=") for word in argv if word.startswith("--bind=")} == mounted
         assert f"--pwd={cwd}" in argv
 
