@@ -17,6 +17,7 @@ from tokenizers import (
 from enc.encoder.data.config import TokenizerTrainConfig
 from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
 from enc.encoder.errors import UsageError
+from enc.encoder.progress import Show, shown
 
 # Characters of a WordPiece vocabulary, as in BERT, or a quarter of a small one: the rest become [UNK].
 MAX_ALPHABET = 1000
@@ -33,11 +34,18 @@ def train_tokenizer(train: TokenizerTrainConfig, read_texts: Callable[[], Iterab
         UsageError: there is no text, or too few tokens for the bytes of BPE.
     """
     build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}[train.model]
-    tokenizer = build(train, lambda: islice(read_texts(), train.max_documents))
+    with shown("Training the tokenizer") as show:
+        tokenizer = build(train, lambda: _counted(islice(read_texts(), train.max_documents), show))
     specials = TRAINED_SPECIALS
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
     tokenizer.post_processor = special_tokens_template(tokenizer, specials["cls"], specials["sep"])
     return describe(tokenizer, dict(specials), f"{train.model}-{tokenizer.get_vocab_size()}")
+
+
+def _counted(texts: Iterator[str], show: Show) -> Iterator[str]:
+    for number, text in enumerate(texts, 1):
+        show(0, None, f"{number:,} documents read")
+        yield text
 
 
 def _train_wordpiece(train: TokenizerTrainConfig, read_texts: Callable[[], Iterator[str]]) -> Tokenizer:

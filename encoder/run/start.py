@@ -5,6 +5,7 @@ build -> restore -> announce -> train -> leave with an exit code
 
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +25,7 @@ from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.models import fast_paths
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.run.build import build_engine
+from enc.encoder.run.closing import closing
 from enc.encoder.run.log import RunLog
 from enc.encoder.run.parts import Place, Run
 from enc.encoder.run.reporter import Reporter
@@ -32,7 +34,7 @@ from enc.encoder.run.task import make_task
 from enc.encoder.run.train import train
 from enc.encoder.signals import StopFlag, die_with_parent
 from enc.encoder.sizing.sizes import num_parameters
-from enc.encoder.text_table import table
+from enc.encoder.text_table import fitted, table
 
 
 def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, heartbeat: Heartbeat) -> Run:
@@ -143,7 +145,10 @@ def main(run_dir: Path) -> NoReturn:
         _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
         run = build(run_dir, ranks, config, stop, heartbeat)
         announce(run)
+        began, start_step = time.monotonic(), run.state.step
         train(run)
+        if ranks.is_main:
+            run.reporter.log.say(closing(run_dir, config, run.state, start_step, time.monotonic() - began))
         run.reporter.log.event(Event.FINISHED, step=run.state.step)
     except Stopped as error:
         code, message = error.exit_code, str(error)
@@ -169,7 +174,7 @@ def _leave(code: int, message: str | None, heartbeat: Heartbeat | None, lost_pee
     if heartbeat is not None:
         heartbeat.end(code, message, lost_peer)
     if message:
-        print(message, file=sys.stderr, flush=True)
+        print(fitted(message, sys.stderr), file=sys.stderr, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # No teardown: DDP's destructor joins gloo's threads while it holds the interpreter lock that they wait for, and one

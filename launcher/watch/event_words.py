@@ -4,9 +4,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from enc.encoder.durations import span
 from enc.encoder.events import Event
 from enc.launcher.run_folder.read import count, number, seconds
-from enc.launcher.watch.text import span
 
 Told = dict[str, Any]
 

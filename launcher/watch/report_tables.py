@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from enc.encoder.durations import span
 from enc.encoder.events import EVENTS_FILE, Event
 from enc.encoder.tasks import Metric, TaskRecord
 from enc.launcher.run_folder.read import count, json_lines, json_object, newest_attempt, number, seconds, tail, task_of
 from enc.launcher.watch.run_state import ACTIVE, RunState, last_checkpoint
-from enc.launcher.watch.text import span
 from enc.launcher.watch.which import files_of, state_now
 
 Rows = list[tuple[str, str]]
