@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from enc.encoder import progress
 from enc.encoder.checkpoints.tensor_file import DTYPES as FILE_DTYPES
 from enc.encoder.checkpoints.tensor_file import TensorSpec, file_order, write_tensors
 from enc.encoder.errors import UsageError
@@ -121,5 +122,7 @@ def write_file(path: Path, tensors: dict[str, Stored], specs: dict[str, TensorSp
 
 
 def _read_all(tensors: dict[str, Stored], specs: dict[str, TensorSpec]) -> Iterator[Tensor]:
-    for name in file_order(specs):
-        yield tensors[name].read().to(specs[name].dtype)
+    with progress.shown("Writing tensors") as show:
+        for number, name in enumerate(file_order(specs)):
+            show(number, len(specs))
+            yield tensors[name].read().to(specs[name].dtype)

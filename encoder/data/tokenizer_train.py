@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import accumulate, islice
 
 from tokenizers import (
@@ -18,6 +19,7 @@ from tokenizers import (
 from enc.encoder.data.config import TokenizerTrainConfig
 from enc.encoder.data.tokenizer import TRAINED_SPECIALS, EncoderTokenizer, describe, special_tokens_template
 from enc.encoder.errors import UsageError
+from enc.encoder.progress import Show, shown
 
 # Characters of a WordPiece vocabulary, as in BERT, as long as that is enough of the text, and never more than a quarter
 # of the vocabulary: the rest become [UNK].
@@ -41,10 +43,18 @@ def train_tokenizer(
     """
     build = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}[train.model]
     specials = {role: TRAINED_SPECIALS[role] for role in _ROLES_IN_ORDER[pad_id]}
-    tokenizer = build(train, lambda: islice(read_texts(), train.max_documents), list(specials.values()))
+    with shown("Training the tokenizer") as show:
+        texts = partial(_counted, read_texts, train.max_documents, show)
+        tokenizer = build(train, texts, list(specials.values()))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
     tokenizer.post_processor = special_tokens_template(tokenizer, specials["cls"], specials["sep"])
     return describe(tokenizer, dict(specials), f"{train.model}-{tokenizer.get_vocab_size()}")
+
+
+def _counted(read_texts: Callable[[], Iterable[str]], most: int | None, show: Show) -> Iterator[str]:
+    for number, text in enumerate(islice(read_texts(), most), 1):
+        show(0, None, f"{number:,} documents read")
+        yield text
 
 
 def _train_wordpiece(

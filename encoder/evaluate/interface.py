@@ -21,5 +21,10 @@ class Evaluation(Protocol):
         shard weights need all of them.
         """
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches it looks at."""
+        ...
+
     def describe(self) -> str:
         """Say on how much."""

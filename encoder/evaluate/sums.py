@@ -45,7 +45,7 @@ class HeldOutSums:
         return {f"{self.prefix}_{name}": value for name, value in self.metrics(sums).items()}
 
     @property
-    def _count(self) -> int:
+    def num_batches(self) -> int:
         return min(len(self.batches), self.max_batches or len(self.batches))
 
     def _sums(
@@ -53,15 +53,15 @@ class HeldOutSums:
     ) -> dict[str, float] | None:
         """Return the sums of this rank; None after a stop."""
         sums: dict[str, float] = {}
-        for start in range(0, self._count, ranks.world_size):
+        for start in range(0, self.num_batches, ranks.world_size):
             if ranks.any(should_stop()):
                 return None
             index = start + ranks.rank
-            batch = self.batches[min(index, self._count - 1)].to(hardware.device)
+            batch = self.batches[min(index, self.num_batches - 1)].to(hardware.device)
             with torch.no_grad():
                 output = module(batch)
             found = {name: part.item() for name, part in output._asdict().items()}
-            counts = index < self._count
+            counts = index < self.num_batches
             for name, value in {**found, "size": batch.sizes.size, "batches": 1}.items():
                 sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
         return sums

@@ -1,5 +1,6 @@
 """Evaluate the model of a finished checkpoint, outside of a run."""
 
+import itertools
 from pathlib import Path
 
 from enc.encoder.checkpoints.io import read_weights
@@ -7,6 +8,7 @@ from enc.encoder.config.load import load_text
 from enc.encoder.data.tokenizer import EncoderTokenizer
 from enc.encoder.errors import UsageError
 from enc.encoder.hardware import Hardware
+from enc.encoder.progress import shown
 from enc.encoder.ranks import Ranks
 from enc.encoder.run.task import make_task, module_of
 
@@ -34,4 +36,11 @@ def evaluate_checkpoint(folder: Path, store: str | None, split: str, max_batches
     count = max_batches or (None if split == "test" else trainer.eval_max_batches)
     evaluation = task.evaluation(split, count)
     task.model.load_state_dict(read_weights(folder))
-    return evaluation(module_of(task).to(hardware.device), ranks, hardware) or {}
+    with shown("Evaluating") as show:
+        rounds = itertools.count()
+
+        def never() -> bool:
+            show(next(rounds), evaluation.num_batches)
+            return False
+
+        return evaluation(module_of(task).to(hardware.device), ranks, hardware, never) or {}

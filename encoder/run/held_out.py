@@ -1,5 +1,6 @@
 """Evaluations of a run, which of them was the best, and the test at its end."""
 
+import itertools
 import math
 import time
 
@@ -26,8 +27,11 @@ def evaluate(run: Run, evaluation: Evaluation) -> bool:
 def _metrics(run: Run, evaluation: Evaluation) -> dict[str, float] | None:
     """Return the metrics of held-out data; None after a stop signal."""
 
+    rounds = itertools.count()
+
     def should_stop() -> bool:
         run.reporter.heartbeat.mark("evaluate")
+        run.reporter.log.evaluating(next(rounds) * run.place.ranks.world_size, evaluation.num_batches)
         return bool(run.place.stop)
 
     return evaluation(run.engine.module, run.place.ranks, run.place.hardware, should_stop)

@@ -7,6 +7,7 @@ resumed run repeats is moved to `logs/<n>/metrics_repeated.jsonl` first.
 import contextlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from enc.encoder.run.displays import open_displays
 from enc.encoder.tasks import TASKS, TaskRecord, fit
 
 _NOT_PLOTTED = ("step", "time")
+_BETWEEN_WORDS_S = 20.0
 
 
 class RunLog:
@@ -30,6 +32,7 @@ class RunLog:
         self.run_dir = run_dir
         self.task = TASKS[config.task]
         self.progress: Progress | None = None
+        self.next_word = time.monotonic() + _BETWEEN_WORDS_S
         if not is_main:
             return
         self.console = Console(stderr=True, highlight=False, soft_wrap=False)
@@ -61,16 +64,25 @@ class RunLog:
         line = train_line(record, self.task)
         if self.progress is not None:
             self.progress.update(self.bar, status=status_line(record, self.task))
-            self._to_file(line)
-        else:
-            self.say(line)
+        self.say(line)
 
     def evaluation(self, record: dict[str, Any], kind: str = "eval") -> None:
         """Log a record of an evaluation, or of the test with `kind` test; it must have `step`."""
         if not self.is_main:
             return
         self._write(record, kind)
+        if self.progress is not None:
+            self.progress.update(self.bar, status="")
         self.say(evaluation_line(record, kind, self.task))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Tell how far an evaluation is: beside the bar, or now and then in a line where there is no bar."""
+        if self.progress is not None:
+            self.progress.update(self.bar, status=f"evaluating, batch {done} of {total}")
+        elif self.is_main and time.monotonic() > self.next_word:
+            self.next_word = time.monotonic() + _BETWEEN_WORDS_S
+            if done:
+                self.say(f"              evaluating, batch {done} of {total}")
 
     def has(self, step: int, key: str) -> bool:
         """Tell whether a record of this step has a key, on rank 0."""
@@ -164,7 +176,9 @@ def _progress_bar(console: Console) -> Progress:
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
         console=console,
         refresh_per_second=4,
+        transient=True,
     )

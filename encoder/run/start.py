@@ -5,6 +5,7 @@ build -> restore -> announce -> train -> leave with an exit code
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from enc.encoder.heartbeat import Heartbeat, host_name, rank_file
 from enc.encoder.models import fast_paths
 from enc.encoder.ranks import Ranks, is_lost_peer
 from enc.encoder.run.build import build_engine
+from enc.encoder.run.closing import closing
 from enc.encoder.run.log import RunLog
 from enc.encoder.run.parts import Place, Run
 from enc.encoder.run.reporter import Reporter
@@ -34,7 +36,7 @@ from enc.encoder.run.task import make_task
 from enc.encoder.run.train import train
 from enc.encoder.signals import StopFlag, die_with_parent
 from enc.encoder.sizing.sizes import num_parameters
-from enc.encoder.text_table import table
+from enc.encoder.text_table import fitted, table
 
 
 def build(run_dir: Path, ranks: Ranks, config: RunConfig, stop: StopFlag, heartbeat: Heartbeat) -> Run:
@@ -186,7 +188,10 @@ def _run(process: _Process) -> None:
     _refuse_strangers(ranks, f"{run_dir.absolute()}, attempt {current_attempt()}")
     run = process.run = build(run_dir, ranks, config, process.stop, process.heartbeat)
     announce(run)
+    began, start_step = time.monotonic(), run.state.step
     train(run)
+    if ranks.is_main:
+        run.reporter.log.say(closing(run_dir, config, run.state, start_step, time.monotonic() - began))
     run.reporter.log.event(Event.FINISHED, step=run.state.step)
 
 
@@ -230,7 +235,7 @@ def _leave(process: _Process, end: _End) -> NoReturn:
         if process.heartbeat is not None:
             process.heartbeat.end(end.code, end.message, end.lost_peer)
         if end.message and (process.rank == 0 or end.code == 3):
-            print(end.message, file=sys.stderr, flush=True)
+            print(fitted(end.message, sys.stderr), file=sys.stderr, flush=True)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

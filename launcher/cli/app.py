@@ -9,6 +9,7 @@ import typer
 from enc import __version__
 from enc.encoder.errors import EncError
 from enc.encoder.printable import printable
+from enc.encoder.text_table import fitted
 from enc.launcher.cli import bench as cli_bench
 from enc.launcher.cli import ckpt as cli_ckpt
 from enc.launcher.cli import ckpt_convert as cli_ckpt_convert
@@ -77,6 +78,16 @@ def _lines(error: Exception) -> str:
     return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
+def _complain(message: str) -> None:
+    """Say what is wrong: one paragraph, in words that are whole, its first one red on a terminal."""
+    name, _, rest = fitted(f"enc: {message}", sys.stderr).partition(" ")
+    typer.echo(f"{typer.style(name, fg=typer.colors.RED, bold=True)} {rest}", err=True, color=_colour())
+
+
+def _colour() -> bool | None:
+    return False if os.environ.get("NO_COLOR") else None  # None: on a terminal
+
+
 def main() -> None:
     """Run the command line; an error of the user's is one paragraph on stderr."""
     try:
@@ -84,18 +95,16 @@ def main() -> None:
     except EncError as error:
         if os.environ.get("ENC_DEBUG"):
             raise
-        typer.echo(f"enc: {_lines(error)}", err=True)
+        _complain(_lines(error))
         sys.exit(error.exit_code)
     except PermissionError as error:
         if os.environ.get("ENC_DEBUG"):
             raise
         place = printable(error.filename or "A file")
-        typer.echo(f"enc: {place} may not be read or written by you. Mend its permissions and repeat.", err=True)
+        _complain(f"{place} may not be read or written by you. Mend its permissions and repeat.")
         sys.exit(3)
     except Exception as error:
         if os.environ.get("ENC_DEBUG"):
             raise
-        typer.echo(
-            f"enc: unexpected {type(error).__name__}: {_lines(error)}. `enc --debug` shows the traceback.", err=True
-        )
+        _complain(f"unexpected {type(error).__name__}: {_lines(error)}. `enc --debug` shows the traceback.")
         sys.exit(3)

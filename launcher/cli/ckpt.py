@@ -2,17 +2,20 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from enc.encoder.printable import jsonable, printable
+from enc.encoder.progress import shown
 from enc.launcher.api import find_checkpoint
 from enc.launcher.cli.options import say
 
 app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 
+Result = TypeVar("Result")
 AnyArgument = Annotated[
     str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, RUN (its latest) or RUN/best.")
 ]
@@ -56,7 +59,7 @@ def list_all(
     from enc.encoder.checkpoints.folder import list_checkpoints, verify
     from enc.launcher.run_folder.find import find_run
 
-    statuses = [verify(path) for path in list_checkpoints(find_run(run))]
+    statuses = verified(list_checkpoints(find_run(run)), verify)
     rows: list[dict[str, Any]] = []
     for status in statuses:
         tokens = _tokens(status.path) if status.state == "complete" else None
@@ -70,6 +73,16 @@ def list_all(
         typer.echo(f"{row['step']:>8}  {row['state']:<12} {row['bytes'] / 1e6:>9.1f} MB {seen}")
         for problem in row["problems"][:3]:
             typer.echo(f"{'':>10}{printable(problem)}")
+
+
+def verified(paths: list[Path], verify: Callable[[Path], Result]) -> list[Result]:
+    """Verify checkpoints one after another, and show how far that is."""
+    results = []
+    with shown("Comparing checksums") as show:
+        for number, path in enumerate(paths):
+            show(number, len(paths))
+            results.append(verify(path))
+    return results
 
 
 def _tokens(folder: Path) -> int | None:
@@ -97,7 +110,8 @@ def inspect(checkpoint: AnyArgument, as_json: JsonOption = False) -> None:
     """Show a checkpoint's counters, position and tensors: shape, dtype, bytes, norm, non-finite values."""
     from enc.tools.inspect import inspect_checkpoint, inspection_text
 
-    found = inspect_checkpoint(any_checkpoint(checkpoint, only_complete=False))
+    with shown("Reading tensors"):
+        found = inspect_checkpoint(any_checkpoint(checkpoint, only_complete=False))
     typer.echo(_json(found) if as_json else inspection_text(found))
 
 
@@ -117,7 +131,7 @@ def verify(
     if not path.exists():
         raise UsageError(f"There is no checkpoint {path}.")
     paths = folder.list_checkpoints(path) or [path]
-    results = [(folder.verify(p), []) if p.is_dir() and is_ours(p) else _verified_foreign(p) for p in paths]
+    results = verified(paths, lambda p: (folder.verify(p), []) if p.is_dir() and is_ours(p) else _verified_foreign(p))
     if as_json:
         rows = [{"path": str(s.path), "state": s.state, "problems": s.problems, "checked": c} for s, c in results]
         typer.echo(_json(rows))
@@ -147,7 +161,8 @@ def diff(
     from enc.tools.readers.detect import open_source
 
     first, second = (open_source(any_checkpoint(name, only_complete=False)) for name in (a, b))
-    found = diff_sources(first, second)
+    with shown("Comparing tensors"):
+        found = diff_sources(first, second)
     typer.echo(_json(found) if as_json else diff_text(found))
     if not is_equal(found):
         sys.exit(1)

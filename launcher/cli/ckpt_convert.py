@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.encoder import progress
 from enc.encoder.printable import shown
 from enc.launcher.cli.ckpt import AnyArgument, any_checkpoint, checkpoint_folder
 from enc.launcher.cli.options import load, load_defaults, say
@@ -35,7 +36,9 @@ def consolidate(
     from enc.tools.readers.detect import open_source
 
     opened = open_source(any_checkpoint(source))
-    _tell(tool.consolidate(opened.weights, Path(out), dtype, max_shard_size))
+    with progress.shown("Consolidating"):
+        written = tool.consolidate(opened.weights, Path(out), dtype, max_shard_size)
+    _tell(written)
 
 
 def convert(
@@ -48,7 +51,9 @@ def convert(
     from enc.tools import convert as tool
     from enc.tools.readers.detect import open_source
 
-    _tell(tool.convert(open_source(any_checkpoint(source)), to, Path(out), dtype))
+    with progress.shown("Converting"):
+        written = tool.convert(open_source(any_checkpoint(source)), to, Path(out), dtype)
+    _tell(written)
 
 
 def _tell(written: "Written") -> None:
@@ -87,7 +92,9 @@ def import_checkpoint(
         say(f"Warning: {source} may run any code while it is read, as --trust-checkpoint says.")
     opened = open_source(any_checkpoint(source), trust_checkpoint)
     tokenizer_dir = Path(tokenizer) if tokenizer else None
-    found = import_run(opened, Path(out), _config(opened, config, context), tokenizer_dir)
+    loaded = _config(opened, config, context)
+    with progress.shown("Importing"):
+        found = import_run(opened, Path(out), loaded, tokenizer_dir)
     say(f"Imported step {found.step}, weights{' and optimizer moments' if found.has_moments else ' only'}.")
     say("Not carried over:" + "".join(f"\n  {line}" for line in found.not_carried))
     say(f"Go on with: enc resume latest --run {found.run_dir} dataset.path=TEXT")
@@ -135,9 +142,10 @@ def export(
     if place is not None:
         replaces_export(place, force)
     hub = hub_of(push_to_hub) if push_to_hub else None
-    from enc.tools.export import export_checkpoint  # brings torch and transformers along
+    with progress.shown("Exporting, and comparing logits"):
+        from enc.tools.export import export_checkpoint  # brings torch and transformers along
 
-    result = export_checkpoint(folder, place, dtype, sentence_transformers, force, push_to_hub)
+        result = export_checkpoint(folder, place, dtype, sentence_transformers, force, push_to_hub)
     say(result.form)
     say(
         f"Exported {result.num_parameters / 1e6:.1f} M parameters, {result.num_bytes / 1e6:.1f} MB; its logits differ "

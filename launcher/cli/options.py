@@ -1,11 +1,13 @@
 """What several commands share: the config argument, overrides, how warnings are said."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from enc.encoder.errors import UsageError
 from enc.encoder.spelling import did_you_mean
+from enc.encoder.text_table import fitted
 
 if TYPE_CHECKING:
     from enc.encoder.config.load import Loaded
@@ -29,7 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def say(text: str) -> None:
     """Print prose; results go to stdout, prose to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(fitted(text, sys.stderr), err=True)
 
 
 def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) -> "RunConfig":

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -201,12 +202,24 @@ def eval_mlm(
 
 
 def report(
-    run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders, side by side; by default the newest one here."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="By default report.html in RUN; of several runs comparison.html.",
+        ),
     ] = None,
 ) -> None:
-    """Write one HTML page with a run's curves, events and settings; print its path."""
+    """Write one HTML page on a run, or on several side by side: curves, evaluations, settings, environment."""
     from enc.launcher.run_folder.find import find_run
     from enc.launcher.watch.report import write_report
 
-    typer.echo(str(write_report(find_run(run))))
+    found = [find_run(run) for run in runs or [None]]
+    default = found[0] / "report.html" if len(found) == 1 else Path("comparison.html")
+    typer.echo(str(write_report(found, output or default)))

@@ -152,7 +152,7 @@ def with_store(plan: Plan, store: StoreFacts) -> Plan:
 
 def with_tokens(plan: Plan, say: Say) -> Plan:
     """Make the token store of a plan, or check every byte of the one that is there."""
-    made = make_store(plan.config, say, plan.store_facts)
+    made = make_store(plan.config, say, plan.store_facts, plan.run_dir)
     return plan if plan.store_ready else after_tokenising(plan, made)
 
 

@@ -1,7 +1,6 @@
 """The token store of a run: opened once, made or checked with a progress bar, and what a plan needs to know of it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from enc.encoder.data.sources.summary import source_summary
 from enc.encoder.files import read_json
 from enc.encoder.models.registry import architecture_of
 from enc.encoder.printable import Say
+from enc.encoder.progress import Show, shown
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ def _facts_of(path: Path, manifest: dict[str, Any]) -> StoreFacts:
     return StoreFacts(path.absolute(), manifest, info["pad_token_id"])
 
 
-def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> StoreFacts:
+def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None, folder: Path | None = None) -> StoreFacts:
     """Make the token store of a config, with a progress bar, and say what is in it; a finished one is checked.
 
-    `found` is what an earlier look told of it. Raises UsageError or RunError as `preprocess` does.
+    `found` is what an earlier look told of it, `folder` the run that waits for it.
+    Raises UsageError or RunError as `preprocess` does. Ctrl-C is answered by a word on what is kept, and passed on.
     """
     from enc.encoder.data.preprocess import made_store  # brings numpy and pyarrow along
     from enc.encoder.data.store import TokenStore
@@ -73,10 +74,10 @@ def make_store(config: RunConfig, say: Say, found: StoreFacts | None = None) -> 
         for note in source_notes(source_summary(resolve_source(config.dataset), config.dataset)):
             say(note)
     try:
-        with _progress_bar(visible=not existed) as show:
-            done = made_store(config.dataset, config.tokenizer, config.seed, show, opened, pad_id)
+        with shown("Checking the token store" if existed else "Tokenising", folder) as show:
+            done = made_store(config.dataset, config.tokenizer, config.seed, _with_tokens(show), opened, pad_id)
     except KeyboardInterrupt:
-        say(f"Interrupted. What was tokenised is kept beside {path}; the same command goes on from there.")
+        say(_interrupted(path))
         raise
     counts = "; ".join(
         f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens"
@@ -94,18 +95,12 @@ def _ignored(dataset: DatasetConfig, manifest: dict[str, Any]) -> Iterator[str]:
         yield from ignored_settings(manifest, dataset.model_dump(exclude_defaults=True))
 
 
-@contextmanager
-def _progress_bar(visible: bool) -> Iterator[Callable[[int, int | None, int], None]]:
-    """Show how far tokenising is, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _with_tokens(show: Show) -> Callable[[int, int | None, int], None]:
+    return lambda done, total, tokens: show(done, total, f"{tokens:,} tokens")
 
-    columns = (TextColumn("Tokenising"), BarColumn(), TextColumn("{task.fields[tokens]}"), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, tokens="", visible=visible)
 
-        def show(done: int, total: int | None, tokens: int) -> None:
-            progress.update(task, completed=done, total=total, tokens=f"{tokens:,} tokens")
-
-        yield show
+def _interrupted(path: Path) -> str:
+    partial = path.with_name(f"{path.name}.partial")
+    if any(partial.glob("*/data-*")):
+        return f"Interrupted: what is done is kept in {partial}, and the same command goes on with it."
+    return "Interrupted: nothing of the token store was written yet."

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enc.encoder.errors import UsageError
+from enc.encoder.progress import NOTE_FILE
+from enc.launcher.run_folder.read import read_lock, tail
 from enc.launcher.run_folder.records import RUN_FILES
 
 _NO_RUNS_BELOW = ("checkpoints", "launches", "logs", "tensorboard", "wandb")
@@ -41,11 +43,20 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def being_prepared(run: Path) -> str | None:
+    """Return what a launch does before its run has a config, such as to tokenise; None when nobody is at it."""
+    if not read_lock(run).held:
+        return None
+    return tail(run / NOTE_FILE, 2**12).decode(errors="replace").strip() or "Its launch is at work"
+
+
 def find_run(run: str | None) -> Path:
     """Return the given run folder, or the newest one below the working directory. Raises UsageError without one."""
     if run is not None:
         path = Path(run)
         if not (path / "config.yaml").is_file():
+            if doing := being_prepared(path):
+                raise UsageError(f"{path} is being prepared and has not begun to train. {doing}.")
             raise UsageError(
                 f"{path} is not a run folder: it has no config.yaml. Name the trainer.output_dir of a run."
             )

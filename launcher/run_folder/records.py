@@ -1,6 +1,7 @@
 """What is kept of each launch, and moving an older run aside."""
 
 import json
+import platform
 import shlex
 import socket
 import subprocess
@@ -67,7 +68,7 @@ def record_launch(
     record = {
         "attempt": attempt, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "host": socket.gethostname(),
         "command": shlex.join(command), "enc": __version__, "git": git_state(Path.cwd()), "plan": plan,
-        "job": job,
+        "job": job, "python": platform.python_version(), "system": platform.platform(),
     }  # fmt: skip
     (folder / "launch.json").write_text(json.dumps(record, indent=1) + "\n")
     installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)

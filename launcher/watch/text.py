@@ -3,25 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
+from enc.encoder.durations import span
 from enc.encoder.printable import jsonable, printable
 from enc.encoder.text_table import table
 from enc.launcher.watch.run_state import ACTIVE, OVER, RunState
-
-
-def span(seconds: float | None) -> str:
-    """Return a length of time in its two largest units."""
-    if seconds is None:
-        return "unknown"
-    minutes, rest = divmod(round(abs(seconds)), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def ago(seconds: float | None) -> str:

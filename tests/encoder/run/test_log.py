@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from enc.encoder.config.load import load_text
 from enc.encoder.run.displays import wandb_id
-from enc.encoder.run.log import cut_repeated, evaluation_line, train_line
+from enc.encoder.run.log import RunLog, cut_repeated, evaluation_line, train_line
 from enc.encoder.tasks import TASKS, fit
 from enc.encoder.text_table import table
 
@@ -73,3 +74,14 @@ def test_the_wandb_id_is_made_once_or_asked_for(tmp_path: Path) -> None:
     assert wandb_id(tmp_path, None) == made
     assert wandb_id(tmp_path, "mine") == "mine"
     assert wandb_id(tmp_path, None) == "mine"
+
+
+def test_an_evaluation_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is no bar a line comes now and then; none of it when it is quick."""
+    log = RunLog(tmp_path, load_text("{}", "defaults").config, 1, True, 0)
+    log.evaluating(1, 40)
+    log.next_word = 0.0
+    log.evaluating(2, 40)
+    log.evaluating(3, 40)
+    log.close(0)
+    assert capsys.readouterr().err.split() == ["evaluating,", "batch", "2", "of", "40"]

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from running import ENC, Enc
 
+from enc.encoder.durations import span
 from enc.launcher.backends.slurm.commands import Job
 from enc.launcher.run_folder.find import find_runs
 from enc.launcher.run_folder.logs import LogReader, plain
 from enc.launcher.watch.run_state import RunState, last_checkpoint, read_files, state_of
-from enc.launcher.watch.text import ago, runs_text, span, status_text
+from enc.launcher.watch.text import ago, runs_text, status_text
 
 NOW = 1_800_000_000.0
 
@@ -467,3 +468,15 @@ def test_the_report_words_every_event(enc: Enc) -> None:
                  "attempt 1: rank 1 fell; attempt 2: again",
                  "Rank 1 fell. So it is. attempt 1, cause hang, step 40, decision restart"):  # fmt: skip
         assert part in page
+
+
+def test_a_run_whose_text_is_tokenised_is_told(enc: Enc) -> None:
+    """A launch that still tokenises has no config yet; whoever asks for its status learns how far it is."""
+    run = enc.folder / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (run / ".doing").write_text("Tokenising: 27%, 1,234 tokens, 40 s")
+        told = enc("status", "run", code=2).stderr
+    assert "run is being prepared and has not begun to train. Tokenising: 27%, 1,234 tokens, 40 s." in told
+    assert "is not a run folder" in enc("status", "run", code=2).stderr
