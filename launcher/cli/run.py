@@ -220,6 +220,7 @@ def report(
     from enc.launcher.run_folder.find import find_run
     from enc.launcher.watch.report import write_report
 
-    found = [find_run(run) for run in runs or [None]]
+    named: list[str | None] = [*runs] if runs else [None]
+    found = [find_run(run) for run in named]
     default = found[0] / "report.html" if len(found) == 1 else Path("comparison.html")
     typer.echo(str(write_report(found, output or default)))
