@@ -4,7 +4,7 @@ VENV := build/venv
 BIN := $(VENV)/bin
 TESTS ?= not slow
 
-.PHONY: quickstart test test-fast check check-all bench lint format types clean
+.PHONY: quickstart test test-fast check check-all bench docs lint format types clean
 
 quickstart: $(VENV)/installed  ## a small encoder from text to an exported model, on the CPU
 	$(BIN)/enc launch pretrain quickstart trainer.overwrite_output_dir=true
@@ -31,6 +31,10 @@ lint: $(VENV)/installed-dev  ## style and common mistakes
 format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed  ## the pages that are made from the code
+	$(BIN)/enc config schema --markdown > docs/configuration.md
+	$(BIN)/typer enc.launcher.cli.app utils docs --name enc --title "Commands" > docs/commands.md
 
 types: $(VENV)/installed-dev  ## mypy cannot follow the package mapping by itself, so it gets a link
 	mkdir -p build/typing && ln -sfn "$(CURDIR)" build/typing/enc

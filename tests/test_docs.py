@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,17 @@ def test_every_command_appears_in_the_docs(command: str) -> None:
     spans = [span.split() for page in PAGES for span in re.findall(r"`(enc [^`]+)`", page.read_text())]
     shown = [*spans, *(line for page in PAGES for line in commands(page))]
     assert any(found[: len(words)] == words for found in shown)
+
+
+def test_the_page_of_commands_is_that_of_the_program() -> None:
+    """Every command and option as `make docs` writes them, whatever else another Typer would write."""
+    words = [sys.executable, "-m", "typer", "enc.launcher.cli.app", "utils", "docs", "--name", "enc"]
+    made = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    names = [
+        re.findall(r"^(?:#+ |\* )`.*?`", text, flags=re.M)
+        for text in (made, (ROOT / "docs" / "commands.md").read_text())
+    ]
+    assert names[0][1:] == names[1]
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
