@@ -42,7 +42,7 @@ ALLOWED = {
     "launcher.machine": "encoder",
     "launcher.run_folder": "encoder encoder.checkpoints encoder.engine",
     "launcher.planning": "encoder encoder.checkpoints encoder.config encoder.data encoder.engine encoder.models "
-                         "encoder.sizing launcher.machine launcher.run_folder",
+                         "encoder.optim encoder.sizing launcher.machine launcher.run_folder",
     "launcher.checks": "encoder encoder.checkpoints encoder.config encoder.data encoder.sizing launcher.machine "
                        "launcher.planning",
     "launcher.supervise": "encoder encoder.checkpoints encoder.config encoder.sizing launcher.machine "

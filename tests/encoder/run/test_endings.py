@@ -13,7 +13,11 @@ from enc.encoder.run.displays import Display
 
 
 def test_a_disk_that_takes_nothing_more_ends_the_run_at_once(enc: Enc, smoke: Callable[..., list[str]]) -> None:
-    """Neither event, traceback nor log can be written: exit code 3 within seconds, with batch workers alive."""
+    """Neither event, traceback nor log can be written: exit code 3 within seconds, with batch workers alive.
+
+    It takes a real interpreter, which waits for its batch workers unless it is left at once.
+    """
+    enc.real = True
     process = enc.start(*smoke("run", "trainer.max_steps=5000", "trainer.eval_steps=5000", "dataset.num_workers=1"))
     metrics, limit = enc.folder / "run" / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):

@@ -61,9 +61,7 @@ def test_trouble_is_found_before_any_text_is_tokenised(enc: Enc, command: list[s
     assert sorted(path.name for path in enc.folder.iterdir() if not path.name.startswith(".")) == ["text.txt"]
 
 
-@pytest.mark.parametrize(
-    "command", [["launch", "pretrain", "quickstart", "--dry-run"], ["render", "slurm", "quickstart"]]
-)
+@pytest.mark.parametrize("command", ["launch pretrain quickstart --dry-run", "render slurm quickstart"])
 def test_nodes_of_unknown_gpus_can_be_looked_at(enc: Enc, command: str) -> None:
     """Off a cluster a plan and a script are made for eight GPUs a node, and that is said; a launch does not guess."""
     done = enc(*command.split(), "--nodes", "4", "trainer.global_batch_size=64")

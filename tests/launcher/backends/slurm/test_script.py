@@ -433,8 +433,10 @@ def test_render_slurm_keeps_off_an_older_run(enc: Enc) -> None:
 
 
 def test_render_slurm_without_the_number_of_gpus(enc: Enc) -> None:
-    done = enc("render", "slurm", "smoke", code=2)
-    assert "--gpus-per-node" in done.stderr
+    """Eight are assumed and said; a run on CPUs asks for none."""
+    done = enc("render", "slurm", "smoke", "trainer.per_device_train_batch_size=1")
+    assert "8 are assumed. --gpus-per-node N says it" in done.stderr
+    assert "#SBATCH --gpus-per-node=8" in done.stdout
     assert "--gpus-per-node" not in enc("render", "slurm", "smoke", "trainer.use_cpu=true").stdout
 
 
