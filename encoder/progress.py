@@ -10,11 +10,11 @@ inside of another one takes its place until it ends. All of it goes to stderr.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from enc.encoder.durations import span
 from enc.encoder.files import replace_atomically
@@ -22,7 +22,12 @@ from enc.encoder.files import replace_atomically
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Show = Callable[[int, int | None, str], None]
+
+class Show(Protocol):
+    """Takes note of how much of how much is done, or of a count in words."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
+
 
 _PATIENCE_S, _BETWEEN_LINES_S, _REDRAWN_S = 1.0, 20.0, 0.25
 NOTE_FILE = ".doing"  # in a run folder: the newest line, for whoever looks from outside
