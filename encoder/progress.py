@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Show(Protocol):
-    """Tells how much is done, of how much, and what else there is to say."""
+    """Takes note of how much of how much is done, or of a count in words."""
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
 

@@ -21,6 +21,7 @@ from enc.launcher.cli import run as cli_run
 from enc.launcher.cli import store as cli_store
 from enc.launcher.cli import use as cli_use
 from enc.launcher.cli import watch as cli_watch
+from enc.launcher.cli.groups import HintedGroup, KeyedCommand, one_name
 from enc.launcher.cli.options import OVERRIDES
 
 app = typer.Typer(
@@ -28,7 +29,9 @@ app = typer.Typer(
     help="Pretrain text encoders, from one laptop CPU to a cluster; exactly resumable.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=HintedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": one_name},
+    epilog="First steps: `enc launch pretrain quickstart`, or `enc config copy quickstart my.yaml` and your own text.",
 )
 
 
@@ -49,28 +52,46 @@ def options(
         os.environ["ENC_DEBUG"] = "1"
 
 
-app.add_typer(cli_run.launch_app, name="launch")
-app.command("resume", context_settings=OVERRIDES)(cli_run.resume)
-app.command("preprocess", context_settings=OVERRIDES)(cli_run.preprocess)
-app.command("plan", context_settings=OVERRIDES)(cli_estimate.estimate)
-app.command("doctor", context_settings=OVERRIDES)(cli_doctor.doctor)
-app.add_typer(cli_render.render_app, name="render")
-app.command("status")(cli_watch.status)
-app.command("logs")(cli_watch.logs)
-app.command("ls")(cli_watch.list_runs)
-app.command("cancel")(cli_watch.cancel)
-app.command("report")(cli_run.report)
-app.add_typer(cli_run.eval_app, name="eval")
-app.command("fill-mask")(cli_use.fill_mask)
-app.command("encode")(cli_use.encode)
+_RUN, _PREPARE, _AFTER = "Run", "Prepare", "Afterwards"
+app.add_typer(cli_run.launch_app, name="launch", rich_help_panel=_RUN)
+app.command(
+    "resume",
+    cls=KeyedCommand,
+    context_settings=OVERRIDES,
+    rich_help_panel=_RUN,
+    epilog="Example: enc resume latest --run runs/a",
+)(cli_run.resume)
+app.command("status", rich_help_panel=_RUN)(cli_watch.status)
+app.command("logs", rich_help_panel=_RUN)(cli_watch.logs)
+app.command("ls", rich_help_panel=_RUN)(cli_watch.list_runs)
+app.command("cancel", rich_help_panel=_RUN)(cli_watch.cancel)
+app.command(
+    "preprocess",
+    cls=KeyedCommand,
+    context_settings=OVERRIDES,
+    rich_help_panel=_PREPARE,
+    epilog="Example: enc preprocess quickstart",
+)(cli_run.preprocess)
+app.add_typer(cli_config.app, name="config", rich_help_panel=_PREPARE)
+app.add_typer(cli_store.app, name="store", rich_help_panel=_PREPARE)
+app.command(
+    "plan", cls=KeyedCommand, context_settings=OVERRIDES, rich_help_panel=_PREPARE,
+    epilog="Example: enc plan neobert-250m --nodes 4 --nproc 8 --gpu h100-80gb",
+)(cli_estimate.estimate)  # fmt: skip
+app.command("doctor", cls=KeyedCommand, context_settings=OVERRIDES, rich_help_panel=_PREPARE)(cli_doctor.doctor)
+app.add_typer(cli_render.render_app, name="render", rich_help_panel=_PREPARE)
+app.command("report", rich_help_panel=_AFTER, epilog="Example: enc report runs/a runs/b -o page.html")(cli_run.report)
+app.add_typer(cli_run.eval_app, name="eval", rich_help_panel=_AFTER)
+app.command("fill-mask", rich_help_panel=_AFTER, epilog='Example: enc fill-mask runs/a "a [MASK] of text"')(
+    cli_use.fill_mask
+)
+app.command("encode", rich_help_panel=_AFTER)(cli_use.encode)
 cli_ckpt.app.command("consolidate")(cli_ckpt_convert.consolidate)
 cli_ckpt.app.command("convert")(cli_ckpt_convert.convert)
 cli_ckpt.app.command("import", context_settings=OVERRIDES)(cli_ckpt_convert.import_checkpoint)
-cli_ckpt.app.command("export")(cli_ckpt_convert.export)
-app.add_typer(cli_store.app, name="store")
-app.add_typer(cli_ckpt.app, name="ckpt")
-app.add_typer(cli_config.app, name="config")
-app.add_typer(cli_bench.app, name="bench")
+cli_ckpt.app.command("export", epilog="Example: enc ckpt export runs/quickstart")(cli_ckpt_convert.export)
+app.add_typer(cli_ckpt.app, name="ckpt", rich_help_panel=_AFTER)
+app.add_typer(cli_bench.app, name="bench", rich_help_panel=_AFTER)
 
 
 def _lines(error: Exception) -> str:

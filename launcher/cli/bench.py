@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from enc.launcher.cli import complete
 from enc.launcher.cli.options import OVERRIDES, JsonOption, overrides_among, say
 
 app = typer.Typer(help="Measure speed and memory against other tools, on this machine.", no_args_is_help=True)
@@ -62,6 +63,7 @@ def step(
         str | None,
         typer.Argument(
             metavar="CFG",
+            autocompletion=complete.configs,
             help="YAML file or recipe name: model, rows, optimizer. Any key can follow.",
         ),
     ] = None,

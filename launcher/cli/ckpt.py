@@ -11,13 +11,20 @@ import typer
 from enc.encoder.printable import jsonable, printable
 from enc.encoder.progress import shown
 from enc.launcher.api import find_checkpoint
+from enc.launcher.cli import complete
+from enc.launcher.cli.groups import HintedGroup
 from enc.launcher.cli.options import say
 
-app = typer.Typer(help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
+app = typer.Typer(cls=HintedGroup, help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 
 Result = TypeVar("Result")
 AnyArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, RUN (its latest) or RUN/best.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="Checkpoint of any format, RUN (its latest) or RUN/best.",
+        autocompletion=complete.checkpoints,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -51,7 +58,8 @@ def any_checkpoint(name: str, only_complete: bool = True) -> Path:
 @app.command("ls")
 def list_all(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.")
+        str | None,
+        typer.Argument(metavar="RUN", help="Run folder; by default the newest one here.", autocompletion=complete.runs),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +126,12 @@ def inspect(checkpoint: AnyArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def verify(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CKPT", help="Checkpoint of any format, or a run folder (all of its).")
+        str,
+        typer.Argument(
+            metavar="CKPT",
+            help="Checkpoint of any format, or a run folder (all of its).",
+            autocompletion=complete.checkpoints,
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +165,14 @@ def _verified_foreign(path: Path) -> Any:
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint of any format, RUN (its latest) or RUN/best.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Checkpoint of any format, RUN (its latest) or RUN/best.",
+            autocompletion=complete.checkpoints,
+        ),
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -170,7 +190,7 @@ def diff(
 
 @app.command()
 def prune(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=complete.runs)],
     keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Newest complete checkpoints to keep.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, delete nothing.")] = False,
 ) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from enc.encoder import progress
 from enc.encoder.printable import shown
+from enc.launcher.cli import complete
 from enc.launcher.cli.ckpt import AnyArgument, any_checkpoint, checkpoint_folder
 from enc.launcher.cli.options import load, load_defaults, say
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from enc.tools.readers.source import Source
 
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).")
+    str,
+    typer.Argument(
+        metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).", autocompletion=complete.checkpoints
+    ),
 ]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Of the weights: fp32 or bf16; by default they stay as they are.")
@@ -72,7 +76,13 @@ def import_checkpoint(
     ],
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="New run folder.")],
     config: Annotated[
-        str | None, typer.Option("--config", metavar="CFG", help="Config of the run; by default the checkpoint's own.")
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="CFG",
+            help="Config of the run; by default the checkpoint's own.",
+            autocompletion=complete.configs,
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; by default the checkpoint's own.")

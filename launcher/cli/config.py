@@ -1,4 +1,4 @@
-"""`enc config`: check, show, schema, recipes, sites, from-mpnet."""
+"""`enc config`: check, show, copy, schema, recipes, sites, from-mpnet."""
 
 import json
 import os
@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from enc.encoder.printable import printable
+from enc.launcher.cli import complete
+from enc.launcher.cli.groups import HintedGroup, KeyedCommand
 from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, load, say
 
-app = typer.Typer(help="Look at configs without running anything.", no_args_is_help=True)
+app = typer.Typer(cls=HintedGroup, help="Look at configs without running anything.", no_args_is_help=True)
 
 
-@app.command(context_settings=OVERRIDES)
+@app.command(cls=KeyedCommand, context_settings=OVERRIDES)
 def check(context: typer.Context, config: ConfigArgument) -> None:
     """Check a config and report every problem of it at once, and whether its run could start from this machine."""
     from enc.launcher.backends.registry import choose_backend, current_job
@@ -32,7 +34,7 @@ def check(context: typer.Context, config: ConfigArgument) -> None:
     typer.echo(f"{config}: no problems.")
 
 
-@app.command(context_settings=OVERRIDES)
+@app.command(cls=KeyedCommand, context_settings=OVERRIDES)
 def show(
     context: typer.Context,
     config: ConfigArgument,
@@ -63,6 +65,34 @@ def recipes() -> None:
 
     for path in sorted(RECIPES.glob("*.yaml")):
         typer.echo(f"{path.stem:<14} {path.read_text().splitlines()[0].removeprefix('# ')}")
+
+
+@app.command(epilog="Example: enc config copy quickstart my.yaml")
+def copy(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Built-in config: `enc config recipes` lists them.", autocompletion=complete.recipes
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="New YAML file.")],
+) -> None:
+    """Write a built-in config to a file of your own, comments and all; print its path."""
+    from enc.encoder.config.sites import RECIPES
+    from enc.encoder.errors import UsageError
+    from enc.encoder.spelling import did_you_mean
+
+    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    if recipe not in names:
+        hint = did_you_mean(recipe, names) or f"; there are {', '.join(names)}."
+        raise UsageError(f"There is no recipe {printable(recipe)}{hint}")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{printable(path)} cannot be written: {error.strerror}. Name another file.") from None
+    say(f"Set dataset.path in it to your text, then check it: enc config check {printable(path)}")
+    typer.echo(str(path))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enc.encoder.errors import EncError
+from enc.launcher.cli import complete
 from enc.launcher.cli.options import JsonOption, NprocOption, load, ranks_given, say
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def doctor(
     context: typer.Context,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="CFG", help="YAML file or recipe name. Any key can follow: section.key=value"),
+        typer.Argument(
+            metavar="CFG",
+            help="YAML file or recipe name. Any key can follow: section.key=value",
+            autocompletion=complete.configs,
+        ),
     ] = None,
     nproc: NprocOption = None,
     nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")] = None,

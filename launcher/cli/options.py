@@ -8,6 +8,7 @@ import typer
 from enc.encoder.errors import UsageError
 from enc.encoder.spelling import did_you_mean
 from enc.encoder.text_table import fitted
+from enc.launcher.cli import complete
 
 if TYPE_CHECKING:
     from enc.encoder.config.load import Loaded
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CFG", help="YAML file or recipe name. Any key can follow: section.key=value")
+    str,
+    typer.Argument(
+        metavar="CFG",
+        help="YAML file or recipe name. Any key can follow: section.key=value",
+        autocompletion=complete.configs,
+    ),
 ]
 NprocOption = Annotated[
     int | None,
-    typer.Option(
-        "--nproc", "--nproc-per-node", "--gpus-per-node", metavar="N", help="Processes on a machine, one a GPU."
-    ),
+    typer.Option("--nproc", metavar="N", help="Processes on a machine, one a GPU; also --gpus-per-node."),
 ]
 SiteOption = Annotated[
     str | None, typer.Option("--site", metavar="NAME", help="Site profile (`enc config sites`) or a file of one.")

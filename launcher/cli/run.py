@@ -11,6 +11,8 @@ import typer
 from enc.encoder.errors import UsageError
 from enc.encoder.tasks import TASKS
 from enc.launcher import api
+from enc.launcher.cli import complete
+from enc.launcher.cli.groups import HintedGroup, KeyedCommand
 from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
 
 if TYPE_CHECKING:
@@ -18,14 +20,19 @@ if TYPE_CHECKING:
 
 _ANY_KEY = "Any config key can be set: trainer.max_steps=100 or --trainer.max_steps 100."
 
-launch_app = typer.Typer(help="Start a run.", no_args_is_help=True)
-eval_app = typer.Typer(help="Evaluate a checkpoint.", no_args_is_help=True)
+_EXAMPLES = "Examples: enc launch pretrain quickstart --dry-run; enc launch pretrain my.yaml --nproc 8 seed=2"
+
+launch_app = typer.Typer(cls=HintedGroup, help="Start a run.", no_args_is_help=True)
+eval_app = typer.Typer(cls=HintedGroup, help="Evaluate a checkpoint.", no_args_is_help=True)
 
 NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Machines of a SLURM cluster.")]
 PartitionOption = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="SLURM partition.")]
 TimeOption = Annotated[str | None, typer.Option("--time", metavar="LIMIT", help="Time limit of a job: D-HH:MM:SS.")]
 RunOption = Annotated[
-    str | None, typer.Option("--run", metavar="DIR", help="Run folder; by default the newest one here.")
+    str | None,
+    typer.Option(
+        "--run", metavar="DIR", help="Run folder; by default the newest one here.", autocompletion=complete.runs
+    ),
 ]
 
 
@@ -62,7 +69,9 @@ def launch_task(
 
 
 for _task in TASKS.values():
-    launch_app.command(_task.command, context_settings=OVERRIDES, help=f"{_task.help} {_ANY_KEY}")(launch_task)
+    launch_app.command(
+        _task.command, cls=KeyedCommand, context_settings=OVERRIDES, help=f"{_task.help} {_ANY_KEY}", epilog=_EXAMPLES
+    )(launch_task)
 
 
 def _task_of(context: typer.Context) -> dict[str, Any]:
@@ -145,7 +154,12 @@ def _launch(config: "RunConfig", allow_change: bool, as_json: bool = False) -> N
 
 def resume(
     context: typer.Context,
-    which: Annotated[str, typer.Argument(metavar="WHICH", help="latest, best, a step, or a checkpoint folder.")],
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHICH", help="latest, best, a step, or a checkpoint folder.", autocompletion=complete.resumable
+        ),
+    ],
     run: RunOption = None,
     nproc: NprocOption = None,
     nodes: NodesOption = None,
@@ -180,7 +194,12 @@ def preprocess(context: typer.Context, config: ConfigArgument) -> None:
 
 @eval_app.command("mlm")
 def eval_mlm(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint folder, RUN (its latest) or RUN/best.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CKPT", help="Checkpoint folder, RUN (its latest) or RUN/best.", autocompletion=complete.checkpoints
+        ),
+    ],
     store: Annotated[
         str | None, typer.Option("--store", metavar="DIR", help="Another token store to evaluate on.")
     ] = None,
@@ -204,7 +223,11 @@ def eval_mlm(
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Run folders, side by side; by default the newest one here."),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Run folders, side by side; by default the newest one here.",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -220,7 +243,6 @@ def report(
     from enc.launcher.run_folder.find import find_run
     from enc.launcher.watch.report import write_report
 
-    named: list[str | None] = [*runs] if runs else [None]
-    found = [find_run(run) for run in named]
+    found = [find_run(run) for run in runs] if runs else [find_run(None)]
     default = found[0] / "report.html" if len(found) == 1 else Path("comparison.html")
     typer.echo(str(write_report(found, output or default)))

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.launcher.cli import complete
 from enc.launcher.cli.options import JsonOption, say
 
 if TYPE_CHECKING:
     from enc.launcher.watch.follow import LogChoice
 
 RunArgument = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="Run folder or SLURM job; by default the newest run here.")
+    str | None,
+    typer.Argument(
+        metavar="RUN", help="Run folder or SLURM job; by default the newest run here.", autocompletion=complete.runs
+    ),
 ]
 
 
