@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.launcher.cli import complete
 from enc.launcher.cli.ckpt import checkpoint_folder
 from enc.launcher.cli.options import JsonOption, say
 
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from enc.tools.trained import Trained
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run folder (its latest checkpoint), RUN/best, or a checkpoint folder.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run folder (its latest checkpoint), RUN/best, or a checkpoint folder.",
+        autocompletion=complete.checkpoints,
+    ),
 ]
 
 
