@@ -40,7 +40,7 @@ def obtain_tokenizer(
     """
     if config.train is not None:
         return train_tokenizer(config.train, read_texts, pad_id)
-    folder = local_folder(config)
+    folder = config.local_folder()
     if folder is not None and (folder / "tokenizer.json").is_file():
         tokenizer, roles = read_folder(folder)
     else:
@@ -49,21 +49,6 @@ def obtain_tokenizer(
     tokenizer, roles = complete_specials(tokenizer, roles, name, config.allow_special_token_rewrite)
     write_training_rows(tokenizer, roles)
     return describe(tokenizer, roles, name)
-
-
-def local_folder(config: TokenizerConfig) -> Path | None:
-    """Return the folder that a tokenizer section names, or None for a name of the hub.
-
-    Raises:
-        UsageError: `tokenizer.path` is set and is no folder.
-    """
-    if config.path:
-        folder = Path(config.path).expanduser()
-        if not folder.is_dir():
-            raise UsageError(f"tokenizer.path: {folder} is not a folder. Give the folder that holds tokenizer.json.")
-        return folder
-    folder = Path(config.name).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def identity(config: TokenizerConfig) -> dict[str, Any]:
@@ -75,7 +60,7 @@ def identity(config: TokenizerConfig) -> dict[str, Any]:
     if config.train is not None:
         return {"train": config.train.identity()}
     rewrite = config.allow_special_token_rewrite
-    folder = local_folder(config)
+    folder = config.local_folder()
     if folder is None:
         return {"name": config.name, "revision": config.revision, "allow_special_token_rewrite": rewrite}
     contents = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:  # whoever only looks at sources needs none
+    import numpy as np
 
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
@@ -52,7 +53,7 @@ class Text(NamedTuple):
 class Tokens(NamedTuple):
     """A document that its source gives as ids of tokens, (length,) int64, and how far into the source it ends."""
 
-    ids: np.ndarray
+    ids: "np.ndarray"
     position: int
 
 
@@ -70,7 +71,7 @@ class Document(NamedTuple):
     """A usable document: its split (one of SPLITS), its text or ids, and how far into the sources it ends."""
 
     split: str
-    text: str | np.ndarray
+    text: "str | np.ndarray"
     position: int
 
 
