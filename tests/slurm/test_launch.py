@@ -28,7 +28,7 @@ def runs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, environment: di
     return Runs(slurm, tmp_path_factory.mktemp("launch"), environment, store)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_nodes_compute_what_two_local_ranks_compute(runs: Runs, engine: str) -> None:
     """On two nodes, sharded: final weights byte-identical to two ranks on this machine."""
     ready = f"dataset.pre_tokenize_output={runs.store}"

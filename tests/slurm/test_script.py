@@ -192,5 +192,5 @@ def test_enc_render_composes_with_sbatch(slurm: Slurm, tmp_path: Path, environme
     job = done.stdout.strip()
     until_ended(slurm, job)
     said = (tmp_path / "runs" / "smoke" / "logs" / f"slurm-{job}.log").read_text()
-    assert said.startswith(f"-m enc.launcher.supervise {tmp_path}/runs/smoke -- srun --nodes=1 --ntasks=1")
+    assert said.startswith(f"-P -m enc.launcher.supervise {tmp_path}/runs/smoke -- srun --nodes=1 --ntasks=1")
     assert os.path.exists(tmp_path / "my job" / "job.sbatch")

@@ -60,7 +60,7 @@ TROUBLES = {
 }
 
 
-SLOW = ("USR2", "TERM", "failed node", "killed rank, then TERM", "killed batch process twice")
+SLOW = ("USR2", "TERM", "requeue", "failed node", "killed rank, then TERM", "killed batch process twice")
 
 
 @pytest.mark.parametrize(

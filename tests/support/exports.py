@@ -8,6 +8,7 @@ from tiny_mpnet import ANNOTATED, NUM_TOKENS, PRE_NORM, tiny_mpnet
 from enc.encoder.models.build import init_weights
 from enc.encoder.models.neobert.config import NeoBertConfig
 from enc.encoder.models.neobert.model import NeoBertForMaskedLM
+from enc.encoder.models.registry import parameters_of
 from enc.tools.export import export_model
 
 FORMS = ("neobert", "mpnet", "native")  # NeoBERT and MPNet with code, and transformers' own MPNet
@@ -20,7 +21,7 @@ def exported(form: str, out: Path) -> Path:
         config = NeoBertConfig(**SIZES, vocab_size=768, max_position_embeddings=64, pad_token_id=1,
                                decoder_init_range=0.2, embedding_init_range=0.5)  # fmt: skip
         model = NeoBertForMaskedLM(config, NUM_TOKENS)
-        init_weights(model, config, seed=0)
+        init_weights(model, parameters_of(config), seed=0)
     else:
         model, config = tiny_mpnet(**(PRE_NORM if form == "mpnet" else {}))
     before = os.umask(0o027)

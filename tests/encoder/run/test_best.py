@@ -132,7 +132,11 @@ def test_saving_the_best_only(enc: Enc, words: Words, metric: str, sign: int) ->
         ["launch.nproc_per_node=1"],
         pytest.param(["launch.nproc_per_node=2"], marks=pytest.mark.slow),
         pytest.param(["launch.nproc_per_node=2", "parallel.engine=fsdp"], marks=pytest.mark.slow),
-        ["launch.nproc_per_node=2", "parallel.engine=deepspeed", "parallel.zero_stage=3", "parallel.bucket_size=9999"],
+        pytest.param(
+            ["launch.nproc_per_node=2", "parallel.engine=deepspeed", "parallel.zero_stage=3",
+             "parallel.bucket_size=9999"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["one rank", "ddp", "fsdp", "zero 3"],
 )  # fmt: skip
@@ -171,7 +175,7 @@ def test_a_signal_in_the_best_evaluation(enc: Enc, words: Words, whole: Enc) -> 
     assert exact(enc.records("run", "test_loss")) == exact(whole.records("run", "test_loss"))
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_in_the_test(enc: Enc, words: Words, nproc: int) -> None:
     """It leaves with 75 and all checkpoints; the resumed run makes the test, and no step."""
     process = enc.start(*words("run", "trainer.per_device_eval_batch_size=1", f"launch.nproc_per_node={nproc}"))

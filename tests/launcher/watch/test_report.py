@@ -101,7 +101,7 @@ def test_the_page_shows_every_metric_and_what_the_run_was(enc: Enc, finished_run
     """Environment, data, settings, evaluations; each number of the records has a curve, with a unit."""
     shutil.copytree(finished_run, enc.folder / "run")
     page = (enc.folder / enc("report", "run").stdout.strip()).read_text()
-    for part in ("Memory", "Weight norm", "Rows filled", "Model FLOPs", "Log-sum-exp", "Perplexity", "nats per label",
+    for part in ("Memory", "Weight norm", "Rows filled", "Throughput", "Log-sum-exp", "Perplexity", "nats per label",
                  "<td>torch</td>", "<td>Python</td>", "<td>command</td>", "optimizer.lr", "618,469 tokens",
                  "enc ckpt export", "6 of 6", "Training reached its last step, 6.",
                  "prefers-color-scheme: dark"):  # fmt: skip

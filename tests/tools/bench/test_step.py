@@ -157,6 +157,7 @@ def test_the_command_takes_a_config_and_its_keys(enc: Enc, store: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_cost_of_saves(environment: dict[str, str]) -> None:
     """The bench of saves runs a real launch and accounts for every part of a checkpoint's cost."""
     small = ["hidden_size=64", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=128"]

@@ -100,7 +100,7 @@ def test_the_next_update_is_theirs(tmp_path: Path) -> None:
     found, config = imported(CHECKPOINT, tmp_path / "run")
     weights, moments = state_of(found)
     model, objective = build_model(config, 700)
-    engine = DdpEngine(objective, model, config.model, config.optimizer, None, 1)
+    engine = DdpEngine(objective, model, config.parameters, config.optimizer, None, 1)
     engine.load((weights | moments).__getitem__, 10)
     old, state, order = theirs()
     generator = torch.Generator().manual_seed(0)
