@@ -26,7 +26,7 @@ def main(export: str, from_scratch: bool) -> None:
     set_seed(0)
     texts = datasets.load_dataset("json", data_files={"train": "train.jsonl", "test": "test.jsonl"})
     names = sorted(set(texts["train"]["package"]))
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
 
     def encode(rows: dict) -> dict:
         labels = [names.index(name) for name in rows["package"]]

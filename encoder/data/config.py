@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from enc.encoder.errors import UsageError
 from enc.encoder.section import (
     Bool,
     Count,
@@ -136,21 +135,6 @@ class TokenizerConfig(Section):
     """Truncate long documents."""
     vocab_size: Annotated[int | None, NoEffect("the size is the tokenizer's own")] = None
     """Size of the tokenizer."""
-
-    def local_folder(self) -> Path | None:
-        """Return the folder that the section names, or None for a name of the hub.
-
-        Raises UsageError when `path` is set and is no folder.
-        """
-        if self.path:
-            folder = Path(self.path).expanduser()
-            if not folder.is_dir():
-                raise UsageError(
-                    f"tokenizer.path: {folder} is not a folder. Give the folder that holds tokenizer.json."
-                )
-            return folder
-        folder = Path(self.name).expanduser()
-        return folder if folder.is_dir() else None
 
 
 class DataCollatorConfig(Section):

@@ -11,6 +11,7 @@ from tokenizers import (
 )
 
 from enc.encoder.data.config import TokenizerConfig
+from enc.encoder.data.sources.find import local_folder
 from enc.encoder.data.tokenizer import (
     ALLOW_REWRITE,
     ROBERTA_SPECIALS,
@@ -40,7 +41,7 @@ def obtain_tokenizer(
     """
     if config.train is not None:
         return train_tokenizer(config.train, read_texts, pad_id)
-    folder = config.local_folder()
+    folder = local_folder(config)
     if folder is not None and (folder / "tokenizer.json").is_file():
         tokenizer, roles = read_folder(folder)
     else:
@@ -60,7 +61,7 @@ def identity(config: TokenizerConfig) -> dict[str, Any]:
     if config.train is not None:
         return {"train": config.train.identity()}
     rewrite = config.allow_special_token_rewrite
-    folder = config.local_folder()
+    folder = local_folder(config)
     if folder is None:
         return {"name": config.name, "revision": config.revision, "allow_special_token_rewrite": rewrite}
     contents = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}

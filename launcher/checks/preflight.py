@@ -14,7 +14,7 @@ from pathlib import Path
 
 from enc.encoder.checkpoints.folder import list_checkpoints
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.data.sources.find import held_out_sources, resolve_source
+from enc.encoder.data.sources.find import held_out_sources, local_folder, resolve_source
 from enc.encoder.data.sources.source import Source
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
@@ -129,7 +129,7 @@ def check_tokenizer(plan: Plan) -> Iterator[Finding]:
     """A tokenizer's folder must be there while no token store has a copy."""
     if plan.store_ready or plan.config.tokenizer.train:
         return
-    folder = plan.config.tokenizer.local_folder()
+    folder = local_folder(plan.config.tokenizer)
     if folder is not None and not any(os.access(path, os.R_OK) for path in folder.iterdir()):
         yield red("tokenizer", f"{folder} has no file that can be read", "name another folder in tokenizer.path")
 
@@ -291,7 +291,7 @@ def _hub_names(config: RunConfig) -> list[str]:
     """Return what is fetched from the hub to make the token store."""
     source = resolve_source(config.dataset)
     names = [f"the dataset {source.location}"] if source.kind == "hub" else []
-    if config.tokenizer.train is None and config.tokenizer.local_folder() is None:
+    if config.tokenizer.train is None and local_folder(config.tokenizer) is None:
         names.append(f"the tokenizer {config.tokenizer.name}")
     return names
 

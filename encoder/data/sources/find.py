@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from enc.encoder.data.config import DatasetConfig
+from enc.encoder.data.config import DatasetConfig, TokenizerConfig
 from enc.encoder.data.sources.source import (
     ENDINGS,
     HELD_OUT_FILES,
@@ -260,3 +260,18 @@ def _utf8_name(name: str, root: Path) -> str:
             f"The name of {printable(root / name)} is not UTF-8. Rename the file, or take it out of the source."
         ) from error
     return name
+
+
+def local_folder(config: TokenizerConfig) -> Path | None:
+    """Return the folder that a tokenizer section names, or None for a name of the hub.
+
+    Raises:
+        UsageError: `tokenizer.path` is set and is no folder.
+    """
+    if config.path:
+        folder = Path(config.path).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"tokenizer.path: {folder} is not a folder. Give the folder that holds tokenizer.json.")
+        return folder
+    folder = Path(config.name).expanduser()
+    return folder if folder.is_dir() else None
