@@ -16,7 +16,7 @@ ENC = "from enc.launcher.cli.app import main; main()"
 
 @pytest.mark.slow
 def test_the_tutorial(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Every command ends well; pretraining is worth something; texts of a kind are near each other."""
+    """Every command ends well, the classifiers are as good as the page says, texts of a kind are near each other."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     said = {}
     for line in "".join(blocks(ROOT / "docs" / "tutorial.md", "bash")).splitlines():
@@ -28,8 +28,7 @@ def test_the_tutorial(tmp_path: Path, environment: dict[str, str]) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         said[line] = done.stdout
     right = [_percent("right on", said[line]) for line in said if "classify.py" in line]
-    assert right[0] > 80
-    assert right[0] > right[1] + 5
+    assert all(share > 80 for share in right)
     assert _percent("same package for", said["python examples/nearest.py runs/tutorial"]) > 35
 
 
