@@ -23,8 +23,9 @@ def launch(config: RunConfig, backend: Backend, facts: MachineFacts, allow_chang
         plan = plan_or_resume(config, facts, allow_change, say)
         check_before(plan, facts, backend.checks(plan, facts), notes)  # before hours of tokenising
         if plan.store_ready or not config.launch.on_cluster:
-            plan = with_tokens(plan, say)
-            check_before(plan, facts, backend.checks(plan, facts), notes)  # with the vocabulary that it has now
+            planned, plan = plan, with_tokens(plan, say)
+            if plan is not planned:  # it has a vocabulary now
+                check_before(plan, facts, backend.checks(plan, facts), notes)
         return backend.submit(plan, lock, say)
     except BaseException:
         lock.release(remove_if_created=True)
