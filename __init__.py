@@ -1,30 +1,7 @@
 """enc: pretrain text encoders, from one laptop CPU to a SLURM cluster."""
 
-from enc.launcher.api import (
-    RunError,
-    Started,
-    UsageError,
-    encode,
-    find_checkpoint,
-    launch,
-    load_config,
-    load_model,
-    open_store,
-    preprocess,
-)
+from enc.launcher.api import *  # noqa: F403  # the names that it lists
 
-__all__ = [
-    "RunError",
-    "Started",
-    "UsageError",
-    "encode",
-    "find_checkpoint",
-    "launch",
-    "load_config",
-    "load_model",
-    "open_store",
-    "preprocess",
-]
 __version__ = "0.1.0"
 
 # The folders that are installed, checked by mypy and copied by `launch.snapshot_code`: the one list of them.

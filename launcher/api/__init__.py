@@ -23,6 +23,7 @@ from enc.encoder.printable import Say
 if TYPE_CHECKING:
     import numpy as np
 
+    from enc.encoder.config.load import Loaded
     from enc.encoder.config.schema import RunConfig
     from enc.encoder.data.store import TokenStore
     from enc.tools.trained import Trained
@@ -63,7 +64,11 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None, sa
     """
     from enc.encoder.config.load import load_config
 
-    loaded = load_config(str(name), dict(overrides or {}))
+    return with_notes(load_config(str(name), dict(overrides or {})), say)
+
+
+def with_notes(loaded: "Loaded", say: Say) -> "RunConfig":
+    """Say what the user should be told about a config, and return it."""
     for warning in loaded.warnings:
         say(f"Note: {warning}")
     return loaded.config

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,32 +53,23 @@ def options(
 
 
 _RUN, _PREPARE, _AFTER = "Run", "Prepare", "Afterwards"
+_KEYED: dict[str, Any] = {"cls": KeyedCommand, "context_settings": OVERRIDES}
 app.add_typer(cli_run.launch_app, name="launch", rich_help_panel=_RUN)
-app.command(
-    "resume",
-    cls=KeyedCommand,
-    context_settings=OVERRIDES,
-    rich_help_panel=_RUN,
-    epilog="Example: enc resume latest --run runs/a",
-)(cli_run.resume)
+app.command("resume", **_KEYED, rich_help_panel=_RUN, epilog="Example: enc resume latest --run runs/a")(cli_run.resume)
 app.command("status", rich_help_panel=_RUN)(cli_watch.status)
 app.command("logs", rich_help_panel=_RUN)(cli_watch.logs)
 app.command("ls", rich_help_panel=_RUN)(cli_watch.list_runs)
 app.command("cancel", rich_help_panel=_RUN)(cli_watch.cancel)
 app.command(
-    "preprocess",
-    cls=KeyedCommand,
-    context_settings=OVERRIDES,
-    rich_help_panel=_PREPARE,
-    epilog="Example: enc preprocess quickstart",
-)(cli_run.preprocess)
+    "preprocess", **_KEYED, rich_help_panel=_PREPARE, epilog="Example: enc preprocess quickstart"
+)(cli_run.preprocess)  # fmt: skip
 app.add_typer(cli_config.app, name="config", rich_help_panel=_PREPARE)
 app.add_typer(cli_store.app, name="store", rich_help_panel=_PREPARE)
 app.command(
-    "plan", cls=KeyedCommand, context_settings=OVERRIDES, rich_help_panel=_PREPARE,
+    "plan", **_KEYED, rich_help_panel=_PREPARE,
     epilog="Example: enc plan neobert-250m --nodes 4 --nproc 8 --gpu h100-80gb",
 )(cli_estimate.estimate)  # fmt: skip
-app.command("doctor", cls=KeyedCommand, context_settings=OVERRIDES, rich_help_panel=_PREPARE)(cli_doctor.doctor)
+app.command("doctor", **_KEYED, rich_help_panel=_PREPARE)(cli_doctor.doctor)
 app.add_typer(cli_render.render_app, name="render", rich_help_panel=_PREPARE)
 app.command("report", rich_help_panel=_AFTER, epilog="Example: enc report runs/a runs/b -o page.html")(cli_run.report)
 app.add_typer(cli_run.eval_app, name="eval", rich_help_panel=_AFTER)

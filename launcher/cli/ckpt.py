@@ -13,18 +13,14 @@ from enc.encoder.progress import shown
 from enc.launcher.api import find_checkpoint
 from enc.launcher.cli import complete
 from enc.launcher.cli.groups import HintedGroup
-from enc.launcher.cli.options import say
+from enc.launcher.cli.options import checkpoint_argument, say
 
 app = typer.Typer(cls=HintedGroup, help="Look at checkpoints and turn them into other formats.", no_args_is_help=True)
 
 Result = TypeVar("Result")
 AnyArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="CKPT",
-        help="Checkpoint of any format, RUN (its latest) or RUN/best.",
-        autocompletion=complete.checkpoints,
-    ),
+    checkpoint_argument("CKPT", "Checkpoint of any format, RUN (its latest) or RUN/best."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -127,11 +123,7 @@ def inspect(checkpoint: AnyArgument, as_json: JsonOption = False) -> None:
 def verify(
     checkpoint: Annotated[
         str,
-        typer.Argument(
-            metavar="CKPT",
-            help="Checkpoint of any format, or a run folder (all of its).",
-            autocompletion=complete.checkpoints,
-        ),
+        checkpoint_argument("CKPT", "Checkpoint of any format, or a run folder (all of its)."),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -167,11 +159,7 @@ def _verified_foreign(path: Path) -> Any:
 def diff(
     a: Annotated[
         str,
-        typer.Argument(
-            metavar="A",
-            help="Checkpoint of any format, RUN (its latest) or RUN/best.",
-            autocompletion=complete.checkpoints,
-        ),
+        checkpoint_argument("A", "Checkpoint of any format, RUN (its latest) or RUN/best."),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,

@@ -9,7 +9,7 @@ from enc.encoder import progress
 from enc.encoder.printable import shown
 from enc.launcher.cli import complete
 from enc.launcher.cli.ckpt import AnyArgument, any_checkpoint, checkpoint_folder
-from enc.launcher.cli.options import load, load_defaults, say
+from enc.launcher.cli.options import checkpoint_argument, load, load_defaults, say
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 CheckpointArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="CKPT", help="Checkpoint folder, or a run folder (its latest).", autocompletion=complete.checkpoints
-    ),
+    checkpoint_argument("CKPT", "Checkpoint folder, or a run folder (its latest)."),
 ]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Of the weights: fp32 or bf16; by default they stay as they are.")

@@ -32,8 +32,8 @@ _BELOW = {
 }  # what the same name means in a group below
 
 _ORDER = (
-    "launch", "resume", "status", "logs", "ls", "cancel", "preprocess", "config", "plan", "doctor", "render",
-    "report", "eval", "ckpt", "bench",
+    "launch", "resume", "status", "logs", "ls", "cancel", "preprocess", "store", "config", "plan", "doctor", "render",
+    "report", "eval", "fill-mask", "encode", "ckpt", "bench",
 )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ import typer
 from enc.encoder.errors import UsageError
 from enc.encoder.spelling import did_you_mean
 from enc.encoder.text_table import fitted
+from enc.launcher import api
 from enc.launcher.cli import complete
 
 if TYPE_CHECKING:
-    from enc.encoder.config.load import Loaded
     from enc.encoder.config.schema import RunConfig
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -33,6 +33,11 @@ SiteOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def checkpoint_argument(metavar: str, help_text: str) -> Any:
+    """Return an argument that names a checkpoint, which the shell completes."""
+    return typer.Argument(metavar=metavar, help=help_text, autocompletion=complete.checkpoints)
+
+
 def say(text: str) -> None:
     """Print prose; results go to stdout, prose to stderr."""
     typer.echo(fitted(text, sys.stderr), err=True)
@@ -40,16 +45,14 @@ def say(text: str) -> None:
 
 def load(name: str, context: typer.Context, more: dict[str, Any] | None = None) -> "RunConfig":
     """Load a config with the overrides among the command's words, and say its warnings."""
-    from enc.encoder.config.load import load_config
-
-    return _say_notes(load_config(name, overrides_among(context) | (more or {})))
+    return api.load_config(name, overrides_among(context) | (more or {}), say)
 
 
 def load_defaults(context: typer.Context, keys: dict[str, Any]) -> "RunConfig":
     """Load the default config with `keys` and, over them, the overrides among the command's words."""
     from enc.encoder.config.load import load_text
 
-    return _say_notes(load_text("{}", "the default config", keys | overrides_among(context)))
+    return api.with_notes(load_text("{}", "the default config", keys | overrides_among(context)), say)
 
 
 def overrides_among(context: typer.Context) -> dict[str, Any]:
@@ -58,13 +61,6 @@ def overrides_among(context: typer.Context) -> dict[str, Any]:
 
     _refuse_unknown_options(context)
     return parse_overrides(context.args)
-
-
-def _say_notes(loaded: "Loaded") -> "RunConfig":
-    """Say what the user should be told about a config, and return it."""
-    for warning in loaded.warnings:
-        say(f"Note: {warning}")
-    return loaded.config
 
 
 def ranks_given(nproc: int | None) -> dict[str, Any]:

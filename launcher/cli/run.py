@@ -13,7 +13,16 @@ from enc.encoder.tasks import TASKS
 from enc.launcher import api
 from enc.launcher.cli import complete
 from enc.launcher.cli.groups import HintedGroup, KeyedCommand
-from enc.launcher.cli.options import OVERRIDES, ConfigArgument, JsonOption, NprocOption, SiteOption, load, say
+from enc.launcher.cli.options import (
+    OVERRIDES,
+    ConfigArgument,
+    JsonOption,
+    NprocOption,
+    SiteOption,
+    checkpoint_argument,
+    load,
+    say,
+)
 
 if TYPE_CHECKING:
     from enc.encoder.config.schema import RunConfig
@@ -196,9 +205,7 @@ def preprocess(context: typer.Context, config: ConfigArgument) -> None:
 def eval_mlm(
     checkpoint: Annotated[
         str,
-        typer.Argument(
-            metavar="CKPT", help="Checkpoint folder, RUN (its latest) or RUN/best.", autocompletion=complete.checkpoints
-        ),
+        checkpoint_argument("CKPT", "Checkpoint folder, RUN (its latest) or RUN/best."),
     ],
     store: Annotated[
         str | None, typer.Option("--store", metavar="DIR", help="Another token store to evaluate on.")

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enc.launcher.cli import complete
 from enc.launcher.cli.ckpt import checkpoint_folder
-from enc.launcher.cli.options import JsonOption, say
+from enc.launcher.cli.options import JsonOption, checkpoint_argument, say
 
 if TYPE_CHECKING:
     from enc.tools.fill_mask import Gap
@@ -16,11 +15,7 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="RUN",
-        help="Run folder (its latest checkpoint), RUN/best, or a checkpoint folder.",
-        autocompletion=complete.checkpoints,
-    ),
+    checkpoint_argument("RUN", "Run folder (its latest checkpoint), RUN/best, or a checkpoint folder."),
 ]
 
 

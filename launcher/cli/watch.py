@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enc.encoder.printable import name_here
 from enc.launcher.cli import complete
 from enc.launcher.cli.options import JsonOption, say
 
@@ -27,7 +28,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from enc.launcher.watch.run_state import last_checkpoint
     from enc.launcher.watch.text import as_json as json_of
     from enc.launcher.watch.text import status_text
-    from enc.launcher.watch.which import files_of, name_here, state_now
+    from enc.launcher.watch.which import files_of, state_now
 
     files = files_of(run)
     state, problem = state_now(files)
@@ -114,7 +115,7 @@ def logs(
 def cancel(run: RunArgument = None) -> None:
     """Stop a run for good: it saves its state first and is not started again. Without RUN, the only active run here."""
     from enc.launcher.watch.cancel import cancel_run
-    from enc.launcher.watch.which import files_of, name_here, only_active, state_now
+    from enc.launcher.watch.which import files_of, only_active, state_now
 
     files = only_active() if run is None else files_of(run)
     state, problem = state_now(files)

@@ -12,6 +12,7 @@ from readme import blocks, make_reader
 from running import Enc
 
 import enc as package
+from enc.launcher import api
 
 
 def test_the_page_runs(enc: Enc, environment: dict[str, str]) -> None:
@@ -29,7 +30,7 @@ def test_the_page_runs(enc: Enc, environment: dict[str, str]) -> None:
     assert int(tokens) > 1000
 
 
-@pytest.mark.parametrize("name", package.__all__)
+@pytest.mark.parametrize("name", api.__all__)
 def test_every_name_is_told(name: str) -> None:
     """In a docstring, and functions on the page too."""
     found = getattr(package, name)
