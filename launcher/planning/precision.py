@@ -37,7 +37,7 @@ def _on_gpus(config: RunConfig, facts: MachineFacts) -> tuple[str, str]:
     try:
         old = [gpu.name for gpu in facts.gpus if _version(gpu.capability) < _AMPERE]
     except (UsageError, OSError):
-        old = []
+        return "bf16", "as GPUs since Ampere have it; those of this machine cannot be looked at"
     return ("no", f"{old[0]} has no bf16") if old else ("bf16", "the GPUs have it")
 
 
@@ -47,7 +47,7 @@ def _version(capability: str) -> tuple[int, ...]:
 
 def _on_cpus(config: RunConfig, facts: MachineFacts) -> tuple[str, str]:
     if not facts.cpu_has_bf16:
-        return "no", "this CPU has no instructions for bf16"
+        return "no", "no instructions for bf16 are known of this CPU"
     if config.model.hidden_size < _WIDE:
-        return "no", f"on CPUs faster than bf16 for a model less than {_WIDE} wide"
+        return "no", f"bf16 is slower on some CPUs for a model less than {_WIDE} wide"
     return "bf16", f"this CPU has instructions for it, and the model is at least {_WIDE} wide"
