@@ -26,13 +26,18 @@ def tiny_mpnet(seed: int = 0, **changes) -> tuple[MpnetForMaskedLM, MpnetConfig]
     config = MpnetConfig(**{**FIELDS, "vocab_size": 768, "initializer_range": 0.2, **changes})
     model = MpnetForMaskedLM(config, NUM_TOKENS)
     init_weights(model, parameters_of(config), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
-        model.mpnet.encoder.relative_attention_bias.weight.normal_(generator=generator)
+    disturb(model, seed, 0.2)
     return model.eval(), config
+
+
+@torch.no_grad()
+def disturb(model: MpnetForMaskedLM, seed: int, deviation: float) -> None:
+    """Move biases and norms away from their first values, and draw the relative bias anew."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
+    model.mpnet.encoder.relative_attention_bias.weight.normal_(generator=generator)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from places import GOLDEN
 from safetensors.torch import load_file
+from tiny_mpnet import disturb
 from torch import Tensor
 
 from enc.encoder.config.schema import RunConfig
@@ -43,13 +44,7 @@ def tiny_model(seed: int = 0, **changes) -> MpnetForMaskedLM:
     config = tiny_config(**changes)
     model = MpnetForMaskedLM(config, NUM_TOKENS)
     init_weights(model, parameters_of(config), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.empty(parameter.shape).normal_(0, 0.1, generator=generator))
-        table = model.mpnet.encoder.relative_attention_bias.weight
-        table.copy_(torch.empty(table.shape).normal_(generator=generator))
+    disturb(model, seed, 0.1)
     return model
 
 
