@@ -1,7 +1,9 @@
 """Text of strangers, such as the names in a checkpoint, made safe for a terminal and for JSON."""
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Say = Callable[[str], None]  # tells a person one paragraph
@@ -45,3 +47,8 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def name_here(path: Path) -> str:
+    """Return a path, relative to the working directory when it lies below."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

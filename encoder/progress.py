@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from enc.encoder.durations import span
 from enc.encoder.files import replace_atomically
+from enc.encoder.quantities import span
 
 if TYPE_CHECKING:
     from rich.progress import Progress

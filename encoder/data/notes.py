@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from enc.encoder.quantities import size_text
+
 UNKNOWN_SHARE = 0.01  # from which on unknown tokens are warned of
 
 
@@ -53,15 +55,6 @@ def _remedy(request: dict[str, Any]) -> str:
         "Set tokenizer.train.model=bpe, which knows every text, or raise tokenizer.train.vocab_size, limit_alphabet "
         "(characters that it knows) and max_input_chars_per_word (longer words are unknown)."
     )
-
-
-def size_text(num_bytes: int) -> str:
-    """Return a size on disk in the unit that suits it."""
-    for unit in ("bytes", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000  # type: ignore[assignment]
-    return f"{num_bytes:,.1f} GB"
 
 
 def _total(counts: dict[str, Any]) -> str:

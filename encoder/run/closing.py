@@ -7,7 +7,8 @@ from typing import Any
 
 from enc.encoder.checkpoints.folder import checkpoints_dir
 from enc.encoder.config.schema import RunConfig
-from enc.encoder.durations import span
+from enc.encoder.printable import name_here
+from enc.encoder.quantities import span
 from enc.encoder.run.state import TrainState
 from enc.encoder.tasks import TASKS, Metric, TaskRecord
 from enc.encoder.text_table import table
@@ -45,15 +46,10 @@ def _change(records: list[dict[str, Any]], key: str, metric: Metric) -> str:
 
 
 def _next(run_dir: Path, task: TaskRecord, started: bool) -> str:
-    run = shlex.quote(_here(run_dir))
+    run = shlex.quote(name_here(run_dir))
     commands = [(f"enc report {run}", "a page with its curves, settings and events")]
     if task.exports:
         commands.append((f"enc ckpt export {run}", "a folder that transformers loads"))
     if not started:
         commands.append((f"enc resume latest --run {run} --allow-change trainer.max_steps=N", "more steps"))
     return "\n".join(f"  {command}\n      {text}" for command, text in commands)
-
-
-def _here(run_dir: Path) -> str:
-    here = Path.cwd()
-    return str(run_dir.relative_to(here)) if run_dir.is_relative_to(here) else str(run_dir)

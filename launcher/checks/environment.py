@@ -7,7 +7,8 @@ import netrc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from enc.launcher.checks.findings import Finding, green, red, size, yellow
+from enc.encoder.quantities import size_text
+from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.machine.build_locks import BuildLock, home
 from enc.launcher.machine.mounts import Mount, mount_of
 
@@ -102,7 +103,7 @@ def check_hub(names: list[str], variables: Mapping[str, str]) -> Iterator[Findin
 
 def ram_finding(needed: int, available: int, where: str, parts: str, more: str) -> Finding:
     """What a machine must hold beside the processes themselves; `more` is how a run gets more of it."""
-    text = f"about {size(needed)} of {size(available)} {where}, for {parts}"
+    text = f"about {size_text(needed)} of {size_text(available)} {where}, for {parts}"
     if needed <= 0.9 * available:
         return green("RAM", text)
     return yellow("RAM", f"it may run out: {text}", more)

@@ -40,15 +40,3 @@ def yellow(what: str, text: str, fix: str) -> Finding:
 def red(what: str, text: str, fix: str = "") -> Finding:
     """Return a finding with which a run cannot work; without a fix the text ends in the instruction."""
     return Finding("red", what, printable(text), printable(fix))
-
-
-def size(num_bytes: float) -> str:
-    """Return bytes as a person reads them: 1.59 MB, 63.4 GB."""
-    for unit, factor in {"TB": 1e12, "GB": 1e9, "MB": 1e6}.items():
-        if num_bytes >= factor:
-            return (
-                f"{num_bytes / factor:.3g} {unit}"
-                if num_bytes < 999.5 * factor
-                else f"{num_bytes / factor:,.0f} {unit}"
-            )
-    return f"{num_bytes / 1e3:.3g} kB"

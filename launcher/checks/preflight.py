@@ -18,9 +18,10 @@ from enc.encoder.data.sources.find import held_out_sources, local_folder, resolv
 from enc.encoder.data.sources.source import Source
 from enc.encoder.errors import UsageError
 from enc.encoder.gpus import find_gpu
+from enc.encoder.quantities import size_text
 from enc.encoder.sizing.memory import largest_rows
 from enc.launcher.checks import environment, probe_software
-from enc.launcher.checks.findings import Finding, green, red, size, yellow
+from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.machine.build_locks import build_locks, extensions_folder, home
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.mounts import Mount, existing_parent
@@ -139,7 +140,7 @@ def check_disk(plan: Plan, free: int, existing: int) -> Finding:
     one, reserve = plan.checkpoint_bytes, plan.config.trainer.min_free_disk_gb * 1e9
     kept = max(2, checkpoints_kept(plan) + 1 - existing)
     left = f" with trainer.min_free_disk_gb {reserve / 1e9:g} left free" if reserve else ""
-    text = f"{size(free)} free{left}, a checkpoint takes {size(one)}"
+    text = f"{size_text(free)} free{left}, a checkpoint takes {size_text(one)}"
     fix = "free some space, choose a trainer.output_dir on another disk, or lower trainer.save_total_limit"
     if free - reserve < 2 * one:
         return red("disk", f"{text}: not even two fit, and a new one is written before an old one goes", fix)
@@ -225,10 +226,10 @@ def check_memory(plan: Plan, device: int | None, where: str) -> Finding:
     peak, held = sum(plan.memory.values()) - plan.memory["host"], plan.held_bytes
     if device is None:
         hint = "set launch.gpu, e.g. h100-80gb, to compare it with what the nodes have"
-        return green("memory", f"about {size(peak)} a rank at its peak, by estimate; {hint}")
-    text = f"about {size(peak)} of {size(device)} {where}"
+        return green("memory", f"about {size_text(peak)} a rank at its peak, by estimate; {hint}")
+    text = f"about {size_text(peak)} of {size_text(device)} {where}"
     if held > device:
-        return red("memory", f"weights and moments alone take {size(held)}: more than {size(device)} {where}",
+        return red("memory", f"weights and moments alone take {size_text(held)}: more than {size_text(device)} {where}",
                    _what_fits(plan, device))  # fmt: skip
     if peak > USABLE * device:
         return yellow("memory", f"it may not fit: {text}", _what_fits(plan, device))

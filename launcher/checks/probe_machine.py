@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enc.encoder.config.schema import RunConfig
+from enc.encoder.quantities import size_text
 from enc.encoder.sizing.sizes import checkpoint_bytes
 from enc.launcher.checks import environment
-from enc.launcher.checks.findings import Finding, green, red, size, yellow
+from enc.launcher.checks.findings import Finding, green, red, yellow
 from enc.launcher.machine.cgroups import cgroup_cores
 from enc.launcher.machine.facts import MachineFacts
 from enc.launcher.machine.mounts import existing_parent, mount_of
@@ -109,11 +110,11 @@ def read_fabrics() -> list[str]:
 def check_machine(facts: MachineFacts) -> list[Finding]:
     """Look at cores, memory and limits."""
     physical = facts.physical_ram_bytes
-    limited = f" of {size(physical)}: a control group limits this process" if facts.ram_bytes < physical else ""
+    limited = f" of {size_text(physical)}: a control group limits this process" if facts.ram_bytes < physical else ""
     shared = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
     return [
         check_cores(facts.cores, os.cpu_count() or 1, cgroup_cores(), os.getloadavg()[0]),
-        green("RAM", f"{size(facts.ram_bytes)}{limited}"),
+        green("RAM", f"{size_text(facts.ram_bytes)}{limited}"),
         *check_shared_memory(shared),
         environment.check_open_files(*facts.open_files),
         *check_locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], bool(read_fabrics())),
@@ -133,14 +134,14 @@ def check_cores(usable: int, cores: int, allowed: float | None, load: float) -> 
 def check_shared_memory(total: int | None) -> Iterator[Finding]:
     """Batch workers and ranks pass tensors through /dev/shm; containers have 64 MB by default."""
     if total is not None and total < 2**30:
-        yield yellow("/dev/shm", f"only {size(total)}: batch workers may die with a bus error",
+        yield yellow("/dev/shm", f"only {size_text(total)}: batch workers may die with a bus error",
                      "start the container with --shm-size=8g or --ipc=host")  # fmt: skip
 
 
 def check_locked_memory(limit: int, has_fabric: bool) -> Iterator[Finding]:
     """InfiniBand pins memory."""
     if has_fabric and limit != resource.RLIM_INFINITY:
-        yield yellow("locked memory", f"limited to {size(limit)}, but InfiniBand needs to pin more",
+        yield yellow("locked memory", f"limited to {size_text(limit)}, but InfiniBand needs to pin more",
                      "`ulimit -l unlimited`, or ask the administrator")  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def disk_speed(folder: Path, config: RunConfig | None, facts: MachineFacts) -> l
     reserve = config.trainer.min_free_disk_gb * 1e9 if config else 0
     free = shutil.disk_usage(place).free
     if free < reserve + 4 * _PROBE_BYTES:
-        return [yellow("speed", f"not measured: {place} has only {size(free)} free", "free some space")]
+        return [yellow("speed", f"not measured: {place} has only {size_text(free)} free", "free some space")]
     if not os.access(place, os.W_OK):
         return [yellow("speed", f"not measured: {place} cannot be written", "choose another trainer.output_dir")]
     mount = mount_of(place, facts.mounts)
@@ -200,7 +201,7 @@ def check_speed(speed: DiskSpeed, place: str, checkpoint: int | None) -> Iterato
     write, read = speed.num_bytes / speed.write_s, speed.num_bytes / max(speed.read_s, 1e-9)
     text = f"{place} writes {write / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s"
     if checkpoint:
-        text += f": about {_seconds(checkpoint / write)} for a checkpoint of {size(checkpoint)}"
+        text += f": about {_seconds(checkpoint / write)} for a checkpoint of {size_text(checkpoint)}"
     if (checkpoint and checkpoint / write > 300) or write < 20e6:
         yield yellow("speed", text, "a faster disk for trainer.output_dir, or fewer saves (trainer.save_steps)")
     else:

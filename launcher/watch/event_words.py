@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from enc.encoder.durations import span
 from enc.encoder.events import Event
+from enc.encoder.quantities import span
 from enc.launcher.run_folder.read import count, number, seconds
 
 Told = dict[str, Any]

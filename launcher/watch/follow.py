@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from enc.encoder.errors import UsageError
+from enc.encoder.printable import name_here
 from enc.launcher.run_folder.logs import attempts, batch_log, log_file
 from enc.launcher.watch.ask import Answers, ask_schedulers
 from enc.launcher.watch.run_state import OVER, RunFiles, read_files, state_of
-from enc.launcher.watch.which import name_here
 
 _ASK_S = 15.0  # between two questions to a scheduler while a log is followed
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from enc.encoder.durations import span
 from enc.encoder.events import EVENTS_FILE, Event
+from enc.encoder.quantities import span
 from enc.encoder.tasks import Metric, TaskRecord
 from enc.launcher.run_folder.read import count, json_lines, json_object, newest_attempt, number, seconds, tail, task_of
 from enc.launcher.watch.run_state import ACTIVE, RunState, last_checkpoint

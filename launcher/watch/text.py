@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from enc.encoder.durations import span
 from enc.encoder.printable import jsonable, printable
+from enc.encoder.quantities import size_text, span
 from enc.encoder.text_table import table
 from enc.launcher.watch.run_state import ACTIVE, OVER, RunState
 
@@ -128,11 +128,7 @@ def _checkpoint(state: RunState) -> str:
     found = state.checkpoint
     if found is None:
         return "unknown" if "checkpoints" in state.unreadable else f"none{damaged}"
-    return f"step {found['step']:,}, {_size(found['bytes'])}, {ago(found['age_s'])}{damaged}"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    return f"step {found['step']:,}, {size_text(found['bytes'])}, {ago(found['age_s'])}{damaged}"
 
 
 def _slowest(straggler: dict[str, Any] | None) -> str | None:

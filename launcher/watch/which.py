@@ -1,6 +1,5 @@
 """Which run is meant: a folder, a job, or the only one here; and what it is called here."""
 
-import os
 import time
 from pathlib import Path
 
@@ -79,8 +78,3 @@ def name_below(run: Path, place: Path) -> str:
     """Return a run's path relative to where it was looked for."""
     name = str(run.absolute().relative_to(place.absolute()))
     return run.absolute().name if name == "." else name
-
-
-def name_here(path: Path) -> str:
-    """Return a path, relative to the working directory when it lies below."""
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
